@@ -1,0 +1,177 @@
+/** The public record of a clone: what the API answers, the event stream sends and the worker writes. */
+import * as z from 'zod';
+import { CloneSpec } from './clone-spec.ts';
+import { STATES } from './clone-state.ts';
+import { CATALOGUE, type ErrorCode } from './errors.ts';
+import { PHASE_STATES, PHASES } from './phases.ts';
+
+export const CloneId = z
+  .string()
+  .regex(/^[0-9a-f]{32}$/, 'must be 32 hexadecimal digits')
+  .meta({ description: 'Id of the clone: the 32 hexadecimal digits of a UUIDv7' });
+
+const Time = z.iso.datetime();
+const Bytes = z.int().nonnegative();
+const Lsn = z.string().regex(/^[0-9A-F]{1,8}\/[0-9A-F]{1,8}$/);
+
+export const ERROR_CODES = Object.keys(CATALOGUE) as [ErrorCode, ...ErrorCode[]];
+const Facts = z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()]));
+
+export const RecordError = z
+  .object({
+    code: z.enum(ERROR_CODES),
+    message: z.string(),
+    hint: z.string().nullable(),
+    facts: Facts,
+    retryable: z.boolean(),
+    phase: z.enum(PHASES).nullable(),
+  })
+  .meta({ id: 'CloneFailure' });
+
+export type RecordError = z.output<typeof RecordError>;
+
+export const Progress = z
+  .object({
+    bytesTotal: Bytes,
+    bytesDone: Bytes,
+    filesTotal: Bytes,
+    filesDone: Bytes,
+    bytesPerSecond: Bytes,
+    etaSeconds: Bytes.nullable(),
+    wal: z.object({ startLsn: Lsn.nullable(), receivedLsn: Lsn.nullable() }),
+    phases: z.array(
+      z.object({
+        name: z.enum(PHASES),
+        state: z.enum(PHASE_STATES),
+        startedAt: Time.nullable(),
+        endedAt: Time.nullable(),
+      }),
+    ),
+    workers: z.array(
+      z.object({ index: z.int().nonnegative(), bytesDone: Bytes, bytesPerSecond: Bytes }),
+    ),
+  })
+  .meta({ id: 'Progress' });
+
+export type Progress = z.output<typeof Progress>;
+
+const Verdict = z.enum(['passed', 'failed', 'skipped']);
+
+export const CloneResult = z
+  .object({
+    dataDirectory: z.string(),
+    systemIdentifier: z.string(),
+    timeline: z.int().positive(),
+    startLsn: Lsn,
+    stopLsn: Lsn,
+    bytes: Bytes,
+    files: Bytes,
+    wireBytes: Bytes,
+    durationMs: Bytes,
+    warnings: z.array(z.string()),
+    verification: z.object({ transfer: Verdict, wal: Verdict, pages: Verdict, boot: Verdict }),
+  })
+  .meta({ id: 'CloneResult' });
+
+export type CloneResult = z.output<typeof CloneResult>;
+
+export const Leftover = z
+  .object({
+    what: z.string().meta({ description: 'What could not be removed' }),
+    remedy: z.string().meta({ description: 'The command that removes it' }),
+  })
+  .meta({ id: 'Leftover' });
+
+export type Leftover = z.output<typeof Leftover>;
+
+export const INSTANCE_STATES = [
+  'absent',
+  'unfinished',
+  'stopped',
+  'running',
+  'removing',
+  'removed',
+] as const;
+
+export const Instance = z
+  .object({
+    state: z.enum(INSTANCE_STATES),
+    port: z.int().nullable(),
+    expiresAt: Time.nullable(),
+    protected: z.boolean(),
+  })
+  .meta({ id: 'Instance' });
+
+export type Instance = z.output<typeof Instance>;
+
+export const Clone = z
+  .object({
+    id: CloneId,
+    state: z.enum(STATES),
+    contact: z.enum(['ok', 'lost']),
+    lostSince: Time.nullable(),
+    phase: z.enum(PHASES).nullable(),
+    attempt: z.int().positive(),
+    spec: CloneSpec,
+    createdAt: Time,
+    startedAt: Time.nullable(),
+    endedAt: Time.nullable(),
+    host: z.string(),
+    waitingFor: z.string().nullable().meta({ description: 'Why a queued clone has not started' }),
+    progress: Progress,
+    result: CloneResult.nullable(),
+    warnings: z.array(z.string()),
+    instance: Instance,
+    error: RecordError.nullable(),
+    leftovers: z.array(Leftover),
+  })
+  .meta({ id: 'Clone' });
+
+export type Clone = z.output<typeof Clone>;
+
+/** The progress of a clone that has not begun. */
+export function noProgress(): Progress {
+  return {
+    bytesTotal: 0,
+    bytesDone: 0,
+    filesTotal: 0,
+    filesDone: 0,
+    bytesPerSecond: 0,
+    etaSeconds: null,
+    wal: { startLsn: null, receivedLsn: null },
+    phases: PHASES.map((name) => ({ name, state: 'waiting', startedAt: null, endedAt: null })),
+    workers: [],
+  };
+}
+
+/** The record of a clone that was just accepted. */
+export function newClone({
+  id,
+  spec,
+  createdAt,
+}: {
+  readonly id: string;
+  readonly spec: CloneSpec;
+  readonly createdAt: string;
+}): Clone {
+  return {
+    id,
+    state: 'queued',
+    contact: 'ok',
+    lostSince: null,
+    phase: null,
+    attempt: 1,
+    spec,
+    createdAt,
+    startedAt: null,
+    endedAt: null,
+    host: spec.target.host,
+    waitingFor: null,
+    progress: noProgress(),
+    result: null,
+    warnings: [],
+    instance: { state: 'absent', port: null, expiresAt: null, protected: false },
+    error: null,
+    leftovers: [],
+  };
+}

@@ -1,0 +1,176 @@
+/**
+ * What a caller asks for: the body of `POST /v1/clones` and the file given to `pgcloned run`.
+ *
+ * The schema is the single source of validation, types, defaults and the OpenAPI document. It holds every value that
+ * the product will know in the end; `refuseUnsupported` answers those that are not built yet, so that none is ignored.
+ */
+import * as z from 'zod';
+import { CloneError } from './errors.ts';
+import { SETTING_NAME } from './settings.ts';
+import { SourceConfiguration } from './source.ts';
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: refusing them is the purpose
+const TEXT = /^[^\u0000-\u001f\u007f]*$/;
+
+/** An absolute path without `.` and `..` components. Blanks and other oddities are legal; a NUL or a line break is not. */
+export const AbsolutePath = z
+  .string()
+  .max(4096)
+  .regex(/^\//, 'must be an absolute path')
+  .regex(TEXT, 'must not contain control characters')
+  .refine(
+    (path) => !path.split('/').some((component) => component === '.' || component === '..'),
+    'must not contain . or .. components',
+  )
+  .transform((path) => path.replace(/\/+/g, '/').replace(/(.)\/$/, '$1'))
+  .meta({ override: { type: 'string', maxLength: 4096, pattern: '^/' } });
+
+export const HostName = z
+  .string()
+  .regex(/^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})$/, 'must be 1 to 63 letters, digits, dots, dashes')
+  .meta({ description: 'Name of a host, as its worker registered it' });
+
+const SlotName = z
+  .string()
+  .regex(/^[a-z0-9_]{1,63}$/, 'must be 1 to 63 lower-case letters, digits or underscores');
+
+const Label = z.string().max(256).regex(TEXT, 'must not contain control characters');
+
+const Target = z.strictObject({
+  host: HostName,
+  dataDirectory: AbsolutePath.meta({ description: 'Where PGDATA shall lie on the host' }),
+  walDirectory: AbsolutePath.nullable()
+    .default(null)
+    .meta({ description: 'Where pg_wal shall lie; null: inside PGDATA' }),
+  temporaryWalDirectory: AbsolutePath.nullable().default(null).meta({
+    description: 'Where WAL is collected during the copy; null: beside PGDATA',
+  }),
+  tablespaces: z.record(AbsolutePath, AbsolutePath).default({}).meta({
+    description:
+      'Location on the source: location on the host. What is not named keeps its location',
+  }),
+  ifExists: z.enum(['fail', 'replace', 'resync']).default('fail'),
+});
+
+const Transfer = z.strictObject({
+  workers: z.int().min(1).max(64).nullable().default(null).meta({
+    description: 'rsync processes at a time; null: as many as the host has cores, at most 8',
+  }),
+  maxRate: z.int().min(10_000).nullable().default(null).meta({
+    description: 'Bytes per second of all workers together; null: no limit',
+  }),
+  compression: z.enum(['none', 'lz4', 'zstd', 'auto']).default('none'),
+  transport: z.enum(['rsyncd', 'ssh']).default('rsyncd'),
+  checksum: z.boolean().default(false).meta({
+    description: 'Compare contents instead of size and time wherever a file is there already',
+  }),
+});
+
+const Wal = z.strictObject({
+  retention: z.enum(['pin', 'none']).default('pin').meta({
+    description:
+      'pin: a temporary slot keeps the WAL on the source until the clone no longer needs it',
+  }),
+});
+
+const SettingValue = z.union([
+  z.string().max(1024).regex(TEXT, 'must not contain control characters'),
+  z.number(),
+  z.boolean(),
+]);
+
+const Replica = z.strictObject({
+  role: z.enum(['standby', 'detached']).nullable().default(null).meta({
+    description: 'null: standby for method rsync, detached for method reflink',
+  }),
+  start: z.boolean().default(false),
+  waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
+    description: 'When the clone counts as succeeded',
+  }),
+  hold: z
+    .int()
+    .min(0)
+    .max(7 * 86_400)
+    .default(3600)
+    .meta({
+      description: 'Seconds for which WAL is kept for a replica that somebody else starts',
+    }),
+  port: z.int().min(1).max(65_535).nullable().default(null),
+  settings: z
+    .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
+    .default({}),
+  slot: SlotName.nullable().default(null).meta({
+    description: 'A permanent replication slot for the standby, made on the source',
+  }),
+  clusterName: z.string().max(63).regex(TEXT).nullable().default(null),
+  configuration: z.enum(['auto', 'source', 'host']).default('auto').meta({
+    description:
+      'auto: the configuration of the host where it lies outside PGDATA, else that of the source',
+  }),
+});
+
+const withDefaults = <Shape extends z.ZodObject>(schema: Shape) =>
+  schema.prefault({} as z.input<Shape>);
+
+const specShape = {
+  method: z.enum(['rsync', 'reflink']).default('rsync'),
+  transfer: withDefaults(Transfer),
+  wal: withDefaults(Wal),
+  replica: withDefaults(Replica),
+  deadline: z.iso.datetime({ offset: true }).nullable().default(null).meta({
+    description: 'When a clone that has not ended is given up',
+  }),
+  ttl: z.int().positive().nullable().default(null),
+  labels: z
+    .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), Label)
+    .refine((labels) => Object.keys(labels).length <= 32, 'must be 32 labels at the most')
+    .default({}),
+  webhook: z.null().default(null),
+};
+
+export const CloneSpec = z
+  .strictObject({
+    source: z.strictObject({ name: z.string().min(1).max(63) }),
+    target: Target,
+    ...specShape,
+  })
+  .meta({ id: 'CloneSpec', description: 'What is to be cloned, where to, and how' });
+
+export type CloneSpec = z.output<typeof CloneSpec>;
+export type CloneSpecInput = z.input<typeof CloneSpec>;
+
+/** The same for `pgcloned run`: the source may be spelled out, and the target's host is this machine. */
+export const RunSpec = z.strictObject({
+  source: z.union([z.strictObject({ name: z.string().min(1).max(63) }), SourceConfiguration]),
+  target: Target.extend({ host: HostName.optional() }),
+  ...specShape,
+});
+
+export type RunSpec = z.output<typeof RunSpec>;
+
+/**
+ * Refuses what the schema knows but the product does not do yet.
+ *
+ * @throws {CloneError} `NOT_SUPPORTED`, naming the field and what can be used in its place.
+ */
+export function refuseUnsupported(
+  spec: Omit<CloneSpec, 'source' | 'target'> & { readonly target: { readonly ifExists: string } },
+): void {
+  const refuse = (field: string, value: string, instead: string): never => {
+    throw new CloneError('NOT_SUPPORTED', `${field}: ${value} is not supported`, {
+      facts: { field, value },
+      hint: instead,
+    });
+  };
+  if (spec.method !== 'rsync') refuse('method', spec.method, 'Use method rsync.');
+  if (spec.target.ifExists === 'resync')
+    refuse('target.ifExists', 'resync', 'Use replace, which makes a full copy beside the old one.');
+  if (spec.transfer.transport !== 'rsyncd')
+    refuse('transfer.transport', spec.transfer.transport, 'Use transport rsyncd.');
+  if (spec.transfer.compression === 'auto')
+    refuse('transfer.compression', 'auto', 'Use none, lz4 or zstd.');
+  if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
+  if (spec.replica.waitFor === 'writable')
+    refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
+  if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
+}

@@ -1,0 +1,31 @@
+/** What a worker says about its host, with every heartbeat. */
+import * as z from 'zod';
+
+export const HostFacts = z.object({
+  name: z.string(),
+  machineId: z.string(),
+  workerId: z.string().meta({ description: 'Changes with every start of the worker' }),
+  version: z.string(),
+  contract: z.object({ min: z.int(), max: z.int() }),
+  postgresMajors: z.array(z.int()),
+  dataRoots: z.array(z.string()),
+  sources: z.array(z.string()).meta({ description: 'Names of the sources that its worker knows' }),
+  filesystems: z.array(
+    z.object({
+      path: z.string(),
+      bytesTotal: z.int(),
+      bytesFree: z.int(),
+      reflink: z.boolean().nullable(),
+    }),
+  ),
+  concurrency: z.int().positive(),
+  runningClones: z.array(z.string()),
+});
+
+export type HostFacts = z.output<typeof HostFacts>;
+
+export const Host = HostFacts.omit({ machineId: true, workerId: true })
+  .extend({ online: z.boolean(), lastSeenAt: z.iso.datetime() })
+  .meta({ id: 'Host' });
+
+export type Host = z.output<typeof Host>;

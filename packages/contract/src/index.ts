@@ -1,0 +1,41 @@
+/** What crosses a process border: data and schemas, no I/O. */
+export {
+  Clone,
+  CloneId,
+  CloneResult,
+  ERROR_CODES,
+  INSTANCE_STATES,
+  type Instance,
+  Leftover,
+  newClone,
+  noProgress,
+  Progress,
+  RecordError,
+} from './clone-record.ts';
+export { CloneSpec, type CloneSpecInput, RunSpec, refuseUnsupported } from './clone-spec.ts';
+export {
+  CLONE_EVENTS,
+  type CloneEvent,
+  type CloneState,
+  hasEnded,
+  nextState,
+  STATES,
+} from './clone-state.ts';
+export { Configuration, type Role, type StartMethod, Token } from './configuration.ts';
+export {
+  CATALOGUE,
+  CloneError,
+  type CloneErrorOptions,
+  type ErrorCode,
+  type ErrorFacts,
+  EXIT_STATUS,
+  toCloneError,
+} from './errors.ts';
+export { LOG_LEVELS, type LogLevel, LogLine, type StreamEvent } from './events.ts';
+export { Host, HostFacts } from './host-record.ts';
+export { PHASE_STATES, PHASES, type PhaseName, type PhaseState } from './phases.ts';
+export { Problem } from './problem.ts';
+export { refuseForbiddenSettings } from './settings.ts';
+export { SourceConfiguration } from './source.ts';
+export { formatBytes, parseBytes } from './units.ts';
+export { CONTRACT_VERSION, VERSION } from './version.ts';

@@ -1,0 +1,32 @@
+/** Sizes as PostgreSQL writes them (`200MB`, powers of 1024), for options and for people. */
+import { CloneError } from './errors.ts';
+
+const FACTORS: Readonly<Record<string, number>> = {
+  B: 1,
+  kB: 1024,
+  MB: 1024 ** 2,
+  GB: 1024 ** 3,
+  TB: 1024 ** 4,
+};
+
+/**
+ * @returns Bytes.
+ * @throws {CloneError} `REQUEST_INVALID` unless `text` is a number with an optional unit B, kB, MB, GB or TB.
+ */
+export function parseBytes(text: string): number {
+  const [, digits, unit = 'B'] = /^(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB)?$/.exec(text.trim()) ?? [];
+  const bytes = Math.round(Number(digits) * (FACTORS[unit] ?? Number.NaN));
+  if (Number.isSafeInteger(bytes)) return bytes;
+  throw new CloneError('REQUEST_INVALID', `not a size: ${text}`, {
+    hint: 'Write a number with a unit of B, kB, MB, GB or TB, for example 200MB.',
+  });
+}
+
+/** Three significant digits and the largest unit that leaves at least 1: `3.42 GB`. */
+export function formatBytes(bytes: number): string {
+  const [unit, factor] = Object.entries(FACTORS).findLast(
+    ([, candidate]) => Math.abs(bytes) >= candidate,
+  ) ?? ['B', 1];
+  const value = bytes / factor;
+  return `${unit === 'B' ? String(value) : value.toPrecision(value >= 1000 ? 4 : 3)} ${unit}`;
+}

@@ -1,0 +1,19 @@
+/** Programs that always end, locks that survive nobody, files that are never torn. */
+export {
+  type Finished,
+  type RunningProcess,
+  type RunOptions,
+  runProcess,
+  type StartOptions,
+  startProcess,
+} from './child-process.ts';
+export { type Command, describeExit, type Exit } from './command.ts';
+export {
+  type CommandRunner,
+  quoteForShell,
+  type RemoteExit,
+  type RemoteProcess,
+  type RunRemoteOptions,
+} from './command-runner.ts';
+export { syncDirectory, writeDurably } from './durable-file.ts';
+export { type FileLock, lockFile } from './file-lock.ts';

@@ -1,0 +1,45 @@
+import { defineConfig } from 'vitest/config';
+
+export default defineConfig({
+  test: {
+    // Children die with the thread that started them (pdeathsig), so tests run in processes, never in threads.
+    pool: 'forks',
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'fast',
+          include: ['packages/*/test/**/*.test.ts', 'apps/{api,worker,cli}/test/**/*.test.ts'],
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'e2e',
+          include: ['apps/e2e/test/**/*.test.ts'],
+          sequence: { groupOrder: 1 },
+          fileParallelism: false,
+          testTimeout: 120_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+    reporters: [
+      'default',
+      {
+        // One plain line for whoever counts tests in a long log.
+        onTestRunEnd(modules) {
+          const tests = modules.flatMap((module) => [...module.children.allTests()]);
+          const count = (state: string) =>
+            tests.filter((test) => test.result().state === state).length;
+          console.log(
+            `${count('passed')} passed, ${count('failed')} failed, ${count('skipped')} skipped`,
+          );
+        },
+      },
+    ],
+  },
+});
