@@ -6,23 +6,35 @@
  * is not used: it reports the end of a child that is still running.
  *
  * Not promised: that a grandchild which made a session of its own (a postmaster after `pg_ctl start`) ends too. It may
- * also hold our pipes open, so an exited child gets a short grace for the rest of its output, and then they are closed.
+ * also hold our pipes open, so they are closed soon after the child itself is gone.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { addAbortListener, once } from 'node:events';
-import { createInterface } from 'node:readline';
-import { setTimeout as delay } from 'node:timers/promises';
+import type { Socket } from 'node:net';
+import { setTimeout as delay, setImmediate as loopTurn } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import { type Command, describeExit, type Exit } from './command.ts';
+import { splitLines } from './line-splitter.ts';
+import { groupIsGone, signalGroup } from './process-group.ts';
+import { findProgram } from './program.ts';
 
 /** A server that flushes its state on SIGTERM is done within seconds; after that it is stuck. */
 const KILL_AFTER_MS = 5_000;
 
-/** Whatever a child wrote before it ended is in the pipe already and read within milliseconds. */
-const PIPE_GRACE_MS = 1_000;
+/** SIGKILL is not refused, but a process in an uninterruptible read dies only when the disk answers. */
+const KILLED_MS_MAX = 10_000;
+
+const GROUP_POLL_MS = 10;
+
+/** Whatever a child wrote before its end is in the pipe already: silence this long means that all of it was read. */
+const PIPE_QUIET_MS = 500;
+
+/** Against a grandchild that holds the pipe and never stops talking. */
+const PIPE_ROUNDS_MAX = 20;
 
 /** Enough for a reason, bounded for a flood of warnings. */
 const STDERR_LINES_KEPT_MAX = 40;
+const STDERR_LINE_CHARS_KEPT_MAX = 1_000;
 
 export interface StartOptions {
   /** A line of standard output, without its end. A carriage return ends a line too: rsync's progress. */
@@ -41,7 +53,11 @@ export interface RunningProcess {
   readonly exited: Promise<Exit>;
   /** The last lines of standard error. */
   readonly stderrTail: () => string;
-  /** Signals its group and settles once it is gone; SIGKILL follows if it takes too long. */
+  /**
+   * Signals its group (default: SIGTERM) and settles once the whole group is gone; SIGKILL follows if that takes too
+   * long. Does nothing to a child that has exited by itself. A child that runs as somebody else cannot be signalled;
+   * then this waits for its own end.
+   */
   readonly stop: (signal?: NodeJS.Signals) => Promise<Exit>;
 }
 
@@ -54,46 +70,54 @@ export async function startProcess(
   command: Command,
   options: StartOptions = {},
 ): Promise<RunningProcess> {
-  const { file, args, env, cwd, input, inheritedFds = [] } = command;
+  const { file, args, cwd, input, inheritedFds = [] } = command;
+  const path = command.env.PATH ?? process.env.PATH ?? '/usr/bin:/bin';
+  for (const program of [file, 'setpriv']) {
+    if ((await findProgram(program, { path, cwd })) === null) throw missing(program);
+  }
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', file, ...args], {
-    env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...env },
+    env: { PATH: path, ...command.env },
     ...(cwd !== undefined && { cwd }),
     detached: true,
     stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe', ...inheritedFds],
   });
-  const stderrLines: string[] = [];
+  await once(child, 'spawn');
+  const { pid } = child;
+  if (pid === undefined) throw new Error(`${file} was started without a pid`);
+
   const encoding = options.encoding ?? 'utf8';
-  if (options.onData !== undefined) child.stdout?.on('data', options.onData);
-  else readLines(child.stdout, encoding, options.onLine ?? (() => {}));
-  readLines(child.stderr, encoding, (line) => {
-    stderrLines.push(line);
+  const output = splitLines(encoding, options.onLine ?? (() => {}));
+  child.stdout?.on('data', options.onData ?? output.push);
+  const stderrLines: string[] = [];
+  const errors = splitLines(encoding, (line) => {
+    stderrLines.push(line.slice(0, STDERR_LINE_CHARS_KEPT_MAX));
     if (stderrLines.length > STDERR_LINES_KEPT_MAX) stderrLines.shift();
     options.onErrorLine?.(line);
+  });
+  child.stderr?.on('data', errors.push);
+  const exited = exitOf(child).finally(() => {
+    output.end();
+    errors.end();
   });
   // A child that ends before it has read its input closes the pipe; its exit status tells the story.
   child.stdin?.on('error', () => {});
   if (input !== undefined) child.stdin?.end(input);
 
-  const exited = exitOf(child);
-  try {
-    await once(child, 'spawn');
-  } catch (cause) {
-    throw new CloneError('TOOL_MISSING', 'setpriv is not installed', {
-      hint: 'Install util-linux on this host.',
-      cause,
-    });
-  }
   return {
-    pid: child.pid ?? 0,
+    pid,
     exited,
     stderrTail: () => stderrLines.join('\n'),
     stop: async (signal = 'SIGTERM') => {
+      // The number of a process that was reaped may belong to a stranger by now.
+      if (child.exitCode !== null || child.signalCode !== null) return await exited;
+      signalGroup(pid, signal);
       const killTimer = setTimeout(() => {
-        signalGroup(child, 'SIGKILL');
+        signalGroup(pid, 'SIGKILL');
       }, options.killAfterMs ?? KILL_AFTER_MS);
-      signalGroup(child, signal);
       try {
-        return await exited;
+        const exit = await exited;
+        await groupGone(pid, (options.killAfterMs ?? KILL_AFTER_MS) + KILLED_MS_MAX);
+        return exit;
       } finally {
         clearTimeout(killTimer);
       }
@@ -105,12 +129,14 @@ export interface RunOptions extends Omit<StartOptions, 'onData'> {
   readonly signal: AbortSignal;
   /** Exit statuses that are no error. Default: 0. */
   readonly accept?: readonly number[] | 'any';
-  /** Output beyond this is an error: nothing here is expected to flood us. Default: 64 MiB. */
+  /** More output than this stops the program: nothing here is expected to flood us. Default: 64 MiB. */
   readonly outputBytesMax?: number;
 }
 
 export interface Finished extends Exit {
+  /** Empty if the lines went to `onLine`. */
   readonly stdout: Buffer;
+  /** The last lines. */
   readonly stderr: string;
 }
 
@@ -122,83 +148,95 @@ const OUTPUT_BYTES_MAX = 64 * 1024 * 1024;
  * The promise settles only after the child is gone, also when it was aborted: whoever awaits it may remove its files next.
  *
  * @throws {CloneError} `TOOL_MISSING` if there is no such program, `PROCESS_FAILED` if it ends with another status than
- *   the accepted ones.
+ *   the accepted ones or says more than `outputBytesMax`.
  * @throws The signal's reason if `signal` aborts.
  */
 export async function runProcess(command: Command, options: RunOptions): Promise<Finished> {
   options.signal.throwIfAborted();
+  const { accept = [0], outputBytesMax = OUTPUT_BYTES_MAX } = options;
   const chunks: Buffer[] = [];
   let outputBytes = 0;
-  const limit = options.outputBytesMax ?? OUTPUT_BYTES_MAX;
+  let stopped: Promise<Exit> | undefined;
+  const stop = () => {
+    stopped ??= running.stop();
+  };
   const running = await startProcess(command, {
     ...options,
     ...(options.onLine === undefined && {
       onData: (chunk: Buffer) => {
         outputBytes += chunk.length;
-        if (outputBytes <= limit) chunks.push(chunk);
+        if (outputBytes <= outputBytesMax) chunks.push(chunk);
+        else stop();
       },
     }),
   });
-  const stop = () => void running.stop();
   using _ = addAbortListener(options.signal, stop);
   const exit = await running.exited;
+  await stopped;
   options.signal.throwIfAborted();
-  const finished = { ...exit, stdout: Buffer.concat(chunks), stderr: running.stderrTail() };
-  const { accept = [0] } = options;
-  if (exit.status === 127 && /setpriv: failed to execute/.test(finished.stderr)) {
-    throw new CloneError('TOOL_MISSING', `${command.file} is not installed`, {
-      facts: { program: command.file },
-      hint: `Install ${command.file} on this host, or put its directory on PATH.`,
+  const { file } = command;
+  const stderr = running.stderrTail();
+  if (outputBytes > outputBytesMax) {
+    throw new CloneError('PROCESS_FAILED', `${file} said more than expected`, {
+      facts: { program: file, outputBytesMax },
     });
   }
-  if (outputBytes > limit) {
-    throw new CloneError('PROCESS_FAILED', `${command.file} said more than expected`, {
-      facts: { outputBytes, limitBytes: limit },
-    });
+  if (accept === 'any' || (exit.status !== null && accept.includes(exit.status))) {
+    return { ...exit, stdout: Buffer.concat(chunks), stderr };
   }
-  if (accept === 'any' || (exit.status !== null && accept.includes(exit.status))) return finished;
-  throw new CloneError('PROCESS_FAILED', `${command.file} failed with ${describeExit(exit)}`, {
-    facts: { program: command.file, exitStatus: exit.status, stderr: finished.stderr },
+  throw new CloneError('PROCESS_FAILED', `${file} failed with ${describeExit(exit)}`, {
+    facts: { program: file, exitStatus: exit.status, exitSignal: exit.signal, stderr },
   });
 }
 
-/** Ends with the child's exit and the rest of its output, or the grace that a grandchild's pipes are given. */
+function missing(program: string): CloneError {
+  return new CloneError('TOOL_MISSING', `${program} is not installed`, {
+    facts: { program },
+    hint: program.includes('/')
+      ? `Install the package that brings ${program} on this host.`
+      : `Install ${program} on this host, or put its directory on PATH.`,
+  });
+}
+
 async function exitOf(child: ChildProcess): Promise<Exit> {
-  const closed = once(child, 'close').catch(() => undefined);
+  const closed = new Promise<void>((resolve) => {
+    child.once('close', () => {
+      resolve();
+    });
+  });
   const exit = await new Promise<Exit>((resolve) => {
     child.once('exit', (status, signal) => {
       resolve({ status, signal });
     });
-    child.once('error', () => {
-      resolve({ status: null, signal: null });
-    });
   });
-  const grace = new AbortController();
-  await Promise.race([
-    closed,
-    delay(PIPE_GRACE_MS, undefined, { signal: grace.signal, ref: false }).catch(() => undefined),
-  ]);
-  grace.abort();
+  await outputRead(child, closed);
   child.stdout?.destroy();
   child.stderr?.destroy();
   return exit;
 }
 
-function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-  try {
-    process.kill(-child.pid, signal);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+/** Waits until both pipes were closed at their other end, or somebody else holds them and says nothing. */
+async function outputRead(child: ChildProcess, closed: Promise<void>): Promise<void> {
+  const pipes = [child.stdout, child.stderr] as (Socket | null)[];
+  const bytesRead = () => pipes.reduce((sum, pipe) => sum + (pipe?.bytesRead ?? 0), 0);
+  let open = true;
+  const closing = closed.then(() => {
+    open = false;
+  });
+  for (let round = 0; open && round < PIPE_ROUNDS_MAX; round += 1) {
+    const bytesBefore = bytesRead();
+    const quiet = new AbortController();
+    await Promise.race([closing, delay(PIPE_QUIET_MS, undefined, { signal: quiet.signal })]);
+    quiet.abort();
+    // After a busy moment of ours a timer can fire before the pipes had their turn.
+    if (open) await loopTurn();
+    if (bytesRead() === bytesBefore) return;
   }
 }
 
-function readLines(
-  stream: NodeJS.ReadableStream | null,
-  encoding: 'utf8' | 'latin1',
-  onLine: (line: string) => void,
-): void {
-  if (stream === null) return;
-  stream.setEncoding(encoding);
-  createInterface({ input: stream, crlfDelay: Number.POSITIVE_INFINITY }).on('line', onLine);
+async function groupGone(groupId: number, limitMs: number): Promise<void> {
+  for (let waitedMs = 0; waitedMs < limitMs; waitedMs += GROUP_POLL_MS) {
+    if (await groupIsGone(groupId)) return;
+    await delay(GROUP_POLL_MS);
+  }
 }

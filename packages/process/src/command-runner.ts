@@ -43,7 +43,13 @@ export interface CommandRunner {
   ) => Promise<RemoteProcess>;
 }
 
-/** One word of a POSIX shell's command line, whatever `text` holds (but NUL). */
+/**
+ * One word of a POSIX shell's command line, whatever `text` holds.
+ *
+ * @throws {RangeError} If it holds a NUL, which no argument of a program can: our bug.
+ */
 export function quoteForShell(text: string): string {
-  return /^[A-Za-z0-9_./:=@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+  if (text.includes('\0')) throw new RangeError('an argument cannot hold a NUL');
+  // A word with `=` is quoted too: as the first of a command it would be an assignment.
+  return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

@@ -61,24 +61,47 @@ export async function lockFile(
   }
 }
 
-/**
- * A file of another user in a sticky directory may be opened but not with O_CREAT (fs.protected_regular), and a lock
- * needs no right to write.
- */
+const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
+
+/** The directory may be everybody's: a link or a pipe in the place of the lock file is a trap. */
+const SAFELY = O_NOFOLLOW | O_NONBLOCK;
+
 async function openOrCreate(path: string): Promise<FileHandle> {
-  for (const flags of [
-    constants.O_RDWR,
-    constants.O_RDONLY,
-    constants.O_RDWR | constants.O_CREAT,
-  ]) {
-    try {
-      return await open(path, flags, 0o644);
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (code === 'ENOENT' && flags !== (constants.O_RDWR | constants.O_CREAT)) continue;
-      if (code === 'EACCES' && flags === constants.O_RDWR) continue;
-      throw error;
-    }
+  const existing = await openExisting(path);
+  if (existing !== null) return existing;
+  try {
+    const file = await open(path, O_RDWR | O_CREAT | O_EXCL | SAFELY, 0o644);
+    // Whatever our umask: who cannot open the file is not excluded by the lock but stopped by an error.
+    await file.chmod(0o644);
+    return file;
+  } catch (error) {
+    const theirs = isErrorCode(error, 'EEXIST') ? await openExisting(path) : null;
+    if (theirs === null) throw error;
+    return theirs;
   }
-  throw new Error(`cannot open ${path}`);
+}
+
+/**
+ * Without O_CREAT, which the kernel refuses for a file of another user in a sticky directory (fs.protected_regular), and
+ * for reading where we may not write: a lock needs no more.
+ */
+async function openExisting(path: string): Promise<FileHandle | null> {
+  try {
+    return await openRegular(path, O_RDWR);
+  } catch (error) {
+    if (isErrorCode(error, 'ENOENT')) return null;
+    if (isErrorCode(error, 'EACCES')) return await openRegular(path, O_RDONLY);
+    throw error;
+  }
+}
+
+async function openRegular(path: string, access: number): Promise<FileHandle> {
+  const file = await open(path, access | SAFELY);
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw new Error(`${path} is not a regular file`);
+}
+
+function isErrorCode(error: unknown, code: string): boolean {
+  return (error as NodeJS.ErrnoException).code === code;
 }
