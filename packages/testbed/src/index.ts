@@ -1,5 +1,14 @@
 /** Real parts for tests, demo and benchmarks: nothing here imitates anything. */
+export {
+  checkChecksums,
+  compareTables,
+  findDamage,
+  installAmcheck,
+  waitForReplay,
+} from './comparison.ts';
+export { mountFilesystem, type TestFilesystem } from './filesystem.ts';
 export { freePort } from './free-port.ts';
+export { type LeftBehindOptions, leftBehind } from './left-behind.ts';
 export {
   asPartsUser,
   partsEnvironment,
@@ -19,4 +28,6 @@ export {
 export { descendantsOf, type ListedProcess, listProcesses } from './process-list.ts';
 export { type PrivateRedis, startRedis } from './redis.ts';
 export { type ScratchDirectory, scratchDirectory } from './scratch-directory.ts';
+export { findSecrets, type SecretSearch, watchForSecrets } from './secrets.ts';
 export { type SshdOptions, type SshServer, startSshd } from './sshd.ts';
+export { startWriteLoad, type WriteLoad, type WriteLoadOptions } from './write-load.ts';

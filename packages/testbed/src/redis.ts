@@ -42,7 +42,8 @@ export async function startRedis(): Promise<PrivateRedis> {
           '700',
         ].concat(
           ['--dir', scratch.path, '--appendonly', 'yes', '--save', ''],
-          ['--maxmemory-policy', 'noeviction'],
+          // Uncompressed, so that a test can look for secrets in its files.
+          ['--maxmemory-policy', 'noeviction', '--rdbcompression', 'no'],
         ),
         logFile: join(scratch.path, 'log'),
         deathSignal: 'TERM',
