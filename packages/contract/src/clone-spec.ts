@@ -17,7 +17,7 @@ export const AbsolutePath = z
   .string()
   .max(4096)
   .regex(/^\//, 'must be an absolute path')
-  .regex(TEXT, 'must not contain control characters')
+  .refine((path) => TEXT.test(path), 'must not contain control characters')
   .refine(
     (path) => !path.split('/').some((component) => component === '.' || component === '..'),
     'must not contain . or .. components',
@@ -27,7 +27,10 @@ export const AbsolutePath = z
 
 export const HostName = z
   .string()
-  .regex(/^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})$/, 'must be 1 to 63 letters, digits, dots, dashes')
+  .regex(
+    /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/,
+    'must be 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first',
+  )
   .meta({ description: 'Name of a host, as its worker registered it' });
 
 const SlotName = z

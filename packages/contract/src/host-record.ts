@@ -10,6 +10,9 @@ export const HostFacts = z.object({
   postgresMajors: z.array(z.int()),
   dataRoots: z.array(z.string()),
   sources: z.array(z.string()).meta({ description: 'Names of the sources that its worker knows' }),
+  allowedSettings: z.array(z.string()).optional().meta({
+    description: 'Settings that its worker lets requests set beyond the safe ones',
+  }),
   filesystems: z.array(
     z.object({
       path: z.string(),

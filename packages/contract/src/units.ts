@@ -22,11 +22,12 @@ export function parseBytes(text: string): number {
   });
 }
 
-/** Three significant digits and the largest unit that leaves at least 1: `3.42 GB`. */
+/** Three or four significant digits and the largest unit that leaves at least 1: `3.42 GB`. */
 export function formatBytes(bytes: number): string {
   const [unit, factor] = Object.entries(FACTORS).findLast(
-    ([, candidate]) => Math.abs(bytes) >= candidate,
+    ([, candidate]) => bytes >= candidate,
   ) ?? ['B', 1];
+  if (factor === 1) return `${String(bytes)} B`;
   const value = bytes / factor;
-  return `${unit === 'B' ? String(value) : value.toPrecision(value >= 1000 ? 4 : 3)} ${unit}`;
+  return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ${unit}`;
 }

@@ -1,0 +1,86 @@
+import { expect, test } from 'vitest';
+import { Configuration } from '../src/index.ts';
+
+const brokenPlaces = (configuration: unknown) =>
+  (Configuration.safeParse(configuration).error?.issues ?? []).map(({ path }) => path.join('.'));
+
+test('nothing has to be configured', () => {
+  expect(Configuration.parse({})).toEqual({
+    host: null,
+    stateDirectory: null,
+    redis: 'embedded',
+    api: { listen: '127.0.0.1:7432', tls: null, tokens: [] },
+    worker: {
+      concurrency: 2,
+      dataRoots: null,
+      postgresBin: '/usr/lib/postgresql/{major}/bin',
+      start: { method: 'pg_ctl' },
+      allowedSettings: [],
+      stallSeconds: 60,
+      leaseSeconds: 15,
+    },
+    sources: {},
+  });
+});
+
+test('a source needs its host and nothing else', () => {
+  const { sources } = Configuration.parse({ sources: { orders: { host: 'db1.internal' } } });
+
+  expect(sources.orders).toMatchObject({
+    host: 'db1.internal',
+    port: 5432,
+    sslmode: 'prefer',
+    ssh: { host: null, user: 'postgres', port: 22, agent: false, insecure: false },
+    rsyncd: { ports: '45000-45999', address: null },
+    replication: { user: null, passFile: null },
+  });
+});
+
+test.each(['127.0.0.1:7432', '0.0.0.0:80', '[::1]:7432', 'localhost:7432'])(
+  'the API can listen on %s',
+  (listen) => {
+    expect(brokenPlaces({ api: { listen } })).toEqual([]);
+  },
+);
+
+test.each(['embedded', 'redis://h:6379/0', 'rediss://h:6379', 'unix:///run/redis.sock'])(
+  'Redis can be %s',
+  (redis) => {
+    expect(brokenPlaces({ redis })).toEqual([]);
+  },
+);
+
+test.each([
+  ['', { sources: {}, source: {} }],
+  ['host', { host: '-replica' }],
+  ['stateDirectory', { stateDirectory: 'state' }],
+  ['redis', { redis: 'localhost:6379' }],
+  ['redis', { redis: 'embedded-not' }],
+  ['api.listen', { api: { listen: '7432' } }],
+  ['api.listen', { api: { listen: '::1:7432' } }],
+  ['api.tokens.0.sha256', { api: { tokens: [{ name: 'a', sha256: 'secret', role: 'admin' }] } }],
+  ['api.tokens.0.role', { api: { tokens: [{ name: 'a', sha256: '0'.repeat(64), role: 'root' }] } }],
+  ['worker.concurrency', { worker: { concurrency: 0 } }],
+  ['worker.dataRoots.0', { worker: { dataRoots: ['data'] } }],
+  ['worker.postgresBin', { worker: { postgresBin: '/usr/bin' } }],
+  ['worker.start', { worker: { start: { method: 'systemd' } } }],
+  ['worker.start', { worker: { start: { command: 'systemctl start' } } }],
+  ['sources.my source', { sources: { 'my source': { host: 'db1' } } }],
+])('a mistake in %j is found there', (place, configuration) => {
+  expect(brokenPlaces(configuration)).toEqual([place]);
+});
+
+test.each(['45000', '45999-45000', '80-90', '65000-65536', '45000-45999-46000'])(
+  'the port range %s is refused',
+  (ports) => {
+    expect(brokenPlaces({ sources: { orders: { host: 'db1', rsyncd: { ports } } } })).not.toEqual(
+      [],
+    );
+  },
+);
+
+test('a tunnel for SQL is refused as long as there is none', () => {
+  const ssh = { tunnelDatabase: true };
+
+  expect(brokenPlaces({ sources: { orders: { host: 'db1', ssh } } })).not.toEqual([]);
+});
