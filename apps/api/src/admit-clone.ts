@@ -1,0 +1,59 @@
+/**
+ * What is checked before a clone is accepted: all that can be known without asking its host.
+ *
+ * The worker checks everything again and more, because it trusts nothing that it reads from Redis. What depends on its
+ * disk, such as symbolic links in the target's path, only it can know.
+ */
+import {
+  CloneError,
+  type CloneSpec,
+  refuseForbiddenSettings,
+  refuseUnsupported,
+} from '@pgcloned/contract';
+import type { CloneStore } from '@pgcloned/queue';
+
+/**
+ * Runs before the schema is applied, which would call the fields of such a source unknown.
+ *
+ * @throws {CloneError} `NOT_SUPPORTED` if the source is spelled out instead of named.
+ */
+export function refuseSpelledOutSource(body: unknown): void {
+  const source = (body as { source?: unknown } | null | undefined)?.source;
+  if (typeof source !== 'object' || source === null || !('host' in source)) return;
+  throw new CloneError('NOT_SUPPORTED', 'source: a host in a request is not supported', {
+    facts: { field: 'source.host' },
+    hint: 'Name a source that the configuration of the worker lists under sources; `GET /v1/hosts` shows them.',
+  });
+}
+
+/**
+ * @throws {CloneError} `NOT_SUPPORTED`, `REQUEST_INVALID` (deadline), `HOST_UNKNOWN`, `SOURCE_UNKNOWN`,
+ *   `SETTING_FORBIDDEN`, `QUEUE_UNAVAILABLE`.
+ */
+export async function admitClone(spec: CloneSpec, store: CloneStore): Promise<void> {
+  refuseUnsupported(spec);
+  if (spec.deadline !== null && Date.parse(spec.deadline) <= Date.now()) {
+    throw new CloneError('REQUEST_INVALID', 'deadline: lies in the past', {
+      facts: { field: 'deadline' },
+      hint: 'Give a time in the future, or leave the deadline out.',
+    });
+  }
+  const host = await store.host(spec.target.host);
+  if (host === undefined) {
+    throw new CloneError('HOST_UNKNOWN', `no worker has registered for host ${spec.target.host}`, {
+      facts: { host: spec.target.host },
+      hint: 'Start `pgcloned worker` on that host, or take a name that `GET /v1/hosts` lists.',
+    });
+  }
+  if (!host.sources.includes(spec.source.name)) {
+    const { sources } = host;
+    throw new CloneError('SOURCE_UNKNOWN', `host ${host.name} has no source ${spec.source.name}`, {
+      facts: { host: host.name, source: spec.source.name },
+      hint:
+        sources.length === 0
+          ? 'Add it under sources in the configuration of the worker on that host.'
+          : `Take one of ${sources.join(', ')}, or add it under sources in the worker's configuration.`,
+    });
+  }
+  refuseForbiddenSettings(spec.replica.settings, host.allowedSettings ?? []);
+}

@@ -1,0 +1,72 @@
+/** Examples for the OpenAPI document. They are made from the schemas, so they cannot be wrong. */
+import { Clone, CloneSpec, Host, newClone } from '@pgcloned/contract';
+
+const ID = '0193465f0d6d7a7e8f4d3a1c5b6e7f80';
+
+export const SPEC_EXAMPLE = {
+  source: { name: 'orders' },
+  target: { host: 'replica-1', dataDirectory: '/var/lib/postgresql/15/main' },
+  replica: { start: true, waitFor: 'streaming' },
+  labels: { team: 'billing' },
+};
+
+export const QUEUED_CLONE_EXAMPLE = newClone({
+  id: ID,
+  spec: CloneSpec.parse(SPEC_EXAMPLE),
+  createdAt: '2026-11-20T09:00:00.000Z',
+});
+
+export const RUNNING_CLONE_EXAMPLE = Clone.parse({
+  ...QUEUED_CLONE_EXAMPLE,
+  state: 'running',
+  phase: 'copy-files',
+  startedAt: '2026-11-20T09:00:00.120Z',
+  progress: {
+    bytesTotal: 3_758_096_384,
+    bytesDone: 1_288_490_188,
+    filesTotal: 13_400,
+    filesDone: 2210,
+    bytesPerSecond: 429_496_729,
+    etaSeconds: 6,
+    wal: { startLsn: '0/2000028', receivedLsn: '0/2A4F1C8' },
+    phases: QUEUED_CLONE_EXAMPLE.progress.phases.map((phase, index) => ({
+      ...phase,
+      state: index < 3 ? 'done' : index === 3 ? 'running' : 'waiting',
+      startedAt: index < 4 ? '2026-11-20T09:00:00.120Z' : null,
+      endedAt: index < 3 ? '2026-11-20T09:00:00.940Z' : null,
+    })),
+    workers: [
+      { index: 0, bytesDone: 644_245_094, bytesPerSecond: 214_748_364 },
+      { index: 1, bytesDone: 644_245_094, bytesPerSecond: 214_748_365 },
+    ],
+  },
+});
+
+export const HOST_EXAMPLE = Host.parse({
+  name: 'replica-1',
+  version: '0.1.0',
+  contract: { min: 1, max: 1 },
+  postgresMajors: [15, 17],
+  dataRoots: ['/var/lib/postgresql'],
+  sources: ['orders'],
+  filesystems: [
+    {
+      path: '/var/lib/postgresql',
+      bytesTotal: 107_374_182_400,
+      bytesFree: 85_899_345_920,
+      reflink: false,
+    },
+  ],
+  concurrency: 2,
+  runningClones: [ID],
+  online: true,
+  lastSeenAt: '2026-11-20T09:00:03.000Z',
+});
+
+export const LOG_LINE_EXAMPLE = {
+  time: '2026-11-20T09:00:00.940Z',
+  level: 'info',
+  phase: 'start-backup',
+  message: 'backup started',
+  fields: { startLsn: '0/2000028' },
+};

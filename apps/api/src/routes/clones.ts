@@ -1,0 +1,372 @@
+/** The resource `clones`: make, list, read, cancel, forget. */
+import { createHash } from 'node:crypto';
+import {
+  Clone,
+  CloneError,
+  CloneId,
+  CloneSpec,
+  hasEnded,
+  newClone,
+  STATES,
+} from '@pgcloned/contract';
+import { type CloneStore, versionOf } from '@pgcloned/queue';
+import type { FastifyRequest } from 'fastify';
+import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
+import { v7 as uuidv7 } from 'uuid';
+import * as z from 'zod';
+import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
+import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
+import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE, SPEC_EXAMPLE } from '../examples.ts';
+import { demandRole } from '../plugins/authentication.ts';
+import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
+
+/** A clone that was just accepted is taken by an idle worker within milliseconds. */
+const RETRY_AFTER_SECONDS = 1;
+
+const PAGE_SIZE_DEFAULT = 50;
+const PAGE_SIZE_MAX = 200;
+
+export const IdParams = z.object({ id: CloneId });
+
+const flag = (description: string) =>
+  z
+    .stringbool()
+    .default(false)
+    .meta({ description, override: { type: 'boolean', default: false } });
+
+export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
+  app,
+  { store },
+) => {
+  app.post(
+    '/clones',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'createClone',
+        summary: 'Create a clone',
+        description:
+          'Accepts the clone and answers at once; the worker of the target host makes it. Everything but ' +
+          '`source.name`, `target.host` and `target.dataDirectory` has a default. A host that is offline is ' +
+          'accepted, and `waitingFor` says why the clone waits. With `Idempotency-Key` the same request can be ' +
+          'repeated safely: the first clone made with it is answered again.',
+        tags: ['clones'],
+        body: CloneSpec.meta({ examples: [SPEC_EXAMPLE] }),
+        querystring: z.strictObject({
+          validateOnly: flag('Check only: answer 200 with the clone as it would be made'),
+        }),
+        headers: z.object({
+          'idempotency-key': z
+            .string()
+            .min(1)
+            .max(255)
+            .regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks')
+            .optional()
+            .meta({ description: 'Your own name for this request, such as a UUID' }),
+        }),
+        response: {
+          200: {
+            id: 'CloneValid',
+            description: 'With `validateOnly`: the request is valid; nothing was made.',
+            content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
+          },
+          202: {
+            id: 'CloneAccepted',
+            description: 'Accepted; follow `Location`.',
+            headers: z.object({
+              Location: z.string().meta({ description: 'Where the clone can be read' }),
+              'Retry-After': z.int().nonnegative().meta({
+                description: 'Seconds until a change can be expected',
+              }),
+            }),
+            content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
+          },
+          ...EVERYWHERE,
+          ...CONFLICT,
+          ...BODY_REFUSED,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+      preValidation: (request, _reply, next) => {
+        if (request.body === undefined) {
+          throw new CloneError('REQUEST_MALFORMED', 'the request has no body', {
+            hint: 'Send the clone that you want as application/json.',
+          });
+        }
+        refuseSpelledOutSource(request.body);
+        next();
+      },
+    },
+    async (request, reply) => {
+      const { body: spec, query, headers } = request;
+      const clone = newClone({
+        id: uuidv7().replaceAll('-', ''),
+        spec,
+        createdAt: new Date().toISOString(),
+      });
+      await admitClone(spec, store);
+      if (query.validateOnly) {
+        await refuseBusyTarget(spec, store);
+        return await reply.code(200).send(clone);
+      }
+      const key = headers['idempotency-key'];
+      const made = await store.create(
+        clone,
+        key === undefined
+          ? undefined
+          : {
+              // Callers choose their keys on their own, so one token's must not meet another's.
+              key: `${request.caller?.name ?? ''}/${key}`,
+              fingerprint: fingerprintOf(spec),
+            },
+      );
+      if (made.created) audit(request, 'clone created', made.clone.id);
+      return await reply
+        .code(202)
+        .header('location', `/v1/clones/${made.clone.id}`)
+        .header('retry-after', RETRY_AFTER_SECONDS)
+        .send(made.clone);
+    },
+  );
+
+  app.get(
+    '/clones',
+    {
+      config: { role: 'viewer' },
+      schema: {
+        operationId: 'listClones',
+        summary: 'List clones, newest first',
+        tags: ['clones'],
+        querystring: z.strictObject({
+          state: z.enum(STATES).optional().meta({ description: 'Only clones in this state' }),
+          host: z.string().max(63).optional().meta({ description: 'Only clones on this host' }),
+          label: z
+            .string()
+            .max(320)
+            .optional()
+            .meta({
+              description: 'Only clones with this label: `NAME=VALUE`, or `NAME` for any value',
+            }),
+          pageSize: z.coerce
+            .number<string | undefined>()
+            .int()
+            .min(1)
+            .max(PAGE_SIZE_MAX)
+            .default(PAGE_SIZE_DEFAULT)
+            .meta({ description: 'How many at most' }),
+          pageToken: z
+            .string()
+            .regex(/^[\w-]{22}$/, 'must be nextPageToken of the page before, as it was')
+            .optional()
+            .meta({ description: '`nextPageToken` of the page before' }),
+        }),
+        response: {
+          200: {
+            description: 'One page.',
+            content: {
+              'application/json': {
+                schema: z
+                  .object({
+                    clones: z.array(Clone),
+                    nextPageToken: z.string().nullable().meta({
+                      description: 'Leads to the next page; null on the last one',
+                    }),
+                  })
+                  .meta({ id: 'CloneList' }),
+                example: { clones: [RUNNING_CLONE_EXAMPLE], nextPageToken: null },
+              },
+            },
+          },
+          ...EVERYWHERE,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async ({ query }) => {
+      const { clones, nextPageToken } = await store.list(query);
+      return { clones: [...clones], nextPageToken };
+    },
+  );
+
+  app.get(
+    '/clones/:id',
+    {
+      config: { role: 'viewer' },
+      schema: {
+        operationId: 'getClone',
+        summary: 'Look at one clone',
+        description:
+          'With `Prefer: wait=N` the answer waits up to N seconds (at most 50) for the next change: for one since ' +
+          '`If-None-Match`, where that is given. A clone that has ended is answered at once.',
+        tags: ['clones'],
+        params: IdParams,
+        headers: z.object({
+          'if-none-match': z.string().optional().meta({ description: 'The `ETag` you have' }),
+          prefer: z.string().optional().meta({ description: '`wait=30` waits for a change' }),
+        }),
+        response: {
+          200: {
+            id: 'CloneFound',
+            description: 'The clone as it is.',
+            headers: z.object({
+              ETag: z.string().meta({ description: 'Changes with every change of the clone' }),
+              'Preference-Applied': z.string().optional().meta({
+                description: 'How long the answer would have waited',
+              }),
+            }),
+            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+          },
+          304: { id: 'CloneUnchanged', description: 'It is as it was at `If-None-Match`.' },
+          ...EVERYWHERE,
+          ...NOT_FOUND,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async (request, reply) => {
+      const { params, headers } = request;
+      let clone = found(await store.get(params.id), params.id);
+      let tag = entityTag(clone);
+      const waitSeconds = waitSecondsOf(headers.prefer);
+      if (waitSeconds > 0) {
+        void reply.header('preference-applied', `wait=${String(waitSeconds)}`);
+        const changed =
+          headers['if-none-match'] !== undefined && !isKnown(tag, headers['if-none-match']);
+        if (!changed && !hasEnded(clone.state)) {
+          using answer = app.beginLongAnswer(reply);
+          clone = await store.waitForChange(clone.id, {
+            version: versionOf(clone),
+            timeoutMs: waitSeconds * 1000,
+            signal: answer.signal,
+          });
+          tag = entityTag(clone);
+        }
+      }
+      void reply.header('etag', tag);
+      if (isKnown(tag, headers['if-none-match'])) return await reply.code(304).send();
+      return await reply.code(200).send(clone);
+    },
+  );
+
+  app.post(
+    '/clones/:id/cancel',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'cancelClone',
+        summary: 'Cancel a clone',
+        description:
+          'A queued clone is cancelled at once. A running one becomes `cancelling`, and `cancelled` once everything ' +
+          'is tidied up on both sides. Once its files are published it is too late.',
+        tags: ['clones'],
+        params: IdParams,
+        response: {
+          202: {
+            id: 'CancelAccepted',
+            description: 'It will be, or is, cancelled; asking again changes nothing.',
+            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+          },
+          ...EVERYWHERE,
+          ...NOT_FOUND,
+          ...CONFLICT,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async (request, reply) => {
+      const { id } = request.params;
+      found(await store.get(id), id);
+      const clone = await store.cancel(id);
+      audit(request, 'clone cancelled', id);
+      return await reply.code(202).send(clone);
+    },
+  );
+
+  app.patch(
+    '/clones/:id',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'changeClone',
+        summary: 'Change a running clone (not supported yet)',
+        tags: ['clones'],
+        params: IdParams,
+        response: { ...EVERYWHERE, ...NOT_FOUND, ...BODY_REFUSED },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async ({ params }) => {
+      found(await store.get(params.id), params.id);
+      throw new CloneError('NOT_SUPPORTED', 'a running clone cannot be changed', {
+        hint: 'Cancel it, and create one with the transfer that you want.',
+      });
+    },
+  );
+
+  app.delete(
+    '/clones/:id',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'deleteClone',
+        summary: 'Forget a clone that has ended',
+        description: 'Removes the record. What was cloned stays where it is.',
+        tags: ['clones'],
+        params: IdParams,
+        querystring: z.strictObject({
+          data: flag('Also stop the replica and remove its directory (not supported yet)'),
+          force: flag('Forget a clone whose host is gone, in whatever state (role `admin`)'),
+        }),
+        response: {
+          204: { id: 'Forgotten', description: 'It is forgotten.' },
+          ...EVERYWHERE,
+          ...NOT_FOUND,
+          ...CONFLICT,
+          ...INVALID,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async (request, reply) => {
+      const { params, query } = request;
+      if (query.force) demandRole(request, 'admin');
+      found(await store.get(params.id), params.id);
+      if (query.data) {
+        throw new CloneError('NOT_SUPPORTED', 'data: removing the data is not supported', {
+          facts: { field: 'data' },
+          hint: 'Stop the replica and remove its directory on the host, then delete without data.',
+        });
+      }
+      await store.forget(params.id, { force: query.force });
+      audit(request, 'clone forgotten', params.id);
+      return await reply.code(204).send();
+    },
+  );
+};
+
+/** @throws {CloneError} `NOT_FOUND` */
+export function found(clone: Clone | undefined, id: string): Clone {
+  if (clone !== undefined) return clone;
+  throw new CloneError('NOT_FOUND', `there is no clone ${id}`, {
+    hint: 'It may have been forgotten; `GET /v1/clones` lists all.',
+  });
+}
+
+/** What `create` refuses too, for a request that only wants to know. */
+async function refuseBusyTarget({ target }: CloneSpec, store: CloneStore): Promise<void> {
+  const holder = await store.holderOf(target);
+  if (holder === undefined) return;
+  throw new CloneError('TARGET_BUSY', 'another clone works on this target', {
+    facts: { holder },
+    hint: `Wait until clone ${holder} has ended, cancel it, or choose another directory.`,
+  });
+}
+
+/** The same for every way to write the same request. */
+function fingerprintOf(spec: CloneSpec): string {
+  const canonical = JSON.stringify(spec, (_key, value: unknown) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : value,
+  );
+  return createHash('sha256').update(canonical).digest('hex');
+}
+
+/** Who did what to which clone, for whoever asks later. */
+function audit(request: FastifyRequest, message: string, cloneId: string): void {
+  request.log.info({ audit: true, token: request.caller?.name, cloneId }, message);
+}
