@@ -1,0 +1,419 @@
+/**
+ * The API's side of the queue: records of clones, and the hosts that make them.
+ *
+ * The record is the promise, the job only wakes the worker: once the record is written the clone will be made, even if the
+ * job could not be added, because the worker of its host looks for queued records without a job. The API writes a record
+ * while it is `queued`; afterwards only the worker does, and the API leaves wishes.
+ *
+ * Every method throws `QUEUE_UNAVAILABLE` at once while Redis is away; only an event stream that has begun waits for it.
+ */
+import { createHash } from 'node:crypto';
+import {
+  type Clone,
+  CloneError,
+  type CloneSpec,
+  type CloneState,
+  type Host,
+  hasEnded,
+  type LogLine,
+  nextState,
+  type StreamEvent,
+} from '@pgcloned/contract';
+import { openChangeFeed } from './change-feed.ts';
+import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
+import { openJobQueues } from './job-queues.ts';
+import { eventsKey, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
+import {
+  ask,
+  connectFailingFast,
+  firstOutcome,
+  queueUnavailable,
+  reportOutagesOnce,
+} from './redis-connection.ts';
+import {
+  createRecord,
+  endQueuedRecord,
+  forgetRecord,
+  pruneEnded,
+  requestCancel,
+} from './scripts.ts';
+import {
+  directoriesOf,
+  isPublished,
+  notFound,
+  presentClone,
+  RecordUnreadableError,
+  readClone,
+  type StoredClone,
+  versionOf,
+} from './stored-clone.ts';
+import { logLineOf, watchClone } from './watch-clone.ts';
+
+const DAY_MS = 86_400_000;
+
+/** A caller that repeats a request does so within minutes; a day also covers a night's outage. */
+const IDEMPOTENCY_KEEP_MS = DAY_MS;
+
+/** What ended is history. At most some hundred megabytes of it, if every one of them was noisy. */
+const ENDED_KEPT_MAX = 2_000;
+const ENDED_KEPT_MS = 90 * DAY_MS;
+
+const INDEX_BATCH = 100;
+
+/** A record changes at most a few times between reading and writing it; more is a livelock. */
+const CANCEL_TRIES_MAX = 10;
+
+/** A host going away is no event of a clone, so those who wait look at it now and then. */
+const CONTACT_CHECK_MS = 5_000;
+
+export interface Idempotency {
+  readonly key: string;
+  /** Equal for equal requests. */
+  readonly fingerprint: string;
+}
+
+export interface ListOptions {
+  readonly state?: CloneState | undefined;
+  readonly host?: string | undefined;
+  /** `name`, or `name=value`. */
+  readonly label?: string | undefined;
+  readonly pageSize: number;
+  readonly pageToken?: string | undefined;
+}
+
+type TargetOfInterest = Pick<CloneSpec['target'], 'host' | 'dataDirectory'> &
+  Partial<CloneSpec['target']>;
+
+export interface CloneStore extends AsyncDisposable {
+  /**
+   * Accepts a clone. With a key that is known, the clone that was made with it is answered again (`created: false`).
+   *
+   * @throws {CloneError} `IDEMPOTENCY_KEY_REUSED` for another request with the same key; `TARGET_BUSY` with the fact
+   *   `holder` if a clone of the same host that has not ended names the same directory, or one above or below it.
+   */
+  readonly create: (
+    clone: Clone,
+    idempotency?: Idempotency,
+  ) => Promise<{ readonly clone: Clone; readonly created: boolean }>;
+  readonly get: (id: string) => Promise<Clone | undefined>;
+  /** Newest first. @throws {CloneError} `REQUEST_INVALID` if the page token is none of ours. */
+  readonly list: (
+    o: ListOptions,
+  ) => Promise<{ readonly clones: readonly Clone[]; readonly nextPageToken: string | null }>;
+  /**
+   * Ends a queued clone at once; asks the worker to end a running one, and wakes it.
+   *
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED` unless it was cancelled before, `TOO_LATE_TO_CANCEL`.
+   */
+  readonly cancel: (id: string) => Promise<Clone>;
+  /** @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED` unless forced. */
+  readonly forget: (id: string, o: { readonly force: boolean }) => Promise<void>;
+  /**
+   * The whole record, then every log line and change after `lastEventId`, and `end` when it has ended. Ends without `end`
+   * when the clone is forgotten or `signal` aborts.
+   *
+   * @throws {CloneError} `NOT_FOUND` or `QUEUE_UNAVAILABLE`, before the first event only.
+   */
+  readonly watch: (
+    id: string,
+    o: { readonly lastEventId: string | null; readonly signal: AbortSignal },
+  ) => AsyncIterable<StreamEvent>;
+  /**
+   * Answers as soon as the version of the clone ({@link versionOf}) is another than `version`, or after `timeoutMs`.
+   *
+   * @throws {CloneError} `NOT_FOUND`.
+   */
+  readonly waitForChange: (
+    id: string,
+    o: { readonly version: string; readonly timeoutMs: number; readonly signal: AbortSignal },
+  ) => Promise<Clone>;
+  readonly logs: (id: string) => Promise<readonly LogLine[]>;
+  readonly hosts: () => Promise<readonly Host[]>;
+  readonly host: (name: string) => Promise<Host | undefined>;
+  /** The clone that would make `create` throw `TARGET_BUSY`. */
+  readonly holderOf: (target: TargetOfInterest) => Promise<string | undefined>;
+  readonly ping: () => Promise<void>;
+}
+
+/**
+ * Settles whether or not Redis is there.
+ *
+ * @throws {CloneError} `CONFIGURATION_INVALID` if the URL cannot be read.
+ */
+export async function openCloneStore(options: {
+  readonly redisUrl: string;
+  /** Hears of each outage once, and of what nobody is there to be told. */
+  readonly onError: (error: Error) => void;
+}): Promise<CloneStore> {
+  const closing = new AbortController();
+  const { onError, onReady } = reportOutagesOnce(options.redisUrl, options.onError);
+  const connection = { redisUrl: options.redisUrl, closing: closing.signal, onError };
+  const redis = connectFailingFast(connection);
+  redis.on('ready', onReady);
+  const feed = openChangeFeed(connection);
+  const queues = openJobQueues({ redis, onError });
+  await firstOutcome(redis);
+
+  const present = async (stored: StoredClone): Promise<Clone> =>
+    presentClone(
+      stored,
+      hasEnded(stored.clone.state) ? undefined : await readHost(redis, stored.clone.host),
+    );
+  const find = async (id: string): Promise<StoredClone> => {
+    const stored = await readClone(redis, id);
+    if (stored === undefined) throw notFound(id);
+    return stored;
+  };
+
+  const store: CloneStore = {
+    create: async (clone, idempotency) => {
+      const { outcome, id } = await createRecord(redis, {
+        id: clone.id,
+        host: clone.host,
+        record: JSON.stringify(clone),
+        directories: directoriesOf(clone.spec.target),
+        idempotency: {
+          key: idempotencyKey(idempotency === undefined ? 'none' : sha256(idempotency.key)),
+          fingerprint: idempotency?.fingerprint ?? '',
+          keepMs: IDEMPOTENCY_KEEP_MS,
+        },
+      });
+      switch (outcome) {
+        case 'busy':
+          throw targetBusy(id);
+        case 'reused':
+          throw new CloneError(
+            'IDEMPOTENCY_KEY_REUSED',
+            'the key came with another request before',
+            {
+              facts: { clone: id },
+              hint: 'Use a new key for every request that differs.',
+            },
+          );
+        case 'known':
+          return { clone: await present(await find(id)), created: false };
+        case 'created':
+          await queues.addClone(clone).catch(onError);
+          pruneEnded(redis, {
+            olderThan: Date.now() - ENDED_KEPT_MS,
+            countMax: ENDED_KEPT_MAX,
+          }).catch(onError);
+          return { clone: await present(await find(id)), created: true };
+      }
+    },
+
+    get: async (id) => {
+      const stored = await readClone(redis, id);
+      return stored && (await present(stored));
+    },
+
+    list: async ({ pageSize, pageToken, ...wanted }) => {
+      const hosts = await readHosts(redis);
+      const clones: Clone[] = [];
+      let last = pageToken === undefined ? undefined : idOfPageToken(pageToken);
+      for (;;) {
+        const ids = await ask(
+          redis.zrevrangebylex(
+            INDEX_KEY,
+            last === undefined ? '+' : `(${last}`,
+            '-',
+            'LIMIT',
+            0,
+            INDEX_BATCH,
+          ),
+        );
+        for (const clone of await readAll(ids, hosts)) {
+          if (!matches(clone, wanted)) continue;
+          // One more than the page holds: only now is it known that there is a next page.
+          const previous = clones.at(-1);
+          if (clones.length === pageSize && previous !== undefined) {
+            return { clones, nextPageToken: Buffer.from(previous.id, 'hex').toString('base64url') };
+          }
+          clones.push(clone);
+        }
+        last = ids.at(-1);
+        if (last === undefined || ids.length < INDEX_BATCH) return { clones, nextPageToken: null };
+      }
+    },
+
+    cancel: async (id) => {
+      for (let tries = 0; tries < CANCEL_TRIES_MAX; tries++) {
+        const stored = await find(id);
+        if (await cancelAsItIs(stored)) return await present(await find(id));
+      }
+      throw queueUnavailable(`the record of clone ${id} changes all the time`);
+    },
+
+    forget: async (id, { force }) => {
+      const { clone } = await find(id);
+      if (!(await forgetRecord(redis, { id, host: clone.host, force }))) {
+        throw new CloneError('CLONE_NOT_ENDED', 'the clone has not ended', {
+          facts: { state: clone.state },
+          hint: 'Cancel it first, and delete it once it has ended.',
+        });
+      }
+      if (!hasEnded(clone.state)) await queues.removeClone(clone).catch(onError);
+    },
+
+    watch: (id, { lastEventId, signal }) =>
+      watchClone({
+        redis,
+        feed,
+        id,
+        lastEventId,
+        signal: AbortSignal.any([signal, closing.signal]),
+        read: async () => await store.get(id),
+        checkMs: CONTACT_CHECK_MS,
+      }),
+
+    waitForChange: async (id, { version, timeoutMs, signal }) => {
+      const deadlineMs = performance.now() + timeoutMs;
+      await find(id);
+      using changes = await feed.watch(id);
+      for (;;) {
+        const clone = await present(await find(id));
+        const leftMs = deadlineMs - performance.now();
+        if (versionOf(clone) !== version || leftMs <= 0 || signal.aborted) return clone;
+        await changes.next({ timeoutMs: Math.min(leftMs, CONTACT_CHECK_MS), signal });
+      }
+    },
+
+    logs: async (id) => {
+      await find(id);
+      const entries = await ask(redis.xrange(eventsKey(id), '-', '+'));
+      return entries.map(([, fields]) => logLineOf(fields)).filter((line) => line !== undefined);
+    },
+
+    hosts: async () => {
+      const hosts = [...(await readHosts(redis)).values()].map(presentHost);
+      return hosts.toSorted((one, other) => (one.name < other.name ? -1 : 1));
+    },
+
+    host: async (name) => {
+      const known = await readHost(redis, name);
+      return known && presentHost(known);
+    },
+
+    holderOf: async (target) => {
+      const wanted = directoriesOf(target);
+      for (const [id, theirs] of Object.entries(await ask(redis.hgetall(openKey(target.host))))) {
+        if (
+          (JSON.parse(theirs) as string[]).some((one) =>
+            wanted.some((other) => overlap(one, other)),
+          )
+        )
+          return id;
+      }
+      return undefined;
+    },
+
+    ping: async () => {
+      await ask(redis.ping());
+    },
+
+    [Symbol.asyncDispose]: async () => {
+      closing.abort();
+      feed[Symbol.dispose]();
+      await queues[Symbol.asyncDispose]();
+      redis.disconnect();
+    },
+  };
+  return store;
+
+  /** @returns False if the clone was no longer what `stored` says. */
+  async function cancelAsItIs(stored: StoredClone): Promise<boolean> {
+    const { clone, marker } = stored;
+    const now = new Date();
+    switch (clone.state) {
+      case 'cancelled':
+        return true;
+      case 'succeeded':
+      case 'failed':
+        throw new CloneError('CLONE_ENDED', 'the clone has ended', {
+          facts: { state: clone.state },
+          hint: 'Nothing is left to be cancelled.',
+        });
+      case 'queued': {
+        const state = nextState(clone.state, 'cancel') ?? 'cancelled';
+        const ended = await endQueuedRecord(redis, {
+          id: clone.id,
+          host: clone.host,
+          record: JSON.stringify({ ...clone, state, endedAt: now.toISOString() }),
+          state,
+          endedAt: now.getTime(),
+          directories: [],
+          marker,
+        });
+        if (ended) await queues.removeClone(clone).catch(onError);
+        return ended;
+      }
+      case 'running':
+      case 'cancelling': {
+        if (isPublished(clone)) {
+          throw new CloneError('TOO_LATE_TO_CANCEL', 'the clone is published already', {
+            facts: { dataDirectory: clone.spec.target.dataDirectory },
+            hint: 'Wait until it has ended, and delete it then if it is not wanted.',
+          });
+        }
+        const requested = await requestCancel(redis, clone.id, now.toISOString());
+        if (requested) await queues.wakeForCancel(clone).catch(onError);
+        return requested;
+      }
+    }
+  }
+
+  /** The clones of `ids`, in that order; what cannot be read is left out and reported. */
+  async function readAll(
+    ids: readonly string[],
+    hosts: ReadonlyMap<string, KnownHost>,
+  ): Promise<readonly Clone[]> {
+    const clones = await Promise.all(
+      ids.map(async (id) => {
+        try {
+          const stored = await readClone(redis, id);
+          return stored && presentClone(stored, hosts.get(stored.clone.host));
+        } catch (error) {
+          if (!(error instanceof RecordUnreadableError)) throw error;
+          onError(error);
+          return undefined;
+        }
+      }),
+    );
+    return clones.filter((clone) => clone !== undefined);
+  }
+}
+
+function matches(
+  clone: Clone,
+  { state, host, label }: Pick<ListOptions, 'state' | 'host' | 'label'>,
+): boolean {
+  if (state !== undefined && clone.state !== state) return false;
+  if (host !== undefined && clone.host !== host) return false;
+  if (label === undefined) return true;
+  const [name = '', ...rest] = label.split('=');
+  const value = clone.spec.labels[name];
+  return value !== undefined && (rest.length === 0 || value === rest.join('='));
+}
+
+function idOfPageToken(token: string): string {
+  const id = Buffer.from(token, 'base64url').toString('hex');
+  if (/^[0-9a-f]{32}$/.test(id)) return id;
+  throw new CloneError('REQUEST_INVALID', 'the page token is none of ours', {
+    hint: 'Use nextPageToken of the page before as it is, or leave pageToken out.',
+  });
+}
+
+function overlap(one: string, other: string): boolean {
+  return one === other || one.startsWith(`${other}/`) || other.startsWith(`${one}/`);
+}
+
+function targetBusy(holder: string): CloneError {
+  return new CloneError('TARGET_BUSY', 'another clone works on this target', {
+    facts: { holder },
+    hint: `Wait until clone ${holder} has ended, cancel it, or choose another directory.`,
+  });
+}
+
+function sha256(text: string): string {
+  return createHash('sha256').update(text).digest('hex');
+}

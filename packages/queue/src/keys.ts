@@ -1,0 +1,30 @@
+/**
+ * The names of everything that we keep in Redis.
+ *
+ *     pgcloned:clone:<id>         hash: record (JSON), and what scripts compare: state, ended, attempt, workerId, cancel, marker
+ *     pgcloned:events:<id>        stream, capped: log lines, and the marker of the last change of the record
+ *     pgcloned:clones             sorted set of ids; they are UUIDv7, so their order is that of creation
+ *     pgcloned:ended              sorted set of the ids of ended clones by the time of their end, for retention
+ *     pgcloned:open:<host>        hash: id of a clone that has not ended → the directories it will write, as JSON
+ *     pgcloned:idempotency:<hash> hash: id and fingerprint of the request that came with a key
+ *     pgcloned:hosts              set of host names
+ *     pgcloned:host:<name>        hash: facts (JSON), machineId, workerId, seenAt, left
+ *     pgcloned:changed:<id>       channel: the clone has changed
+ *     pgcloned:host-<name>:*      BullMQ's, the clones of a host
+ *     pgcloned:control-<name>:*   BullMQ's, what must not wait behind an hour-long copy
+ */
+
+export const BULL_PREFIX = 'pgcloned';
+export const INDEX_KEY = 'pgcloned:clones';
+export const ENDED_KEY = 'pgcloned:ended';
+export const HOSTS_KEY = 'pgcloned:hosts';
+
+export const cloneKey = (id: string) => `pgcloned:clone:${id}`;
+export const eventsKey = (id: string) => `pgcloned:events:${id}`;
+export const openKey = (host: string) => `pgcloned:open:${host}`;
+export const hostKey = (name: string) => `pgcloned:host:${name}`;
+export const idempotencyKey = (hash: string) => `pgcloned:idempotency:${hash}`;
+export const changedChannel = (id: string) => `pgcloned:changed:${id}`;
+
+export const clonesQueueName = (host: string) => `host-${host}`;
+export const controlQueueName = (host: string) => `control-${host}`;

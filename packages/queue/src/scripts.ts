@@ -1,0 +1,315 @@
+/**
+ * What must happen at once or not at all, as Lua that Redis runs.
+ *
+ * JSON of a record is never decoded here: cjson turns empty lists into objects and large numbers into rounded ones.
+ * What a script has to compare stands in fields of its own beside the record.
+ */
+import type { CloneState } from '@pgcloned/contract';
+import type { Redis } from 'ioredis';
+import { cloneKey, ENDED_KEY, eventsKey, HOSTS_KEY, hostKey, INDEX_KEY, openKey } from './keys.ts';
+import { ask } from './redis-connection.ts';
+
+/** Enough for every line of an ordinary clone; of a noisy one the oldest go. */
+const EVENTS_PER_CLONE_MAX = 1000;
+
+/**
+ * One marker per stream says that the record has changed. The one before it is deleted, so that two changes per second for
+ * an hour do not push the log lines out.
+ */
+const MARK = `
+  local function mark(clone, events, id, event)
+    local last = redis.call('HGET', clone, 'marker')
+    if last then redis.call('XDEL', events, last) end
+    local marker = redis.call('XADD', events, 'MAXLEN', '~', ${String(EVENTS_PER_CLONE_MAX)}, '*', 'event', event)
+    redis.call('HSET', clone, 'marker', marker)
+    redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
+  end
+`;
+
+const CREATE = `${MARK}
+  local clone, events, index, open, idempotency = unpack(KEYS)
+  local id, record, directories, fingerprint, keep_ms = unpack(ARGV)
+  if fingerprint ~= '' then
+    local known = redis.call('HMGET', idempotency, 'id', 'fingerprint')
+    if known[1] and redis.call('EXISTS', 'pgcloned:clone:' .. known[1]) == 1 then
+      if known[2] == fingerprint then return {'known', known[1]} end
+      return {'reused', known[1]}
+    end
+  end
+  local function overlap(one, other)
+    return one == other or one:sub(1, #other + 1) == other .. '/' or other:sub(1, #one + 1) == one .. '/'
+  end
+  local wanted = cjson.decode(directories)
+  local held = redis.call('HGETALL', open)
+  for i = 1, #held, 2 do
+    for _, theirs in ipairs(cjson.decode(held[i + 1])) do
+      for _, ours in ipairs(wanted) do
+        if overlap(ours, theirs) then return {'busy', held[i]} end
+      end
+    end
+  end
+  redis.call('HSET', clone, 'record', record, 'state', 'queued', 'ended', '0', 'attempt', '1', 'workerId', '')
+  redis.call('ZADD', index, 0, id)
+  redis.call('HSET', open, id, directories)
+  if fingerprint ~= '' then
+    redis.call('HSET', idempotency, 'id', id, 'fingerprint', fingerprint)
+    redis.call('PEXPIRE', idempotency, keep_ms)
+  end
+  mark(clone, events, id, 'clone')
+  return {'created', id}
+`;
+
+export type CreateOutcome = 'created' | 'known' | 'reused' | 'busy';
+
+/** Writes the record of a new clone, unless its key is known or another clone of the host holds one of its directories. */
+export async function createRecord(
+  redis: Redis,
+  o: {
+    readonly id: string;
+    readonly host: string;
+    readonly record: string;
+    readonly directories: readonly string[];
+    readonly idempotency: {
+      readonly key: string;
+      readonly fingerprint: string;
+      readonly keepMs: number;
+    };
+  },
+): Promise<{ readonly outcome: CreateOutcome; readonly id: string }> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), o.idempotency.key];
+  const { fingerprint, keepMs } = o.idempotency;
+  const answer = redis.eval(
+    CREATE,
+    keys.length,
+    ...keys,
+    o.id,
+    o.record,
+    JSON.stringify(o.directories),
+    fingerprint,
+    keepMs,
+  );
+  const [outcome, id] = (await ask(answer)) as [CreateOutcome, string];
+  return { outcome, id };
+}
+
+const WRITE = `${MARK}
+  local clone, events, index, open, ended_index = unpack(KEYS)
+  local id, record, state, attempt, worker, ended, ended_at, directories = unpack(ARGV)
+  local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'record', 'cancel')
+  if stored[1] then
+    local same_attempt = tonumber(stored[1]) == tonumber(attempt)
+    local same_owner = same_attempt and stored[2] == worker
+    if tonumber(stored[1]) > tonumber(attempt) then return {'refused', ''} end
+    if same_attempt and stored[2] ~= '' and not same_owner then return {'refused', ''} end
+    if stored[3] == '1' and not (same_owner and ended == '1') then return {'refused', ''} end
+  end
+  for i = 9, #ARGV do
+    redis.call('XADD', events, 'MAXLEN', '~', ${String(EVENTS_PER_CLONE_MAX)}, '*', 'event', 'log', 'line', ARGV[i])
+  end
+  if stored[4] ~= record then
+    redis.call('HSET', clone, 'record', record, 'state', state, 'ended', ended, 'attempt', attempt, 'workerId', worker)
+    redis.call('ZADD', index, 0, id)
+    if ended == '1' then
+      redis.call('HDEL', open, id)
+      redis.call('ZADD', ended_index, ended_at, id)
+      redis.call('HDEL', clone, 'cancel')
+    else
+      redis.call('HSET', open, id, directories)
+    end
+    mark(clone, events, id, ended == '1' and 'end' or 'clone')
+  elseif #ARGV > 8 then
+    redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
+  end
+  return {'stored', ended == '0' and stored[5] or ''}
+`;
+
+/** Who may write a record: the attempt, and within it the worker that took the clone first. */
+export interface Fence {
+  readonly attempt: number;
+  readonly workerId: string;
+}
+
+export interface RecordToWrite {
+  readonly id: string;
+  readonly host: string;
+  readonly record: string;
+  readonly state: CloneState;
+  /** Milliseconds since 1970; null: it has not ended. */
+  readonly endedAt: number | null;
+  readonly directories: readonly string[];
+}
+
+/**
+ * Writes a record in the name of a worker, with the log lines that came before it. A record that Redis lost is written as
+ * if it were new. Refused: an ended record of somebody else, a newer attempt, another worker's.
+ */
+export async function writeRecord(
+  redis: Redis,
+  o: RecordToWrite,
+  fence: Fence,
+  logLines: readonly string[],
+): Promise<{ readonly outcome: 'stored' | 'refused'; readonly cancelRequested: boolean }> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), ENDED_KEY];
+  const [outcome, cancel] = (await ask(
+    redis.eval(
+      WRITE,
+      keys.length,
+      ...keys,
+      o.id,
+      o.record,
+      o.state,
+      fence.attempt,
+      fence.workerId,
+      o.endedAt === null ? '0' : '1',
+      o.endedAt ?? 0,
+      JSON.stringify(o.directories),
+      ...logLines,
+    ),
+  )) as ['stored' | 'refused', string];
+  return { outcome, cancelRequested: cancel !== '' };
+}
+
+const END_QUEUED = `${MARK}
+  local clone, events, open, ended_index = unpack(KEYS)
+  local id, record, state, marker, ended_at = unpack(ARGV)
+  if redis.call('HGET', clone, 'marker') ~= marker then return 0 end
+  redis.call('HSET', clone, 'record', record, 'state', state, 'ended', '1')
+  redis.call('HDEL', open, id)
+  redis.call('ZADD', ended_index, ended_at, id)
+  mark(clone, events, id, 'end')
+  return 1
+`;
+
+/** Ends a clone that no worker has taken. @returns Whether the record was still the one with this marker. */
+export async function endQueuedRecord(
+  redis: Redis,
+  o: RecordToWrite & { readonly marker: string },
+): Promise<boolean> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), openKey(o.host), ENDED_KEY];
+  const answer = redis.eval(
+    END_QUEUED,
+    keys.length,
+    ...keys,
+    o.id,
+    o.record,
+    o.state,
+    o.marker,
+    o.endedAt ?? 0,
+  );
+  return (await ask(answer)) === 1;
+}
+
+const REQUEST_CANCEL = `${MARK}
+  local clone, events = unpack(KEYS)
+  local id, requested_at = unpack(ARGV)
+  local state = redis.call('HGET', clone, 'state')
+  if state ~= 'running' and state ~= 'cancelling' then return 0 end
+  if redis.call('HSETNX', clone, 'cancel', requested_at) == 1 then mark(clone, events, id, 'clone') end
+  return 1
+`;
+
+/** Leaves the wish with a record that a worker owns. @returns Whether the clone was still with a worker. */
+export async function requestCancel(
+  redis: Redis,
+  id: string,
+  requestedAt: string,
+): Promise<boolean> {
+  const answer = redis.eval(REQUEST_CANCEL, 2, cloneKey(id), eventsKey(id), id, requestedAt);
+  return (await ask(answer)) === 1;
+}
+
+const FORGET = `
+  local clone, events, index, open, ended_index = unpack(KEYS)
+  local id, force = unpack(ARGV)
+  if force ~= '1' and redis.call('HGET', clone, 'ended') == '0' then return 0 end
+  redis.call('DEL', clone, events)
+  redis.call('ZREM', index, id)
+  redis.call('ZREM', ended_index, id)
+  redis.call('HDEL', open, id)
+  redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
+  return 1
+`;
+
+/** @returns False if the clone has not ended and `force` is not given. */
+export async function forgetRecord(
+  redis: Redis,
+  o: { readonly id: string; readonly host: string; readonly force: boolean },
+): Promise<boolean> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), ENDED_KEY];
+  const answer = redis.eval(FORGET, keys.length, ...keys, o.id, o.force ? '1' : '0');
+  return (await ask(answer)) === 1;
+}
+
+const PRUNE = `
+  local ended_index, index = unpack(KEYS)
+  local older_than, count_max, batch = unpack(ARGV)
+  local victims = redis.call('ZRANGEBYSCORE', ended_index, '-inf', older_than, 'LIMIT', 0, batch)
+  local surplus = redis.call('ZCARD', ended_index) - #victims - tonumber(count_max)
+  if surplus > 0 then
+    local from = #victims
+    local more = redis.call('ZRANGE', ended_index, from, from + math.min(surplus, tonumber(batch)) - 1)
+    for _, id in ipairs(more) do table.insert(victims, id) end
+  end
+  for _, id in ipairs(victims) do
+    redis.call('DEL', 'pgcloned:clone:' .. id, 'pgcloned:events:' .. id)
+    redis.call('ZREM', index, id)
+    redis.call('ZREM', ended_index, id)
+  end
+  return #victims
+`;
+
+/** Removes ended clones that are too old or too many, a bounded number at a time. */
+export async function pruneEnded(
+  redis: Redis,
+  o: { readonly olderThan: number; readonly countMax: number },
+): Promise<void> {
+  await ask(redis.eval(PRUNE, 2, ENDED_KEY, INDEX_KEY, o.olderThan, o.countMax, 100));
+}
+
+const REGISTER_HOST = `
+  local host, hosts = unpack(KEYS)
+  local name, machine, worker, facts, online_ms = unpack(ARGV)
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local known = redis.call('HMGET', host, 'machineId', 'seenAt', 'left')
+  if known[1] and known[1] ~= machine and known[3] == '0' and now - tonumber(known[2]) < tonumber(online_ms) then
+    return 0
+  end
+  redis.call('HSET', host, 'facts', facts, 'machineId', machine, 'workerId', worker, 'seenAt', string.format('%.0f', now), 'left', '0')
+  redis.call('SADD', hosts, name)
+  return 1
+`;
+
+/** One heartbeat. @returns False if another machine with this name is alive. */
+export async function registerHost(
+  redis: Redis,
+  o: {
+    readonly name: string;
+    readonly machineId: string;
+    readonly workerId: string;
+    readonly facts: string;
+    readonly onlineMs: number;
+  },
+): Promise<boolean> {
+  const answer = redis.eval(
+    REGISTER_HOST,
+    2,
+    hostKey(o.name),
+    HOSTS_KEY,
+    o.name,
+    o.machineId,
+    o.workerId,
+    o.facts,
+    o.onlineMs,
+  );
+  return (await ask(answer)) === 1;
+}
+
+const LEAVE_HOST = `
+  if redis.call('HGET', KEYS[1], 'workerId') == ARGV[1] then redis.call('HSET', KEYS[1], 'left', '1') end
+`;
+
+/** Says that the worker was stopped on purpose: its host is offline from now on, not only when it is missed. */
+export async function leaveHost(redis: Redis, name: string, workerId: string): Promise<void> {
+  await ask(redis.eval(LEAVE_HOST, 1, hostKey(name), workerId));
+}

@@ -1,0 +1,116 @@
+/**
+ * Reading records, and what is computed when they are read.
+ *
+ * A record says what its worker last knew. Whether the worker is still heard of, why a queued clone waits, and that a
+ * cancel was asked for which the worker has not taken up yet, are added here: nobody would be there to write them.
+ * Whatever comes out of Redis is checked with the contract's schema again.
+ */
+import { createHash } from 'node:crypto';
+import { Clone, CloneError, type CloneSpec, nextState } from '@pgcloned/contract';
+import type { Redis } from 'ioredis';
+import type { KnownHost } from './host-registry.ts';
+import { cloneKey } from './keys.ts';
+import { ask } from './redis-connection.ts';
+import type { Fence } from './scripts.ts';
+
+export interface StoredClone {
+  readonly clone: Clone;
+  readonly fence: Fence;
+  readonly cancelRequested: boolean;
+  /** Changes with every write of the record. */
+  readonly marker: string;
+}
+
+/** What stands under the id of a clone and is none: of another version, or tampered with. */
+export class RecordUnreadableError extends Error {
+  override readonly name = 'RecordUnreadableError';
+}
+
+/**
+ * @returns Undefined if there is none.
+ * @throws {RecordUnreadableError} If it is not a clone with this id.
+ * @throws {CloneError} `QUEUE_UNAVAILABLE`.
+ */
+export async function readClone(redis: Redis, id: string): Promise<StoredClone | undefined> {
+  const [record, attempt, workerId, cancel, marker] = await ask(
+    redis.hmget(cloneKey(id), 'record', 'attempt', 'workerId', 'cancel', 'marker'),
+  );
+  if (record === null || record === undefined) return undefined;
+  return {
+    clone: parseRecord(id, record),
+    fence: { attempt: Number(attempt), workerId: workerId ?? '' },
+    cancelRequested: typeof cancel === 'string',
+    marker: marker ?? '',
+  };
+}
+
+function parseRecord(id: string, record: string): Clone {
+  let value: unknown;
+  try {
+    value = JSON.parse(record);
+  } catch (cause) {
+    throw new RecordUnreadableError(`the record of clone ${id} is not JSON`, { cause });
+  }
+  const { data, error } = Clone.safeParse(value);
+  if (data === undefined) {
+    throw new RecordUnreadableError(`the record of clone ${id} cannot be read`, { cause: error });
+  }
+  if (data.id !== id) throw new RecordUnreadableError(`the record of clone ${id} names another`);
+  return data;
+}
+
+/** The clone as callers see it. `host` is what the registry knows of the clone's host. */
+export function presentClone(stored: StoredClone, host: KnownHost | undefined): Clone {
+  const { clone, cancelRequested } = stored;
+  switch (clone.state) {
+    case 'queued':
+      return { ...clone, waitingFor: reasonToWait(clone, host) };
+    case 'running':
+    case 'cancelling': {
+      // Past the point of no return the worker ignores the wish, so it is not shown either.
+      const cancels = cancelRequested && !isPublished(clone);
+      const state = (cancels ? nextState(clone.state, 'cancel') : null) ?? clone.state;
+      if (host?.online === true) return { ...clone, state };
+      return { ...clone, state, contact: 'lost', lostSince: host?.lastSeenAt ?? clone.startedAt };
+    }
+    case 'succeeded':
+    case 'failed':
+    case 'cancelled':
+      return clone;
+  }
+}
+
+function reasonToWait(clone: Clone, host: KnownHost | undefined): string | null {
+  if (host === undefined) return `no worker of host ${clone.host} has registered`;
+  if (!host.online) return `host ${clone.host} is offline since ${host.lastSeenAt}`;
+  const { concurrency, runningClones } = host.facts;
+  if (runningClones.length < concurrency) return null;
+  return `${String(runningClones.length)} of ${String(concurrency)} clones run on host ${clone.host}`;
+}
+
+/** Whether the directory of the clone can be started: from there a cancel comes too late. */
+export function isPublished(clone: Clone): boolean {
+  return clone.progress.phases.some(({ name, state }) => name === 'publish' && state === 'done');
+}
+
+/** Every directory that the clone names as one to be written. */
+export function directoriesOf(
+  target: Pick<CloneSpec['target'], 'dataDirectory'> & Partial<CloneSpec['target']>,
+): readonly string[] {
+  const { dataDirectory, walDirectory, temporaryWalDirectory, tablespaces = {} } = target;
+  return [dataDirectory, walDirectory, temporaryWalDirectory, ...Object.values(tablespaces)].filter(
+    (directory) => typeof directory === 'string',
+  );
+}
+
+export function notFound(id: string): CloneError {
+  return new CloneError('NOT_FOUND', 'there is no such clone', {
+    facts: { id },
+    hint: 'List the clones to see which there are; ended ones are forgotten after some time.',
+  });
+}
+
+/** Differs whenever anything in the clone does: an entity tag. */
+export function versionOf(clone: Clone): string {
+  return createHash('sha256').update(JSON.stringify(clone)).digest('base64url').slice(0, 22);
+}

@@ -1,0 +1,75 @@
+/**
+ * The event stream of one clone.
+ *
+ * The first event is the whole record, so that whoever connects knows where the clone stands; then come the log lines
+ * and changes after the position that the caller has seen. The id of an event is a position in the clone's stream in
+ * Redis: the first event carries the position it was called with, so that resuming from it misses no log line.
+ */
+import { type Clone, CloneError, hasEnded, LogLine, type StreamEvent } from '@pgcloned/contract';
+import type { Redis } from 'ioredis';
+import type { ChangeFeed } from './change-feed.ts';
+import { eventsKey } from './keys.ts';
+import { ask } from './redis-connection.ts';
+import { notFound, versionOf } from './stored-clone.ts';
+
+const POSITION = /^\d{1,20}-\d{1,20}$/;
+const BEFORE_ALL = '0-0';
+const EVENTS_PER_READ = 200;
+
+export async function* watchClone(o: {
+  readonly redis: Redis;
+  readonly feed: ChangeFeed;
+  readonly id: string;
+  readonly lastEventId: string | null;
+  readonly signal: AbortSignal;
+  readonly read: () => Promise<Clone | undefined>;
+  /** How often to look although nothing was said. */
+  readonly checkMs: number;
+}): AsyncGenerator<StreamEvent, void, void> {
+  const { redis, id, signal, read } = o;
+  let position =
+    o.lastEventId !== null && POSITION.test(o.lastEventId) ? o.lastEventId : BEFORE_ALL;
+  const first = await read();
+  if (first === undefined) throw notFound(id);
+  using changes = await o.feed.watch(id);
+  let shown = versionOf(first);
+  yield { event: 'clone', id: position, data: first };
+
+  while (!signal.aborted) {
+    try {
+      // The record before the lines: when it has ended, all lines are there.
+      const clone = await read();
+      if (clone === undefined) return;
+      for (;;) {
+        const entries = await ask(
+          redis.xrange(eventsKey(id), `(${position}`, '+', 'COUNT', EVENTS_PER_READ),
+        );
+        for (const [entryId, fields] of entries) {
+          position = entryId;
+          const line = logLineOf(fields);
+          if (line !== undefined) yield { event: 'log', id: position, data: line };
+        }
+        if (entries.length < EVENTS_PER_READ) break;
+      }
+      if (hasEnded(clone.state)) {
+        yield { event: 'end', id: position, data: clone };
+        return;
+      }
+      if (versionOf(clone) !== shown) {
+        shown = versionOf(clone);
+        yield { event: 'clone', id: position, data: clone };
+      }
+    } catch (error) {
+      // The caller has begun to listen; an outage is a silence and not the end.
+      if (!(error instanceof CloneError && error.code === 'QUEUE_UNAVAILABLE')) throw error;
+    }
+    await changes.next({ timeoutMs: o.checkMs, signal });
+  }
+}
+
+/** The log line of a stream entry; undefined for a marker. */
+export function logLineOf(fields: readonly string[]): LogLine | undefined {
+  const [, event, , line] = fields;
+  if (event !== 'log' || line === undefined) return undefined;
+  return LogLine.safeParse(JSON.parse(line)).data;
+}
