@@ -17,4 +17,4 @@ export {
 } from './command-runner.ts';
 export { syncDirectory, writeDurably } from './durable-file.ts';
 export { type FileLock, lockFile } from './file-lock.ts';
-export { type LineSplitter, splitLines } from './line-splitter.ts';
+export { splitLines } from './line-splitter.ts';
