@@ -1,11 +1,16 @@
 #!/usr/bin/env node
-// Plain JavaScript, so that a Node that is too old gets a sentence instead of a stack trace.
+// Plain JavaScript that every Node can read, so that one that is too old gets sentences instead of a stack trace.
 const NODE_MAJOR_MIN = 24;
-const major = Number(process.versions.node.split('.')[0]);
-if (major < NODE_MAJOR_MIN) {
+const EXIT_STATUS_REFUSED = 7;
+
+if (Number(process.versions.node.split('.')[0]) < NODE_MAJOR_MIN) {
   console.error(
-    `pgcloned needs Node ${NODE_MAJOR_MIN} or newer, this is ${process.versions.node}. Run \`npm run setup\` in the checkout, or put a newer node first in PATH.`,
+    [
+      `pgcloned: Node ${NODE_MAJOR_MIN} or newer is needed, and this is Node ${process.versions.node}`,
+      `  hint: Run \`npm run setup\` in the checkout, which brings its own Node for node_modules/.bin/pgcloned, or put a newer Node first in PATH.`,
+      `  node: ${process.execPath}`,
+    ].join('\n'),
   );
-  process.exit(69);
+  process.exit(EXIT_STATUS_REFUSED);
 }
-await import('../src/main.ts');
+import('../src/main.ts');

@@ -1,0 +1,56 @@
+/** A clone's record as text: one row in a table, or everything a person asks about one. */
+import type { Clone } from '@pgcloned/client';
+import { describeCopy, fractionDone } from './progress/describe.ts';
+import { formatResult } from './summary.ts';
+import { formatRows, formatTable } from './table.ts';
+
+export function formatCloneTable(clones: readonly Clone[]): string {
+  return formatTable(
+    ['ID', 'SOURCE', 'HOST', 'DATA DIRECTORY', 'STATE', 'PHASE', 'DONE', 'CREATED'],
+    clones.map((clone) => [
+      clone.id,
+      clone.spec.source.name,
+      clone.host,
+      clone.spec.target.dataDirectory,
+      stateOf(clone),
+      clone.state === 'running' ? (clone.phase ?? '') : '',
+      clone.progress.bytesTotal === 0
+        ? ''
+        : `${String(Math.floor(fractionDone(clone.progress) * 100))} %`,
+      clone.createdAt,
+    ]),
+  );
+}
+
+export function formatClone(clone: Clone): string {
+  const { spec, progress, error } = clone;
+  return [
+    `clone ${clone.id}`,
+    ...formatRows([
+      ['state', stateOf(clone)],
+      ['phase', clone.phase],
+      ['waiting for', clone.waitingFor],
+      ['source', spec.source.name],
+      ['host', clone.host],
+      ['data directory', spec.target.dataDirectory],
+      ['attempt', String(clone.attempt)],
+      ['created', clone.createdAt],
+      ['started', clone.startedAt],
+      ['ended', clone.endedAt],
+      ['copy', progress.bytesTotal === 0 ? null : describeCopy(progress)],
+      [
+        'labels',
+        Object.entries(spec.labels)
+          .map(([name, value]) => `${name}=${value}`)
+          .join(' '),
+      ],
+      ['error', error === null ? null : `${error.code}: ${error.message}`],
+      ['hint', error === null ? null : error.hint],
+    ]),
+    ...formatResult(clone),
+  ].join('\n');
+}
+
+function stateOf({ state, contact }: Clone): string {
+  return contact === 'lost' ? `${state} (contact lost)` : state;
+}

@@ -1,0 +1,212 @@
+/**
+ * What `pgcloned run` was asked for, put together from SPEC, options and environment, in this order of force: options,
+ * SPEC, then the PG* variables for what neither says, as psql does it.
+ *
+ * The variables speak only of a source that is spelled out. One of the configuration is complete as it stands there, and
+ * gets PGPASSWORD only if it names no file with passwords.
+ */
+import { dirname, join, resolve } from 'node:path';
+import {
+  CloneError,
+  type CloneSpec,
+  RunSpec,
+  refuseUnsupported,
+  type SourceConfiguration,
+} from '@pgcloned/contract';
+import { homeDirectory, type Settings, withAbsoluteFiles } from './config.ts';
+import type { Environment } from './invocation.ts';
+import {
+  type LocatedYaml,
+  locateWithOrigins,
+  mistakesError,
+  mistakesOf,
+  parseYaml,
+  readYaml,
+} from './located-yaml.ts';
+import { getIn, setIn } from './nested-value.ts';
+import { attributeOf, longFlagOf, readOption, SPEC_OPTIONS } from './spec-options.ts';
+
+export interface RunRequest {
+  readonly spec: Omit<CloneSpec, 'source'>;
+  /** For messages: the source's name or host. */
+  readonly sourceName: string;
+  readonly source: SourceConfiguration;
+  readonly password: string | null;
+}
+
+const PG_VARIABLES: readonly (readonly [name: string, path: string])[] = [
+  ['PGHOST', 'source.host'],
+  ['PGPORT', 'source.port'],
+  ['PGUSER', 'source.user'],
+  ['PGDATABASE', 'source.database'],
+  ['PGPASSFILE', 'source.passFile'],
+  ['PGSSLMODE', 'source.sslmode'],
+  ['PGSSLROOTCERT', 'source.sslRootCertFile'],
+];
+
+/** Variables that lead psql to another server; to ignore them would clone the wrong one. */
+const REFUSED_VARIABLES = ['PGSERVICE', 'PGHOSTADDR'];
+
+/**
+ * @param options The command's options as commander keeps them.
+ * @throws {CloneError} `REQUEST_INVALID` naming file and line, option or variable; `SOURCE_UNKNOWN`; `NOT_SUPPORTED`.
+ */
+export async function readRunRequest({
+  file,
+  options,
+  environment,
+  settings,
+}: {
+  readonly file: string | undefined;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly environment: Environment;
+  readonly settings: Settings;
+}): Promise<RunRequest> {
+  const yaml =
+    file === undefined
+      ? parseYaml('options', '', 'REQUEST_INVALID')
+      : await readYaml(file, 'REQUEST_INVALID');
+  const origins = new Map<string, string>();
+  applyOptions(yaml.content, options, origins);
+  applyVariables(yaml.content, environment, origins);
+  const { source: asked, target, ...rest } = validate(yaml, origins);
+  if (target.host !== undefined && target.host !== settings.host) {
+    throw new CloneError(
+      'REQUEST_INVALID',
+      `target.host is ${target.host}, but this is ${settings.host}`,
+      {
+        hint: 'Leave target.host out, or run this on that host.',
+      },
+    );
+  }
+  const spec = { ...rest, target: { ...target, host: settings.host } };
+  refuseUnsupported(spec);
+  const named = 'name' in asked;
+  const source = named
+    ? sourceOf(asked.name, settings)
+    : withAbsoluteFiles(asked, {
+        base: file === undefined || file === '-' ? process.cwd() : dirname(resolve(file)),
+        home: homeDirectory(environment),
+      });
+  refuseSocketWithoutSsh(source);
+  return {
+    spec,
+    sourceName: named ? asked.name : source.host,
+    source,
+    password: (!(named && source.passFile !== null) && environment.PGPASSWORD) || null,
+  };
+}
+
+function applyOptions(
+  content: Record<string, unknown>,
+  options: Readonly<Record<string, unknown>>,
+  origins: Map<string, string>,
+): void {
+  for (const option of Object.values(SPEC_OPTIONS).flat()) {
+    const given = options[attributeOf(option)];
+    if (given === undefined) continue;
+    const value = readOption(option, given);
+    const before = getIn(content, option.path);
+    const merged =
+      option.read === 'pairs' && typeof before === 'object' && before !== null
+        ? { ...before, ...(value as object) }
+        : value;
+    setIn(content, option.path, merged);
+    origins.set(option.path.join('.'), `option ${longFlagOf(option)}`);
+  }
+}
+
+function applyVariables(
+  content: Record<string, unknown>,
+  environment: Environment,
+  origins: Map<string, string>,
+): void {
+  if (getIn(content, ['source', 'name']) !== undefined) return;
+  for (const name of REFUSED_VARIABLES) {
+    if (!environment[name]) continue;
+    throw new CloneError('NOT_SUPPORTED', `environment variable ${name} is not supported`, {
+      hint: 'Unset it, and spell the source out with --host, --port and --user.',
+    });
+  }
+  for (const [name, key] of PG_VARIABLES) {
+    const path = key.split('.');
+    const text = environment[name];
+    if (!text || getIn(content, path) !== undefined) continue;
+    setIn(content, path, key === 'source.port' && Number(text) ? Number(text) : text);
+    origins.set(key, `environment variable ${name}`);
+  }
+  if (getIn(content, ['source', 'host']) === undefined) {
+    throw new CloneError('REQUEST_INVALID', 'no source is named', {
+      hint: 'Give --host (or PGHOST), --source with a name of the configuration, or a SPEC with -f.',
+    });
+  }
+  // ssh would ask the agent too; a source that is spelled out may say `agent: false`.
+  if (environment.SSH_AUTH_SOCK && getIn(content, ['source', 'ssh', 'agent']) === undefined) {
+    setIn(content, ['source', 'ssh', 'agent'], true);
+  }
+}
+
+function validate(yaml: LocatedYaml, origins: ReadonlyMap<string, string>): RunSpec {
+  const parsed = RunSpec.safeParse(yaml.content);
+  if (parsed.success) return parsed.data;
+  throw mistakesError('REQUEST_INVALID', mistakesOf(parsed.error), {
+    locate: locateWithOrigins(yaml, origins),
+    hint: 'See `pgcloned run --help` for the options.',
+  });
+}
+
+function sourceOf(name: string, { sources, file }: Settings): SourceConfiguration {
+  const source = sources[name];
+  if (source === undefined) {
+    throw new CloneError('SOURCE_UNKNOWN', `no source is called ${name}`, {
+      facts: { configuration: file, sources: Object.keys(sources).join(' ') },
+      hint: 'Add it to `sources` of the configuration, or spell it out with --host.',
+    });
+  }
+  if ('local' in source) {
+    throw new CloneError('NOT_SUPPORTED', `source ${name} is local, which needs method reflink`, {
+      hint: 'Spell out how it is reached by SQL and SSH, and use method rsync.',
+    });
+  }
+  return source;
+}
+
+/** A directory of sockets is a fine host for psql, but SSH needs a name. */
+function refuseSocketWithoutSsh({ host, ssh }: SourceConfiguration): void {
+  if (!host.startsWith('/') || ssh.host !== null) return;
+  throw new CloneError('REQUEST_INVALID', `source.host is the socket directory ${host}`, {
+    hint: 'Name the SSH server of the source with --ssh-host, or give a host name with --host.',
+  });
+}
+
+/** Files that no clone may lie in or beside: what we were told to read. */
+export function filesOf({
+  passFile,
+  sslRootCertFile,
+  ssh,
+  replication,
+}: SourceConfiguration): readonly string[] {
+  return [
+    passFile,
+    sslRootCertFile,
+    ssh.privateKeyFile,
+    ssh.knownHostsFile,
+    replication.passFile,
+  ].filter((file) => file !== null);
+}
+
+/** The keys that OpenSSH would try, and the files in which it would look a host key up. */
+export function sshDefaults(home: string): {
+  readonly keyFiles: readonly string[];
+  readonly knownHostsFiles: readonly string[];
+} {
+  const directory = join(home, '.ssh');
+  return {
+    keyFiles: ['id_ed25519', 'id_ecdsa', 'id_rsa'].map((name) => join(directory, name)),
+    knownHostsFiles: [
+      join(directory, 'known_hosts'),
+      join(directory, 'known_hosts2'),
+      '/etc/ssh/ssh_known_hosts',
+    ],
+  };
+}

@@ -1,0 +1,60 @@
+/** The last lines about a clone: what was made, what it cost, what to mind. */
+import { type CloneResult, formatBytes, type Instance, type Leftover } from '@pgcloned/contract';
+import { formatDuration } from './progress/describe.ts';
+import { formatRows } from './table.ts';
+
+interface Outcome {
+  readonly result: CloneResult | null;
+  readonly instance: Instance;
+  readonly leftovers: readonly Leftover[];
+}
+
+export function formatSummary({
+  sourceName,
+  result,
+  instance,
+  leftovers,
+}: Outcome & { readonly sourceName: string; readonly result: CloneResult }): string {
+  return [
+    `clone of ${sourceName} is ready in ${result.dataDirectory}`,
+    ...formatResult({ result, instance, leftovers }),
+  ].join('\n');
+}
+
+export function formatResult({ result, instance, leftovers }: Outcome): readonly string[] {
+  return [
+    ...(result === null ? [] : formatTotals(result)),
+    ...formatRows([['replica', describeInstance(instance)]]),
+    ...formatRows((result?.warnings ?? []).map((warning) => ['warning', warning])),
+    ...formatLeftovers(leftovers),
+  ];
+}
+
+function formatTotals(result: CloneResult): readonly string[] {
+  const { bytes, files, wireBytes, durationMs, startLsn, stopLsn, timeline } = result;
+  const rate = durationMs === 0 ? 0 : Math.round((bytes * 1000) / durationMs);
+  return formatRows([
+    ['copied', `${formatBytes(bytes)} in ${String(files)} files`],
+    ['over the wire', formatBytes(wireBytes)],
+    ['duration', `${formatDuration(durationMs)} (${formatBytes(rate)}/s)`],
+    ['WAL', `${startLsn} to ${stopLsn}, timeline ${String(timeline)}`],
+    ['system', result.systemIdentifier],
+    [
+      'verification',
+      Object.entries(result.verification)
+        .map(([what, verdict]) => `${what} ${verdict}`)
+        .join(', '),
+    ],
+  ]);
+}
+
+function describeInstance({ state, port }: Instance): string {
+  return state === 'running' && port !== null ? `running on port ${String(port)}` : state;
+}
+
+/** What could not be undone, each with the command that removes it. */
+export function formatLeftovers(leftovers: readonly Leftover[]): readonly string[] {
+  return formatRows(
+    leftovers.map(({ what, remedy }) => ['left behind', `${what}; remove it with: ${remedy}`]),
+  );
+}
