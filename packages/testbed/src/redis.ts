@@ -33,18 +33,12 @@ export async function startRedis(): Promise<PrivateRedis> {
     start: async () => {
       server = await startServerProcess({
         argv: [
-          'redis-server',
-          '--port',
-          '0',
-          '--unixsocket',
-          socket,
-          '--unixsocketperm',
-          '700',
-        ].concat(
-          ['--dir', scratch.path, '--appendonly', 'yes', '--save', ''],
-          // Uncompressed, so that a test can look for secrets in its files.
-          ['--maxmemory-policy', 'noeviction', '--rdbcompression', 'no'],
-        ),
+          ...['redis-server', '--dir', scratch.path],
+          ...['--port', '0', '--unixsocket', socket, '--unixsocketperm', '700'],
+          ...['--appendonly', 'yes', '--save', '', '--maxmemory-policy', 'noeviction'],
+          // So that a test can look for secrets in its files.
+          ...['--rdbcompression', 'no'],
+        ],
         logFile: join(scratch.path, 'log'),
         deathSignal: 'TERM',
         isReady: () => answersPing(socket),

@@ -48,12 +48,8 @@ export async function startSshd(options: SshdOptions = {}): Promise<SshServer> {
   const scratch = await scratchDirectory();
   try {
     for (const name of ['host_key', 'wrong_host_key', 'client_key', 'other_client_key']) {
-      await runAsPartsUser(
-        ['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', name].concat(
-          '-f',
-          join(scratch.path, name),
-        ),
-      );
+      const keyFile = join(scratch.path, name);
+      await runAsPartsUser(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', keyFile]);
     }
     await copyFile(join(scratch.path, 'client_key.pub'), join(scratch.path, 'authorized_keys'));
     for (let attempt = 1; ; attempt += 1) {

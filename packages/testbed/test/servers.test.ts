@@ -115,11 +115,11 @@ test('an sshd lets its key in, and no other', async () => {
     runProcess(
       {
         file: 'ssh',
-        args: ['-F', 'none', '-i', keyFile, '-p', String(sshd.port)].concat(
-          ['-o', 'IdentitiesOnly=yes', '-o', 'BatchMode=yes'],
-          ['-o', `UserKnownHostsFile=${sshd.knownHostsFile}`, '-o', 'StrictHostKeyChecking=yes'],
-          [`${sshd.user}@${sshd.host}`, 'id -un'],
-        ),
+        args: [
+          ...['-F', 'none', '-i', keyFile, '-p', String(sshd.port), '-o', 'IdentitiesOnly=yes'],
+          ...['-o', `UserKnownHostsFile=${sshd.knownHostsFile}`, '-o', 'BatchMode=yes'],
+          ...[`${sshd.user}@${sshd.host}`, 'id -un'],
+        ],
         env: {},
       },
       { signal, accept: 'any' },
