@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { BlockList, isIP } from 'node:net';
+import { createSecureContext } from 'node:tls';
 import { CloneError, type Configuration, type Token } from '@pgcloned/contract';
 import type { CloneStore } from '@pgcloned/queue';
 import type { FastifyBaseLogger } from 'fastify';
@@ -79,11 +80,19 @@ async function readTls(tls: Configuration['api']['tls']): Promise<TlsMaterial | 
       });
     }
   };
-  return {
-    cert: await read('certFile', tls.certFile),
-    key: await read('keyFile', tls.keyFile),
-    clientCa: tls.clientCaFile === null ? null : await read('clientCaFile', tls.clientCaFile),
-  };
+  const cert = await read('certFile', tls.certFile);
+  const key = await read('keyFile', tls.keyFile);
+  const clientCa = tls.clientCaFile === null ? null : await read('clientCaFile', tls.clientCaFile);
+  try {
+    createSecureContext({ cert, key, ...(clientCa !== null && { ca: clientCa }) });
+  } catch (cause) {
+    throw new CloneError('CONFIGURATION_INVALID', 'cannot use the files of api.tls', {
+      facts: { certFile: tls.certFile, keyFile: tls.keyFile, clientCaFile: tls.clientCaFile },
+      hint: `See whether ${tls.certFile} is a certificate in PEM, and ${tls.keyFile} its key without a passphrase.`,
+      cause,
+    });
+  }
+  return { cert, key, clientCa };
 }
 
 function isLoopback(address: string): boolean {

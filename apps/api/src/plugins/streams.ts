@@ -50,9 +50,16 @@ export const streams = fastifyPlugin(async (app) => {
       },
     };
   });
+  let closing = false;
   app.addHook('preClose', (next) => {
+    closing = true;
     for (const controller of open) controller.abort(new Error('the API closes'));
     next();
+  });
+  // Or closing waits until the client lets go of a connection that became idle meanwhile.
+  app.addHook('onSend', (_request, reply, payload, next) => {
+    if (closing) void reply.header('connection', 'close');
+    next(null, payload);
   });
   await app.register(fastifySSE, { heartbeatInterval: HEARTBEAT_INTERVAL_MS });
 });

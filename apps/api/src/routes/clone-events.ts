@@ -58,8 +58,8 @@ export const cloneEventRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore 
       void reply.header('connection', 'close');
       const lastEventId = request.headers['last-event-id'] ?? null;
       for await (const event of store.watch(id, { lastEventId, signal })) {
-        await unlessAborted(reply.sse.send(event), signal);
         if (signal.aborted) break;
+        await unlessAborted(reply.sse.send(event), signal);
       }
     },
   });

@@ -139,13 +139,9 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         querystring: z.strictObject({
           state: z.enum(STATES).optional().meta({ description: 'Only clones in this state' }),
           host: z.string().max(63).optional().meta({ description: 'Only clones on this host' }),
-          label: z
-            .string()
-            .max(320)
-            .optional()
-            .meta({
-              description: 'Only clones with this label: `NAME=VALUE`, or `NAME` for any value',
-            }),
+          label: z.string().max(320).optional().meta({
+            description: 'Only clones with this label: `NAME=VALUE`, or `NAME` for any value',
+          }),
           pageSize: z.coerce
             .number<string | undefined>()
             .int()
@@ -273,7 +269,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
       const { id } = request.params;
       found(await store.get(id), id);
       const clone = await store.cancel(id);
-      audit(request, 'clone cancelled', id);
+      audit(request, 'cancel requested', id);
       return await reply.code(202).send(clone);
     },
   );
