@@ -1,1 +1,51 @@
-export {};
+/** PostgreSQL as a clone meets it: sessions, backup, WAL, control file, tablespaces, configuration, servers. */
+export { type BackupStart, type BackupStop, startBackup, stopBackup } from './backup.ts';
+export { findBinDirectory } from './binaries.ts';
+export {
+  appendSettings,
+  effectiveSettings,
+  primaryConninfo,
+  quoteSetting,
+} from './configuration.ts';
+export {
+  type ConnectionSettings,
+  libpqEnvironment,
+  resolveConnection,
+} from './connection-settings.ts';
+export {
+  CONTROL_STATE,
+  type ControlFile,
+  parseControlFile,
+  readControlFile,
+} from './control-file.ts';
+export { formatLsn, parseLsn, walBytesBetween } from './lsn.ts';
+export { formatPassfileLine } from './passfile.ts';
+export { isServerRunning, type PostmasterPid, parsePostmasterPid } from './postmaster-pid.ts';
+export {
+  type ReplicaStatus,
+  replicaStatus,
+  type StandbyStatus,
+  standbyStatus,
+} from './replica-status.ts';
+export { probeReplication, type ReplicationIdentity } from './replication-probe.ts';
+export { type StartServerOptions, startServer, stopServer } from './server.ts';
+export { openSession, type Session } from './session.ts';
+export { checkSource, type SourceFindings } from './source-check.ts';
+export {
+  readSourceFacts,
+  readTablespaces,
+  type SourceFacts,
+  type SourceRights,
+  STANDBY_MINIMUM_SETTINGS,
+  type Tablespace,
+} from './source-facts.ts';
+export {
+  formatTablespaceMap,
+  parseTablespaceMap,
+  type TablespaceMapEntry,
+} from './tablespace-map.ts';
+export { requireSupportedVersion } from './version.ts';
+export { pinWal, type WalPin } from './wal-pin.ts';
+export { proveWal } from './wal-proof.ts';
+export { startWalReceiver, type WalReceiver, type WalReceiverOptions } from './wal-receiver.ts';
+export { segmentName, segmentStart, segmentsBetween } from './wal-segment.ts';

@@ -1,0 +1,50 @@
+/** Finds the programs of one major version of PostgreSQL on this host. */
+import { access, constants } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { runProcess } from '@pgcloned/process';
+
+const PROGRAMS = ['postgres', 'pg_ctl', 'pg_receivewal', 'pg_waldump'];
+
+/**
+ * @param template The path of the directory, with `{major}` where the version goes.
+ * @throws {CloneError} `TOOL_MISSING` if a program is not there, or is one of another version: pg_receivewal and the
+ *   server refuse what is not of their own major version (R4.12).
+ */
+export async function findBinDirectory(
+  template: string,
+  major: number,
+  signal: AbortSignal,
+): Promise<string> {
+  const directory = template.replaceAll('{major}', String(major));
+  for (const program of PROGRAMS) {
+    const file = join(directory, program);
+    try {
+      await access(file, constants.X_OK);
+    } catch (cause) {
+      throw missing(`${file} is not there`, { program, directory, major }, cause);
+    }
+  }
+  const { stdout } = await runProcess(
+    { file: join(directory, 'postgres'), args: ['--version'], env: { LC_ALL: 'C' } },
+    { signal },
+  );
+  const version = /(\d+)(?:\.\d+|devel|beta\d+|rc\d+)/.exec(stdout.toString())?.[1];
+  if (version === String(major)) return directory;
+  throw missing(`${directory} holds PostgreSQL ${version ?? 'of an unknown version'}`, {
+    directory,
+    major,
+  });
+}
+
+function missing(
+  message: string,
+  facts: { readonly major: number; readonly directory: string; readonly program?: string },
+  cause?: unknown,
+): CloneError {
+  return new CloneError('TOOL_MISSING', message, {
+    facts,
+    hint: `Install PostgreSQL ${String(facts.major)} with its client programs on this host, or set worker.postgresBin to where they are.`,
+    cause,
+  });
+}

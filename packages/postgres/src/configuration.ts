@@ -1,0 +1,118 @@
+/**
+ * Configuration files of a cluster: quoting values, adding settings, and what a stopped cluster would run with.
+ *
+ * The last assignment of a setting wins, also over the included files before it, and `postgresql.auto.conf` is read
+ * after everything else. So settings are appended there and nothing that stands in the files is ever edited (R9.4).
+ */
+import { join } from 'node:path';
+import { runProcess } from '@pgcloned/process';
+import type { ConnectionSettings } from './connection-settings.ts';
+
+const SETTING_NAME = /^[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*$/;
+
+/** Each is a process of 10 to 20 ms of CPU time; more at once would only wait for each other. */
+const QUERIES_AT_ONCE = 4;
+
+/** A value for a configuration file, with its quotes. Line feeds are escaped, since no value may span lines. */
+export function quoteSetting(value: string): string {
+  if (value.includes('\0')) throw new RangeError('a setting cannot hold a NUL');
+  const escaped = value
+    .replaceAll('\\', '\\\\')
+    .replaceAll("'", "''")
+    .replaceAll('\n', '\\n')
+    .replaceAll('\r', '\\r');
+  return `'${escaped}'`;
+}
+
+/** @returns The text of `postgresql.auto.conf` with one more line per setting, which wins over all before. */
+export function appendSettings(
+  autoConf: string,
+  settings: Readonly<Record<string, string>>,
+): string {
+  const lines = Object.entries(settings).map(([name, value]) => {
+    if (!SETTING_NAME.test(name)) throw new RangeError(`not the name of a setting: ${name}`);
+    return `${name} = ${quoteSetting(value)}\n`;
+  });
+  const separator = autoConf === '' || autoConf.endsWith('\n') ? '' : '\n';
+  return `${autoConf}${separator}${lines.join('')}`;
+}
+
+/**
+ * The value of `primary_conninfo`: how the standby reaches its primary. It never holds a password, since everybody who may
+ * read settings reads it; a passfile that only the server's own user may read does (R9.5).
+ *
+ * @param passFile Where the standby finds its password, or null where it needs none.
+ */
+export function primaryConninfo(
+  settings: Pick<ConnectionSettings, 'host' | 'port' | 'user' | 'sslmode' | 'sslRootCertFile'>,
+  { passFile }: { readonly passFile: string | null },
+): string {
+  const keywords: Record<string, string | null> = {
+    host: settings.host,
+    port: String(settings.port),
+    user: settings.user,
+    passfile: passFile,
+    sslmode: settings.sslmode,
+    sslrootcert: settings.sslRootCertFile,
+  };
+  return Object.entries(keywords)
+    .flatMap(([keyword, value]) => (value === null ? [] : [`${keyword}=${quoteConninfo(value)}`]))
+    .join(' ');
+}
+
+function quoteConninfo(value: string): string {
+  return /^[A-Za-z0-9_./:@-]+$/.test(value) ? value : `'${value.replace(/[\\']/g, '\\$&')}'`;
+}
+
+/**
+ * What a server on `dataDirectory` would run with, all files and includes considered (R9.1). It need not run, nor have a
+ * control file, and must be stopped only for settings that are computed at start.
+ *
+ * @param configFile Where the configuration lies outside the data directory, as on Debian; null: inside.
+ * @returns Values in the units and spelling of `postgres -C`; `data_directory_mode` is decimal there.
+ * @throws {CloneError} `PROCESS_FAILED` with the server's words if a file is invalid or a setting does not exist.
+ */
+export async function effectiveSettings<Name extends string>({
+  binDirectory,
+  dataDirectory,
+  configFile,
+  names,
+  signal,
+}: {
+  readonly binDirectory: string;
+  readonly dataDirectory: string;
+  readonly configFile: string | null;
+  readonly names: readonly Name[];
+  readonly signal: AbortSignal;
+}): Promise<Readonly<Record<Name, string>>> {
+  const values: Partial<Record<Name, string>> = {};
+  const waiting = [...names];
+  const ask = async (): Promise<void> => {
+    for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
+      const { stdout } = await runProcess(
+        {
+          file: join(binDirectory, 'postgres'),
+          // Only as the very first argument does -C work for root, too.
+          args: [
+            '-C',
+            name,
+            '-D',
+            dataDirectory,
+            ...(configFile === null ? [] : ['-c', `config_file=${configFile}`]),
+          ],
+          env: { LC_ALL: 'C' },
+        },
+        { signal },
+      );
+      values[name] = stdout.toString().replace(/\n$/, '');
+    }
+  };
+  await settleAll(Array.from({ length: QUERIES_AT_ONCE }, ask));
+  return values as Record<Name, string>;
+}
+
+/** Like `Promise.all`, but settles only after the last of them has. */
+async function settleAll(promises: readonly Promise<void>[]): Promise<void> {
+  await Promise.allSettled(promises);
+  await Promise.all(promises);
+}

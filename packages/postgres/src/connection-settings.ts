@@ -1,0 +1,129 @@
+/**
+ * How a cluster is reached, resolved once for both of our ways in: the `pg` library and the programs that use libpq.
+ *
+ * Both get the same host, the same password and libpq's meaning of `sslmode`. A root certificate that exists is always
+ * used to check the server, in any mode; only `verify-ca` and `verify-full` insist on having one.
+ */
+import { access } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { CloneError, type SourceConfiguration } from '@pgcloned/contract';
+import { findPassword, type PassfileKey, readPassfile } from './passfile.ts';
+
+export interface ConnectionSettings {
+  /** A name, an address, or the directory of a unix socket. */
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly database: string;
+  readonly password: string | null;
+  /** Why a passfile was passed over, for the hint of a later refusal. */
+  readonly passFileRefused: string | null;
+  readonly sslmode: SourceConfiguration['sslmode'];
+  readonly sslRootCertFile: string | null;
+}
+
+/**
+ * Finds the password: in `source.passFile`, else in `fallback`, else in ~/.pgpass.
+ *
+ * @param fallback What the environment of `pgcloned run` offers: PGPASSWORD and PGPASSFILE.
+ * @throws {CloneError} `CONFIGURATION_INVALID` if a file that was asked for by name cannot be used.
+ */
+export async function resolveConnection(
+  source: Pick<
+    SourceConfiguration,
+    'host' | 'port' | 'user' | 'database' | 'passFile' | 'sslmode' | 'sslRootCertFile'
+  >,
+  fallback: { readonly password?: string; readonly passFile?: string } = {},
+): Promise<ConnectionSettings> {
+  const { host, port, user, database, sslmode } = source;
+  const key = { host, port, database, user };
+  const named = await passwordFrom(source.passFile, key);
+  if (named?.refused) throw unusableFile('passFile', source.passFile, named.refused);
+  const password = named?.password ?? fallback.password ?? null;
+  const implied =
+    password === null
+      ? await passwordFrom(fallback.passFile ?? join(homedir(), '.pgpass'), key)
+      : null;
+  return {
+    host,
+    port,
+    user,
+    database,
+    password: password ?? implied?.password ?? null,
+    passFileRefused: implied?.refused ?? null,
+    sslmode,
+    sslRootCertFile: await findRootCertificate(source),
+  };
+}
+
+export function isSocketDirectory(host: string): boolean {
+  return host.startsWith('/');
+}
+
+/**
+ * The environment of a libpq program. It holds the password: the environment of a process can be read by its own user
+ * only, its arguments by everybody.
+ *
+ * @param options Command-line options for the server side, as in PGOPTIONS.
+ */
+export function libpqEnvironment(
+  settings: ConnectionSettings,
+  { applicationName, options }: { readonly applicationName: string; readonly options?: string },
+): Record<string, string> {
+  return {
+    LC_ALL: 'C',
+    PGHOST: settings.host,
+    PGPORT: String(settings.port),
+    PGUSER: settings.user,
+    PGDATABASE: settings.database,
+    PGAPPNAME: applicationName,
+    PGSSLMODE: settings.sslmode,
+    PGCONNECT_TIMEOUT: '10',
+    // `pg` knows no GSSAPI, and both shall take the same way.
+    PGGSSENCMODE: 'disable',
+    ...(settings.sslRootCertFile !== null && { PGSSLROOTCERT: settings.sslRootCertFile }),
+    ...(settings.password !== null && { PGPASSWORD: settings.password }),
+    ...(options !== undefined && { PGOPTIONS: options }),
+  };
+}
+
+/** A replication connection looks under the database name `replication`, so a line for that serves both. */
+async function passwordFrom(
+  path: string | null,
+  key: PassfileKey,
+): Promise<{ readonly password: string | null; readonly refused: string | null } | null> {
+  if (path === null) return null;
+  const file = await readPassfile(path);
+  if (file.state === 'missing') return { password: null, refused: `${path} does not exist` };
+  if (file.state === 'refused') return { password: null, refused: file.reason };
+  const password =
+    findPassword(file.content, key) ??
+    findPassword(file.content, { ...key, database: 'replication' });
+  return { password, refused: null };
+}
+
+async function findRootCertificate({
+  sslmode,
+  sslRootCertFile,
+}: Pick<SourceConfiguration, 'sslmode' | 'sslRootCertFile'>): Promise<string | null> {
+  const path = sslRootCertFile ?? join(homedir(), '.postgresql', 'root.crt');
+  const isThere = await access(path).then(
+    () => true,
+    () => false,
+  );
+  if (isThere) return path;
+  if (sslRootCertFile !== null || sslmode === 'verify-ca' || sslmode === 'verify-full')
+    throw unusableFile('sslRootCertFile', path, `${path} cannot be read`);
+  return null;
+}
+
+function unusableFile(key: string, path: string | null, reason: string): CloneError {
+  return new CloneError('CONFIGURATION_INVALID', reason, {
+    facts: { key, path },
+    hint:
+      key === 'passFile'
+        ? `Make ${path ?? 'it'} a plain file of the user that runs pgcloned, with mode 0600.`
+        : `Put the certificate of the authority that signed the server's there, or set ${key}.`,
+  });
+}

@@ -1,0 +1,116 @@
+/**
+ * The file `postmaster.pid`: whether a server runs on a data directory, and where it listens.
+ *
+ * The file outlives a server that was killed, its pid may belong to another program by now, and a server may run as
+ * another user. So a server counts as running if the shared memory that the file names has users, or if the pid is alive
+ * and nothing proves that it is another program (R9.8). In doubt the answer is "running": whoever asks wants to write
+ * there. A server in another container, with its own pids and shared memory, cannot be seen from here.
+ */
+import { readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+
+interface SharedMemory {
+  readonly key: bigint;
+  readonly id: bigint;
+}
+
+export interface PostmasterPid {
+  readonly pid: number;
+  readonly dataDirectory: string;
+  /** When the process started, in whole seconds since 1970; up to a minute before `pg_postmaster_start_time()`. */
+  readonly startedAtSeconds: number;
+  /** Null while the server has not come so far. */
+  readonly port: number | null;
+  /** The first of its socket directories; null if it has none, or not yet. */
+  readonly socketDirectory: string | null;
+  /** System V key and id of its shared memory. */
+  readonly sharedMemory: SharedMemory | null;
+  /** `starting`, `stopping`, `standby` (recovering, accepts no sessions) or `ready`. */
+  readonly status: string | null;
+}
+
+/** @returns Null if these are not the lines of such a file, for example because it is being written. */
+export function parsePostmasterPid(lines: readonly string[]): PostmasterPid | null {
+  const [
+    pid = '',
+    dataDirectory = '',
+    startedAt = '',
+    port = '',
+    socket = '',
+    ,
+    memory = '',
+    status = '',
+  ] = lines;
+  // A single-user server writes its pid with a minus sign.
+  if (!/^-?[1-9]\d*$/.test(pid.trim()) || dataDirectory === '') return null;
+  const [key, id] = memory.trim().split(/\s+/);
+  return {
+    pid: Math.abs(Number(pid)),
+    dataDirectory,
+    startedAtSeconds: Number(startedAt),
+    port: /^\d+$/.test(port.trim()) ? Number(port) : null,
+    socketDirectory: socket.trim() === '' ? null : socket,
+    sharedMemory: key && id ? { key: systemV(key), id: systemV(id) } : null,
+    status: status.trim() === '' ? null : status.trim(),
+  };
+}
+
+/** @returns What the file says, or null if no server runs on `dataDirectory`. */
+export async function isServerRunning(dataDirectory: string): Promise<PostmasterPid | null> {
+  const content = await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').catch(
+    nullIfMissing,
+  );
+  if (content === null) return null;
+  const postmaster = parsePostmasterPid(content.split('\n'));
+  if (postmaster === null) return null;
+  if (await isSharedMemoryInUse(postmaster.sharedMemory)) return postmaster;
+  if (!isAlive(postmaster.pid)) return null;
+  return (await isAnotherProgram(postmaster.pid, dataDirectory)) ? null : postmaster;
+}
+
+/** A signal that may not be sent has a receiver. */
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
+/** A postmaster works in its data directory and never leaves it. What may not be looked at proves nothing. */
+async function isAnotherProgram(pid: number, dataDirectory: string): Promise<boolean> {
+  try {
+    // By inode: paths differ between mounts and mount namespaces.
+    const [theirs, ours] = await Promise.all([
+      stat(`/proc/${String(pid)}/cwd`, { bigint: true }),
+      stat(dataDirectory, { bigint: true }),
+    ]);
+    return theirs.ino !== ours.ino || theirs.dev !== ours.dev;
+  } catch {
+    // It ended in this moment, it belongs to another user, or there is no /proc.
+    return false;
+  }
+}
+
+/** Backends that outlived their postmaster hold it, too, and may still write. */
+async function isSharedMemoryInUse(segment: SharedMemory | null): Promise<boolean> {
+  if (segment === null) return false;
+  const table = await readFile('/proc/sysvipc/shm', 'utf8').catch(nullIfMissing);
+  return (table ?? '').split('\n').some((line) => {
+    const [key, id, , , , , users] = line.trim().split(/\s+/);
+    if (!/^-?\d+$/.test(key ?? '') || key === undefined || id === undefined) return false;
+    return systemV(key) === segment.key && systemV(id) === segment.id && Number(users) > 0;
+  });
+}
+
+/** The kernel prints a key with a sign, PostgreSQL without. */
+function systemV(digits: string): bigint {
+  return BigInt.asIntN(32, BigInt(digits));
+}
+
+function nullIfMissing(error: unknown): null {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === 'ENOENT' || code === 'ENOTDIR') return null;
+  throw error;
+}

@@ -1,0 +1,315 @@
+/**
+ * Streams WAL from the source into a directory, by `pg_receivewal`.
+ *
+ * It takes no slot: with one it would report what it has flushed, become a synchronous standby and block commits (R4.8).
+ * Without a slot it would begin wherever the source writes now, which is too late on a standby, so an empty `.partial`
+ * file tells it where to begin (R4.2). It streams for certain only once the WAL sender says so (R4.3).
+ *
+ * A stream that breaks while the source lives and still has the WAL is taken up again: a disk that stalls in fsync for
+ * longer than `wal_sender_timeout` is no reason to copy terabytes anew. What cannot be taken up again ends in `lost`.
+ */
+import { watch } from 'node:fs';
+import { readdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError } from '@pgcloned/contract';
+import { describeExit, type Exit, type RunningProcess, startProcess } from '@pgcloned/process';
+import { type ConnectionSettings, libpqEnvironment } from './connection-settings.ts';
+import { formatLsn, parseLsn } from './lsn.ts';
+import { probeReplication } from './replication-probe.ts';
+import type { Session } from './session.ts';
+import { segmentName, segmentStart, segmentStartOfName } from './wal-segment.ts';
+
+export interface WalReceiver extends AsyncDisposable {
+  /** Settles with the reason when the stream is broken for good. */
+  readonly lost: Promise<CloneError>;
+  /** How far the stream has come, as the source knows it; what is written need not be safe yet. Null: nothing yet. */
+  receivedLsn(signal: AbortSignal): Promise<string | null>;
+  /** Up to where all WAL since the seed is here in complete segments, which are on disk. Null: not one yet. */
+  completeUpTo(): Promise<string | null>;
+  /**
+   * Waits until `completeUpTo` has reached `lsn`.
+   *
+   * @param stallMs How long nothing may arrive.
+   * @throws {CloneError} `STALLED`, or what `lost` settles with.
+   */
+  waitUntilComplete(
+    lsn: string,
+    o: { readonly stallMs: number; readonly signal: AbortSignal },
+  ): Promise<void>;
+  /** Ends the stream in order, so that what was received is flushed (R4.6). Settles once the process is gone. */
+  stop(signal: AbortSignal): Promise<void>;
+}
+
+export interface WalReceiverOptions {
+  readonly binDirectory: string;
+  readonly settings: ConnectionSettings;
+  /** Unique on the source: the WAL sender is found by it. */
+  readonly applicationName: string;
+  /** Exists and is empty: forgotten files would change where the stream begins (R4.1). */
+  readonly directory: string;
+  /** The stream begins with the segment that holds `lsn`. */
+  readonly seed: { readonly timeline: number; readonly lsn: string; readonly segmentBytes: number };
+  /** Sees `pg_stat_replication`; stays the caller's, and must live as long as the receiver. */
+  readonly session: Session;
+  readonly inheritedFds: readonly number[];
+  readonly signal: AbortSignal;
+}
+
+const POLL_MS = 20;
+/** Connecting has ten seconds by PGCONNECT_TIMEOUT; a source that is overloaded may take as long to begin. */
+const START_LIMIT_MS = 30_000;
+/** An fsync of a disk that has gigabytes to write takes that long, and cannot be hurried. */
+const KILL_AFTER_MS = 60_000;
+/** Stopping without an order to wait, for whoever only wants to be rid of it. */
+const DISPOSE_LIMIT_MS = 10_000;
+/** Attempts that bring not one more segment. */
+const FRUITLESS_RESTARTS_MAX = 3;
+const RESTART_PAUSE_MS = 500;
+/** Where files come without an event: on a network filesystem. */
+const RECHECK_MS = 1_000;
+
+/** The server's half of R3.2. */
+const SERVER_OPTIONS = [
+  'statement_timeout=0',
+  'idle_session_timeout=0',
+  'tcp_keepalives_idle=10',
+  'tcp_keepalives_interval=5',
+  'tcp_keepalives_count=3',
+  'tcp_user_timeout=25s',
+  'wal_sender_timeout=15s',
+]
+  .map((setting) => `-c ${setting}`)
+  .join(' ');
+
+/**
+ * Settles once WAL is streaming.
+ *
+ * @throws {CloneError} `WAL_REMOVED` if the source no longer has the seed, `SOURCE_NO_WAL_SENDER`,
+ *   `SOURCE_RIGHTS_MISSING` with the missing line of pg_hba.conf, `SOURCE_AUTHENTICATION_FAILED`, `SOURCE_UNREACHABLE`,
+ *   `SOURCE_LOST` if `session` ends, `WAL_RECEIVER_FAILED` for every other reason, with the program's own words.
+ */
+export async function startWalReceiver(options: WalReceiverOptions): Promise<WalReceiver> {
+  const { directory, seed, signal, applicationName, session } = options;
+  if ((await readdir(directory)).length > 0) throw new Error(`${directory} is not empty`);
+  await writeFile(join(directory, `${segmentName(seed)}.partial`), '', { mode: 0o600 });
+
+  let child = await startStreaming(options, signal);
+  const stopping = new AbortController();
+  const { promise: lost, resolve: resolveLost } = Promise.withResolvers<CloneError>();
+
+  const supervise = async (): Promise<void> => {
+    let fruitless = 0;
+    let completeBefore = await completeUpTo(options);
+    for (;;) {
+      const exit = await child.exited;
+      if (stopping.signal.aborted) return;
+      const reason = await explainEnd(options, child, exit, stopping.signal);
+      const complete = await completeUpTo(options);
+      fruitless = complete === completeBefore ? fruitless + 1 : 0;
+      completeBefore = complete;
+      if (reason.code !== 'WAL_RECEIVER_FAILED' || fruitless > FRUITLESS_RESTARTS_MAX) throw reason;
+      await delay(RESTART_PAUSE_MS, undefined, { signal: stopping.signal });
+      child = await startStreaming(options, stopping.signal);
+    }
+  };
+  const supervised = supervise().catch((error: unknown) => {
+    if (stopping.signal.aborted) return;
+    resolveLost(error instanceof CloneError ? error : brokenBy(error));
+  });
+
+  const stop = async (limit: AbortSignal): Promise<void> => {
+    stopping.abort();
+    const kill = () => void child.stop('SIGKILL');
+    limit.addEventListener('abort', kill, { once: true });
+    try {
+      if (limit.aborted) kill();
+      // SIGTERM would end PostgreSQL 15's without closing its file (R4.6).
+      await child.stop('SIGINT');
+      await supervised;
+    } finally {
+      limit.removeEventListener('abort', kill);
+    }
+  };
+
+  return {
+    lost,
+    receivedLsn: async (querySignal) => {
+      const [row] = await session.query<{ writeLsn: string | null }>(
+        `SELECT write_lsn::text AS "writeLsn" FROM pg_stat_replication
+          WHERE application_name = $1 ORDER BY backend_start DESC LIMIT 1`,
+        [applicationName],
+        querySignal,
+      );
+      return row?.writeLsn ?? (await completeUpTo(options));
+    },
+    completeUpTo: async () => await completeUpTo(options),
+    waitUntilComplete: async (lsn, waitOptions) => {
+      await waitUntilComplete(options, lsn, { ...waitOptions, lost });
+    },
+    stop,
+    [Symbol.asyncDispose]: async () => {
+      await stop(AbortSignal.timeout(DISPOSE_LIMIT_MS));
+    },
+  };
+}
+
+/** Starts the program and waits until its WAL sender streams; when that fails, the program is gone. */
+async function startStreaming(
+  options: WalReceiverOptions,
+  signal: AbortSignal,
+): Promise<RunningProcess> {
+  const { binDirectory, settings, applicationName, directory, session, inheritedFds } = options;
+  signal.throwIfAborted();
+  const child = await startProcess(
+    {
+      file: join(binDirectory, 'pg_receivewal'),
+      // Without --no-loop it would try for ever to get a segment that is no longer there (R4.4).
+      args: [
+        `--directory=${directory}`,
+        '--no-loop',
+        '--no-password',
+        // A signal that comes at the wrong moment is noticed only after this many seconds (R4.6).
+        '--status-interval=1',
+      ],
+      env: libpqEnvironment(settings, { applicationName, options: SERVER_OPTIONS }),
+      inheritedFds,
+    },
+    { killAfterMs: KILL_AFTER_MS },
+  );
+  try {
+    const ended: { exit?: Exit } = {};
+    void child.exited.then((exit) => {
+      ended.exit = exit;
+    });
+    const limit = Date.now() + START_LIMIT_MS;
+    for (;;) {
+      const streaming = await session.query(
+        `SELECT FROM pg_stat_replication
+          WHERE application_name = $1 AND state IN ('catchup', 'streaming')`,
+        [applicationName],
+        signal,
+      );
+      if (streaming.length > 0) return child;
+      if (ended.exit !== undefined) throw await explainEnd(options, child, ended.exit, signal);
+      if (Date.now() > limit) {
+        throw new CloneError('WAL_RECEIVER_FAILED', 'pg_receivewal does not begin to stream', {
+          facts: { applicationName, stderr: child.stderrTail() },
+          hint: 'See the log of the source for what its WAL sender waits for.',
+        });
+      }
+      await Promise.race([child.exited, delay(POLL_MS)]);
+    }
+  } catch (error) {
+    await child.stop('SIGINT');
+    throw error;
+  }
+}
+
+/** Why it ended. Told by what the source answers now, not by its words, which depend on its language. */
+async function explainEnd(
+  options: WalReceiverOptions,
+  child: RunningProcess,
+  exit: Exit,
+  signal: AbortSignal,
+): Promise<CloneError> {
+  const { settings, applicationName, session, seed, directory } = options;
+  const stderr = child.stderrTail();
+  try {
+    await probeReplication(settings, { applicationName, signal });
+    const next = (await completeUpTo(options)) ?? segmentStart(seed);
+    const [found] = await session.query<{ oldest: string | null }>(
+      `SELECT min(right(name, 16)) AS "oldest" FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'`,
+      [],
+      signal,
+    );
+    const wanted = segmentName({ ...seed, lsn: next }).slice(-16);
+    if (found?.oldest && wanted < found.oldest) {
+      return new CloneError('WAL_REMOVED', `the source has removed WAL that starts at ${next}`, {
+        facts: { nextLsn: next, stderr },
+        hint: 'Clone with wal.retention pin, or raise wal_keep_size on the source.',
+      });
+    }
+  } catch (error) {
+    signal.throwIfAborted();
+    if (error instanceof CloneError) return error;
+    throw error;
+  }
+  return new CloneError('WAL_RECEIVER_FAILED', `pg_receivewal ended with ${describeExit(exit)}`, {
+    facts: { directory, exitStatus: exit.status, stderr },
+    hint: 'See its words in the facts, and the log of the source at this time.',
+  });
+}
+
+function brokenBy(cause: unknown): CloneError {
+  return new CloneError('WAL_RECEIVER_FAILED', 'the WAL stream cannot be watched', {
+    facts: { reason: cause instanceof Error ? cause.message : String(cause) },
+    cause,
+  });
+}
+
+/** A file has its final name only once it is complete and flushed (R4.9). */
+async function completeUpTo({ directory, seed }: WalReceiverOptions): Promise<string | null> {
+  const { segmentBytes } = seed;
+  const starts = new Set(
+    (await readdir(directory)).map((name) => segmentStartOfName(name, segmentBytes)),
+  );
+  const from = parseLsn(segmentStart(seed));
+  let end = from;
+  while (starts.has(end)) end += BigInt(segmentBytes);
+  return end === from ? null : formatLsn(end);
+}
+
+async function waitUntilComplete(
+  options: WalReceiverOptions,
+  lsn: string,
+  {
+    stallMs,
+    signal,
+    lost,
+  }: {
+    readonly stallMs: number;
+    readonly signal: AbortSignal;
+    readonly lost: Promise<CloneError>;
+  },
+): Promise<void> {
+  const wanted = parseLsn(lsn);
+  const seen: { lastEventAt: number; lost?: CloneError } = { lastEventAt: Date.now() };
+  let changed = Promise.withResolvers<void>();
+  const wake = () => {
+    changed.resolve();
+  };
+  // Each write into the segment that arrives is an event; only a file that gets its final name is worth a look.
+  const watcher = watch(options.directory, (event) => {
+    seen.lastEventAt = Date.now();
+    if (event === 'rename') wake();
+  });
+  watcher.on('error', wake);
+  signal.addEventListener('abort', wake, { once: true });
+  void lost.then((reason) => {
+    seen.lost = reason;
+    wake();
+  });
+  try {
+    for (;;) {
+      signal.throwIfAborted();
+      if (seen.lost !== undefined) throw seen.lost;
+      // Armed before looking, so that what comes meanwhile is not slept over.
+      changed = Promise.withResolvers();
+      const complete = await completeUpTo(options);
+      if (complete !== null && parseLsn(complete) >= wanted) return;
+      if (Date.now() - seen.lastEventAt > stallMs) {
+        throw new CloneError('STALLED', `no WAL has arrived for ${String(stallMs / 1000)} s`, {
+          facts: { wantedLsn: lsn, completeLsn: complete },
+          hint: 'Check the load of the target disk and of the network to the source.',
+        });
+      }
+      const timer = setTimeout(wake, RECHECK_MS);
+      await changed.promise;
+      clearTimeout(timer);
+    }
+  } finally {
+    signal.removeEventListener('abort', wake);
+    watcher.close();
+  }
+}
