@@ -15,10 +15,7 @@ const Ssh = z.strictObject({
   agent: z.boolean().default(false),
   knownHostsFile: z.string().min(1).nullable().default(null),
   insecure: z.boolean().default(false),
-  tunnelDatabase: z
-    .boolean()
-    .refine((wanted) => !wanted, 'is not supported yet: leave it out, and let SQL reach the source')
-    .default(false),
+  tunnelDatabase: z.boolean().default(false),
 });
 
 const PortRange = z

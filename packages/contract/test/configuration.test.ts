@@ -78,9 +78,3 @@ test.each(['45000', '45999-45000', '80-90', '65000-65536', '45000-45999-46000'])
     );
   },
 );
-
-test('a tunnel for SQL is refused as long as there is none', () => {
-  const ssh = { tunnelDatabase: true };
-
-  expect(brokenPlaces({ sources: { orders: { host: 'db1', ssh } } })).not.toEqual([]);
-});
