@@ -69,6 +69,7 @@ async function readLocalToken(stateDirectory: string): Promise<string> {
 export async function ask<Body>(
   signal: AbortSignal,
   call: (signal: AbortSignal) => Parameters<typeof answerOf<Body>>[0],
+  placeOf?: PlaceOf,
 ): Promise<Body> {
   const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   try {
@@ -81,21 +82,30 @@ export async function ask<Body>(
         cause: error,
       });
     }
-    throw asCloneError(error);
+    throw asCloneError(error, placeOf);
   }
 }
 
+/** Names the place in the user's own file to which a JSON pointer of the API leads. */
+type PlaceOf = (path: readonly string[]) => string;
+
 /** An error of the client, as one that the command line can tell. */
-export function asCloneError(error: unknown): unknown {
+export function asCloneError(error: unknown, placeOf: PlaceOf = () => 'the request'): unknown {
   if (!(error instanceof ApiError)) return error;
   const { problem } = error;
   const code = ERROR_CODES.find((known) => known === problem.code) ?? 'INTERNAL';
-  const broken = (problem.errors ?? []).map(({ pointer, message }) => `${pointer} ${message}`);
+  const broken = (problem.errors ?? []).map(({ pointer, message }) => {
+    const path = pointer
+      .split('/')
+      .slice(1)
+      .map((key) => key.replaceAll('~1', '/').replaceAll('~0', '~'));
+    return `${placeOf(path)}: ${path.join('.')} ${message}`;
+  });
   return new CloneError(code, problem.detail ?? problem.title, {
     facts: {
       ...problem.facts,
       ...(problem.holder !== undefined && { holder: problem.holder }),
-      ...(broken.length > 0 && { errors: broken.join('; ') }),
+      ...(broken.length > 0 && { errors: broken.join('\n') }),
       // An API that is newer than this command may have codes that this one does not know.
       ...(code !== problem.code && { code: problem.code }),
     },

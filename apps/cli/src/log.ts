@@ -11,7 +11,7 @@ export function openLog(level: LogLevel): Logger {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
       // The last net: no secret is logged on purpose.
-      redact: ['password', '*.password', 'token', '*.token', '*.headers.authorization'],
+      redact: ['password', '*.password', '*.headers.authorization'],
     },
     pino.destination({ fd: process.stderr.fd, sync: true }),
   );

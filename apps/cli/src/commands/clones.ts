@@ -37,14 +37,17 @@ export async function createClone(
   const { environment, signal } = invocation;
   const spec = await readYaml(options.file, 'REQUEST_INVALID');
   const api = await findApi(environment, options.config);
-  const clone = await ask(signal, (limit) =>
-    api.http.POST('/v1/clones', {
-      // The API is the judge of what it is sent: it may know more than this command.
-      body: spec.content as never,
-      // Makes the request safe to repeat for whatever stands between us and the API.
-      params: { header: { 'idempotency-key': randomUUID() } },
-      signal: limit,
-    }),
+  const clone = await ask(
+    signal,
+    (limit) =>
+      api.http.POST('/v1/clones', {
+        // The API is the judge of what it is sent: it may know more than this command.
+        body: spec.content as never,
+        // Makes the request safe to repeat for whatever stands between us and the API.
+        params: { header: { 'idempotency-key': randomUUID() } },
+        signal: limit,
+      }),
+    spec.locate,
   );
   if (options.wait === true) {
     if (options.json !== true) process.stderr.write(`clone ${clone.id}\n`);

@@ -1,16 +1,16 @@
 /**
  * `pgcloned up`, `api` and `worker`: the parts that stay.
  *
- * Each is a stack of things that end in reverse order: the API answers nobody before the worker stops, and Redis outlives
- * both. The first signal ends them cleanly, with exit status 0.
+ * Each is a stack of things that end in reverse order: the API falls silent before the worker stops, and Redis outlives
+ * both. The first signal ends them cleanly, with exit status 0. Parts are imported where they are started: an API alone
+ * needs no engine, and a worker alone no HTTP.
  */
 import { once } from 'node:events';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
-import { type RunningApi, startApi } from '@pgcloned/api';
+import type { RunningApi } from '@pgcloned/api';
 import { CloneError, type Token } from '@pgcloned/contract';
 import { embeddedRedisUrl, openCloneStore, startEmbeddedRedis } from '@pgcloned/queue';
-import { startWorker } from '@pgcloned/worker';
 import type { Logger } from 'pino';
 import { readLogLevel, readSettings, type Settings } from '../config.ts';
 import type { GlobalOptions, Invocation } from '../invocation.ts';
@@ -128,6 +128,7 @@ async function attachToEmbedded(directory: string): Promise<string> {
 }
 
 async function addApi({ settings, log, parts }: Daemon, redisUrl: string): Promise<RunningApi> {
+  const { startApi } = await import('@pgcloned/api');
   const store = parts.use(await openCloneStore({ redisUrl, onError: reportTo(log) }));
   return parts.use(
     await startApi({ ...settings.api, tokens: await tokensOf(settings), store, logger: log }),
@@ -143,6 +144,7 @@ function whereTheTokenIs({ api: { tokens }, stateDirectory }: Settings): Pick<Re
 }
 
 async function addWorker({ settings, log, parts, signal }: Daemon, redisUrl: string) {
+  const { startWorker } = await import('@pgcloned/worker');
   parts.use(await startWorker({ ...settings, redisUrl, logger: log, signal }));
 }
 
