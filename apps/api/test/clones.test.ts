@@ -99,6 +99,7 @@ test.each([
   ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],
   ['a time to live', specFor('main', { ttl: 60 }), 'NOT_SUPPORTED'],
+  ['a webhook', specFor('main', { webhook: { url: 'https://x.example/' } }), 'NOT_SUPPORTED'],
   [
     'a setting that runs commands',
     specFor('main', { replica: { settings: { restore_command: 'id' } } }),

@@ -348,7 +348,9 @@ export interface components {
                 [key: string]: string;
             };
             /** @default null */
-            webhook?: null;
+            webhook?: {
+                [key: string]: unknown;
+            } | null;
         };
         Problem: {
             type: string;
@@ -639,7 +641,9 @@ export interface components {
                 [key: string]: string;
             };
             /** @default null */
-            webhook: null;
+            webhook: {
+                [key: string]: unknown;
+            } | null;
         };
     };
     responses: {

@@ -128,7 +128,7 @@ const specShape = {
     .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), Label)
     .refine((labels) => Object.keys(labels).length <= 32, 'must be 32 labels at the most')
     .default({}),
-  webhook: z.null().default(null),
+  webhook: z.record(z.string(), z.unknown()).nullable().default(null),
 };
 
 export const CloneSpec = z
@@ -176,4 +176,6 @@ export function refuseUnsupported(
   if (spec.replica.waitFor === 'writable')
     refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
   if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
+  if (spec.webhook !== null)
+    refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');
 }

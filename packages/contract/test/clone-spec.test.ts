@@ -149,6 +149,7 @@ test.each([
   ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
   ['ttl', { ttl: 3600 }],
+  ['webhook', { webhook: { url: 'https://example.org/' } }],
 ])(
   'what is not built yet in %s is refused by name, with what can be used in its place',
   (field, part) => {

@@ -1,4 +1,5 @@
 /** The OpenAPI document, made from the schemas of the routes, at /openapi.json and as a page at /docs. */
+import { isDeepStrictEqual } from 'node:util';
 import swagger, { type SwaggerTransform, type SwaggerTransformObject } from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import { VERSION } from '@pgcloned/contract';
@@ -77,6 +78,9 @@ function withoutNoise({
     delete jsonSchema.additionalProperties;
   }
   if (jsonSchema.format === 'date-time') delete jsonSchema.pattern;
+  if (isDeepStrictEqual(jsonSchema.propertyNames, { type: 'string' })) {
+    delete jsonSchema.propertyNames;
+  }
   if (jsonSchema.maximum === Number.MAX_SAFE_INTEGER) delete jsonSchema.maximum;
   if (jsonSchema.minimum === Number.MIN_SAFE_INTEGER) delete jsonSchema.minimum;
 }
@@ -87,6 +91,7 @@ interface JsonSchema {
   maximum?: number | undefined;
   minimum?: number | undefined;
   pattern?: string | undefined;
+  propertyNames?: unknown;
 }
 
 /** Says with every operation who may call it, from the same place that refuses everybody else. */
