@@ -15,7 +15,9 @@ export {
   partsUser,
   runAsPartsUser,
   runsAsRoot,
+  writePartsFile,
 } from './parts-user.ts';
+export { type Answer, PGCLONED, type Pgcloned, startPgcloned } from './pgcloned.ts';
 export {
   adoptServer,
   findPostgres,
@@ -29,5 +31,6 @@ export { descendantsOf, type ListedProcess, listProcesses } from './process-list
 export { type PrivateRedis, startRedis } from './redis.ts';
 export { type ScratchDirectory, scratchDirectory } from './scratch-directory.ts';
 export { findSecrets, type SecretSearch, watchForSecrets } from './secrets.ts';
+export { type Source, startSource } from './source.ts';
 export { type SshdOptions, type SshServer, startSshd } from './sshd.ts';
 export { startWriteLoad, type WriteLoad, type WriteLoadOptions } from './write-load.ts';

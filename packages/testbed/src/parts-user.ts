@@ -5,6 +5,7 @@
  * `postgres`; otherwise they run as whoever runs the tests.
  */
 import { readFileSync } from 'node:fs';
+import { chown, writeFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import { type Finished, runProcess } from '@pgcloned/process';
 
@@ -64,6 +65,12 @@ export async function runAsPartsUser(
     },
     { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS), accept: options.accept ?? [0] },
   );
+}
+
+/** Writes a file that belongs to the parts' user and that nobody else may read. */
+export async function writePartsFile(path: string, text: string): Promise<void> {
+  await writeFile(path, text, { mode: 0o600 });
+  if (runsAsRoot) await chown(path, partsUser.uid, partsUser.gid);
 }
 
 function userNamed(name: string): PartsUser {

@@ -6,13 +6,13 @@
  * restarted them.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { appendFile, chown, readFile, rename, symlink, writeFile } from 'node:fs/promises';
+import { appendFile, readFile, rename, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { copyCluster, initCluster } from './cluster-template.ts';
 import { freePort } from './free-port.ts';
-import { partsUser, runAsPartsUser, runsAsRoot } from './parts-user.ts';
+import { runAsPartsUser, writePartsFile } from './parts-user.ts';
 import { scratchDirectory } from './scratch-directory.ts';
 import { type ServerProcess, startServerProcess } from './server-process.ts';
 
@@ -311,9 +311,7 @@ async function writeHba(directory: string, lines: readonly string[] | undefined)
     'host replication all 127.0.0.1/32 trust',
   ];
   const text = ['local all all trust', 'local replication all trust', ...(lines ?? loopback)];
-  const path = join(directory, 'pg_hba.conf');
-  await writeFile(path, `${text.join('\n')}\n`, { mode: 0o600 });
-  if (runsAsRoot) await chown(path, partsUser.uid, partsUser.gid);
+  await writePartsFile(join(directory, 'pg_hba.conf'), `${text.join('\n')}\n`);
 }
 
 function formatSettings(settings: Readonly<Record<string, string>>): string {

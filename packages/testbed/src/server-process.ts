@@ -25,6 +25,8 @@ export interface ServerProcess {
 /** @throws If the server ends or is not ready within a minute; the message has the last lines of its log. */
 export async function startServerProcess(options: {
   readonly argv: readonly string[];
+  /** Beside the environment of every part. */
+  readonly env?: Readonly<Record<string, string>>;
   readonly logFile: string;
   readonly deathSignal: 'TERM' | 'QUIT';
   readonly isReady: (pid: number) => boolean | Promise<boolean>;
@@ -33,7 +35,7 @@ export async function startServerProcess(options: {
   const log = await open(options.logFile, 'a', 0o600);
   const child = spawn(file, args, {
     cwd: '/',
-    env: partsEnvironment,
+    env: { ...partsEnvironment, ...options.env },
     // Of a session of its own, so that Ctrl-C at the terminal reaches us and not it.
     detached: true,
     stdio: ['ignore', log.fd, log.fd],

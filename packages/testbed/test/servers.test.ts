@@ -10,10 +10,12 @@ import { expect, test } from 'vitest';
 import {
   adoptServer,
   partsUser,
+  runAsPartsUser,
   scratchDirectory,
   startCluster,
   startPrimary,
   startRedis,
+  startSource,
   startSshd,
 } from '../src/index.ts';
 
@@ -107,6 +109,25 @@ test('a stopped cluster can be started on another port', async () => {
   await using again = await startCluster(dataDirectory);
 
   expect(await again.query('show port')).toEqual([{ port: String(again.port) }]);
+});
+
+test('a source has a role that comes in by password, for SQL and for replication', async () => {
+  await using source = await startSource();
+  const psql = async (PGPASSFILE: string, database: string, command: string) => {
+    const { host, port, user } = source.configuration;
+    const conninfo = `host=${host} port=${String(port)} user=${user} ${database}`;
+    const { stdout, stderr } = await runAsPartsUser(
+      [join(source.primary.binDirectory, 'psql'), '-XAtc', command, conninfo],
+      { env: { PGPASSFILE }, accept: 'any' },
+    );
+    return `${stdout.toString()}${stderr}`.trim();
+  };
+
+  expect(await psql(source.passFile, 'dbname=postgres', 'show data_directory')).toBe(
+    source.primary.dataDirectory,
+  );
+  expect(await psql(source.passFile, 'replication=true', 'IDENTIFY_SYSTEM')).toContain('|1|');
+  expect(await psql('/dev/null', 'dbname=postgres', 'select')).toContain('no password supplied');
 });
 
 test('an sshd lets its key in, and no other', async () => {

@@ -1,0 +1,114 @@
+/**
+ * `pgcloned up` from this checkout, as the parts' user, and requests to its API.
+ *
+ * The product is known here as a command and an HTTP API only: what is tested with it is what a user gets.
+ */
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { freePort } from './free-port.ts';
+import { writePartsFile } from './parts-user.ts';
+import { type ServerProcess, startServerProcess } from './server-process.ts';
+
+/** The program that `npx pgcloned` runs. */
+export const PGCLONED = fileURLToPath(
+  new URL('../../../apps/cli/bin/pgcloned.js', import.meta.url),
+);
+
+export interface Pgcloned extends AsyncDisposable {
+  readonly url: string;
+  /** Of the role admin. */
+  readonly token: string;
+  readonly tokenFile: string;
+  readonly configFile: string;
+  readonly stateDirectory: string;
+  readonly logFile: string;
+  readonly pid: number;
+  /** `body` is sent as JSON; an answer that is not JSON is text. */
+  request(method: string, path: string, body?: unknown): Promise<Answer>;
+  /** SIGTERM (default) lets it tidy up, SIGKILL does not. */
+  stop(signal?: 'SIGTERM' | 'SIGKILL'): Promise<void>;
+  /** Starts it again with the same configuration and state. */
+  start(): Promise<void>;
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  // biome-ignore lint/suspicious/noExplicitAny: the test says what it expects in it
+  readonly body: any;
+}
+
+/**
+ * @param directory Where its configuration, state and log go; the caller's to remove.
+ * @param configuration The content of pgcloned.yaml. Address, state directory and host name have defaults here.
+ */
+export async function startPgcloned(
+  directory: string,
+  configuration: Readonly<Record<string, unknown>>,
+): Promise<Pgcloned> {
+  const configFile = join(directory, 'pgcloned.yaml');
+  const stateDirectory = join(directory, 'state');
+  const logFile = join(directory, 'pgcloned.log');
+  const listen = `127.0.0.1:${String(await freePort())}`;
+  const url = `http://${listen}`;
+  // JSON is YAML.
+  const content = { host: 'testbed', stateDirectory, api: { listen }, ...configuration };
+  await writePartsFile(configFile, JSON.stringify(content, null, 2));
+  const tokenFile = join(stateDirectory, 'token');
+  let server: ServerProcess | null = null;
+  let token = '';
+
+  const pgcloned: Pgcloned = {
+    url,
+    tokenFile,
+    configFile,
+    stateDirectory,
+    logFile,
+    get token() {
+      return token;
+    },
+    get pid() {
+      return server?.pid ?? 0;
+    },
+    start: async () => {
+      const saidBefore = existsSync(logFile) ? statSync(logFile).size : 0;
+      server = await startServerProcess({
+        argv: [process.execPath, PGCLONED, 'up', '--config', configFile],
+        // The home of the parts' user may hold keys and passwords that no test is about.
+        env: { HOME: directory },
+        logFile,
+        deathSignal: 'TERM',
+        isReady: () => readFileSync(logFile).subarray(saidBefore).includes('pgcloned is ready'),
+      });
+      token = (await readFile(tokenFile, 'utf8')).trim();
+    },
+    stop: async (signal = 'SIGTERM') => {
+      await server?.stop(signal);
+      server = null;
+    },
+    request: async (method, path, body) => {
+      const response = await fetch(`${url}${path}`, {
+        method,
+        headers: {
+          authorization: `Bearer ${token}`,
+          ...(body !== undefined && { 'content-type': 'application/json' }),
+        },
+        ...(body !== undefined && { body: JSON.stringify(body) }),
+      });
+      const text = await response.text();
+      const isJson = response.headers.get('content-type')?.includes('json') === true;
+      return {
+        status: response.status,
+        headers: response.headers,
+        body: isJson ? JSON.parse(text) : text,
+      };
+    },
+    [Symbol.asyncDispose]: async () => {
+      await pgcloned.stop();
+    },
+  };
+  await pgcloned.start();
+  return pgcloned;
+}
