@@ -1,1 +1,6 @@
-export {};
+/** The clone itself: a plan, a signal and an observer in, a clone out. Neither HTTP nor Redis. */
+export { type RunCloneOptions, runClone } from './clone.ts';
+export type { CloneObserver } from './observer.ts';
+export type { ClonePlan, HostPolicy } from './plan.ts';
+export { type ProgressTracker, trackProgress } from './progress-tracker.ts';
+export { type SweepReport, sweepClone } from './sweep.ts';

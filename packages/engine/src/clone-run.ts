@@ -1,0 +1,32 @@
+/** What every phase is given besides the results of those before it. */
+import type { CloneError } from '@pgcloned/contract';
+import type { Cleanup } from './cleanup.ts';
+import type { CloneObserver } from './observer.ts';
+import type { ClonePlan } from './plan.ts';
+
+export interface CloneRun {
+  readonly plan: ClonePlan;
+  readonly observer: CloneObserver;
+  /** Tells the user, now and in the result, of something that does not stop the clone. */
+  readonly warn: (text: string) => void;
+  /** Aborts when the caller cancels, when the deadline passes and when something watched is lost. */
+  readonly signal: AbortSignal;
+  readonly cleanup: Cleanup;
+  /** Slot, sessions and the remote directory are all called like this: `pgcloned_<id>_<attempt>`. */
+  readonly name: string;
+  /**
+   * Ends the run with the error that `lost` brings: the connection, process or session behind it is gone.
+   *
+   * @returns Stop watching: from now on it may go.
+   */
+  readonly watch: (lost: Promise<CloneError>) => () => void;
+}
+
+/** Waits for all of them, so that what one acquires is not lost when another fails, then throws the first failure. */
+export async function together<Results extends readonly unknown[]>(
+  promises: { [Index in keyof Results]: Promise<Results[Index]> },
+): Promise<Results> {
+  const ends = await Promise.allSettled(promises);
+  for (const end of ends) if (end.status === 'rejected') throw end.reason;
+  return ends.map((end) => (end as PromiseFulfilledResult<unknown>).value) as unknown as Results;
+}

@@ -1,0 +1,83 @@
+/**
+ * The work of a copy, cut into batches that workers pull.
+ *
+ * Largest files first, so that no worker ends with one big file while the others idle. A batch is a share of what is
+ * left: big at the start, because each costs an rsync process and a login, and small at the end, so that all workers end
+ * together. Its size is bounded, because a lost connection costs one batch.
+ */
+import type { ByteName } from '@pgcloned/rsync';
+import type { SelectedFile } from './select.ts';
+
+export interface Batch {
+  /** Index of the root (PGDATA or a tablespace) that all its files lie in. */
+  readonly root: number;
+  readonly names: readonly ByteName[];
+  readonly bytes: number;
+}
+
+/** PostgreSQL cuts relations into segments of 1 GB: a batch is at least one file, whatever its size. */
+const BATCH_BYTES_MAX = 1024 ** 3;
+/** Some 0.1 s of transfer at loopback speed: below that, starting rsync costs more than it balances. */
+const BATCH_BYTES_MIN = 64 * 1024 ** 2;
+const BATCH_FILES_MAX = 10_000;
+const BATCH_FILES_MIN = 500;
+
+export interface BatchQueue {
+  /** The next batch, or null if nothing is left. */
+  readonly next: () => Batch | null;
+  readonly bytesTotal: number;
+  readonly filesTotal: number;
+}
+
+export function queueBatches(
+  roots: readonly (readonly SelectedFile[])[],
+  { workers }: { readonly workers: number },
+): BatchQueue {
+  const queues = roots.map((files) => ({
+    files: files.toSorted((left, right) => right.bytes - left.bytes),
+    position: 0,
+  }));
+  const all = roots.flat();
+  const bytesTotal = all.reduce((sum, { bytes }) => sum + bytes, 0);
+  let bytesLeft = bytesTotal;
+  let filesLeft = all.length;
+
+  const largestHead = (): number | null => {
+    let found: { readonly root: number; readonly bytes: number } | null = null;
+    for (const [root, { files, position }] of queues.entries()) {
+      const head = files[position];
+      if (head !== undefined && (found === null || head.bytes > found.bytes))
+        found = { root, bytes: head.bytes };
+    }
+    return found?.root ?? null;
+  };
+
+  return {
+    bytesTotal,
+    filesTotal: all.length,
+    next() {
+      const root = largestHead();
+      const queue = root === null ? undefined : queues[root];
+      if (root === null || queue === undefined) return null;
+      const bytesWanted = clamp(bytesLeft / (2 * workers), BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+      const filesWanted = clamp(filesLeft / (2 * workers), BATCH_FILES_MIN, BATCH_FILES_MAX);
+      const names: ByteName[] = [];
+      let bytes = 0;
+      for (;;) {
+        const file = queue.files[queue.position];
+        if (file === undefined || names.length >= filesWanted) break;
+        if (names.length > 0 && bytes + file.bytes > bytesWanted) break;
+        names.push(file.name);
+        bytes += file.bytes;
+        queue.position += 1;
+      }
+      bytesLeft -= bytes;
+      filesLeft -= names.length;
+      return { root, names, bytes };
+    },
+  };
+}
+
+function clamp(value: number, min: number, max: number): number {
+  return Math.min(max, Math.max(min, value));
+}

@@ -1,0 +1,128 @@
+/**
+ * The workers of a copy: each pulls a batch, runs one rsync, pulls the next, over PGDATA and all tablespaces together.
+ *
+ * Promises: every listed file is here when it returns, or was gone on the source (WAL tells, R6.3). A batch that broke
+ * off is sent again with growing pauses; whatever of it is complete is not sent twice, because within one run equal size
+ * and time mean equal content (R6.9). Files that were truncated while rsync read them are sent again by name, and after
+ * some rounds taken as they are: replay of the WAL mends them (R6.1, R6.4).
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError, type ErrorFacts, type LogLevel } from '@pgcloned/contract';
+import type { TransferOutcome } from '@pgcloned/rsync';
+import type { Batch, BatchQueue } from './batches.ts';
+
+/** With pauses of 0.25 s doubled each time this outlasts a restart of a switch, not a dead host. */
+const ATTEMPTS_MAX = 6;
+const FIRST_PAUSE_MS = 250;
+/** A relation that is truncated more often while it is read is being vacuumed in a loop. */
+const ROUNDS_MAX = 5;
+
+export interface PoolOptions {
+  readonly workers: number;
+  /** One rsync. `repeat` tells why the batch is sent again, if it is. */
+  readonly transfer: (
+    batch: Batch,
+    options: {
+      readonly repeat: 'broke-off' | 'changed' | null;
+      readonly onBytes: (bytes: number) => void;
+      readonly signal: AbortSignal;
+    },
+  ) => Promise<TransferOutcome>;
+  readonly copied: (step: {
+    readonly worker: number;
+    readonly bytes: number;
+    readonly files: number;
+  }) => void;
+  readonly log: (level: LogLevel, message: string, fields: ErrorFacts) => void;
+  readonly signal: AbortSignal;
+}
+
+/** @returns Bytes that went over the wire, and bytes written here. */
+export async function copyAll(
+  queue: BatchQueue,
+  options: PoolOptions,
+): Promise<{ readonly wireBytes: number; readonly bytes: number }> {
+  const failed = new AbortController();
+  const signal = AbortSignal.any([options.signal, failed.signal]);
+  const totals = { wireBytes: 0, bytes: 0 };
+  const work = async (worker: number) => {
+    try {
+      for (let batch = queue.next(); batch !== null; batch = queue.next()) {
+        signal.throwIfAborted();
+        const sent = await sendBatch(batch, worker, { ...options, signal });
+        totals.wireBytes += sent.wireBytes;
+        totals.bytes += sent.bytes;
+      }
+    } catch (error) {
+      failed.abort(error);
+      throw error;
+    }
+  };
+  const ends = await Promise.allSettled(
+    Array.from({ length: options.workers }, async (_, worker) => {
+      await work(worker);
+    }),
+  );
+  options.signal.throwIfAborted();
+  // The first failure aborted the others, so theirs is the same reason.
+  if (ends.some(({ status }) => status === 'rejected')) throw failed.signal.reason;
+  return totals;
+}
+
+async function sendBatch(
+  batch: Batch,
+  worker: number,
+  options: PoolOptions,
+): Promise<{ readonly wireBytes: number; readonly bytes: number }> {
+  const sent = { wireBytes: 0, bytes: 0 };
+  let pending: Batch = batch;
+  for (let round = 1; ; round += 1) {
+    const outcome = await sendStubbornly(pending, worker, round, options);
+    sent.wireBytes += outcome.wireBytes;
+    sent.bytes += outcome.bytes;
+    if (outcome.again.length === 0) break;
+    if (round === ROUNDS_MAX) {
+      options.log('warn', 'files kept changing while they were read; WAL replay mends them', {
+        files: outcome.again.length,
+        first: outcome.again[0] ?? null,
+      });
+      break;
+    }
+    pending = { root: batch.root, names: outcome.again, bytes: 0 };
+  }
+  options.copied({ worker, bytes: 0, files: batch.names.length });
+  return sent;
+}
+
+async function sendStubbornly(
+  batch: Batch,
+  worker: number,
+  round: number,
+  options: PoolOptions,
+): Promise<TransferOutcome> {
+  for (let attempt = 1; ; attempt += 1) {
+    let reported = 0;
+    try {
+      return await options.transfer(batch, {
+        repeat: round > 1 ? 'changed' : attempt > 1 ? 'broke-off' : null,
+        onBytes: (bytes) => {
+          reported += bytes;
+          options.copied({ worker, bytes, files: 0 });
+        },
+        signal: options.signal,
+      });
+    } catch (error) {
+      options.signal.throwIfAborted();
+      options.copied({ worker, bytes: -reported, files: 0 });
+      if (!(error instanceof CloneError) || !error.retryable || attempt === ATTEMPTS_MAX)
+        throw error;
+      options.log('warn', 'a batch broke off and is sent again', {
+        code: error.code,
+        reason: error.message,
+        attempt,
+        files: batch.names.length,
+      });
+      await delay(FIRST_PAUSE_MS * 2 ** (attempt - 1), undefined, { signal: options.signal });
+    }
+  }
+}

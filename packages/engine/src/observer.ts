@@ -1,0 +1,34 @@
+/**
+ * What the engine tells whoever started it. It never prints and knows no Redis: the worker turns these calls into the
+ * record, `pgcloned run` into a progress bar.
+ *
+ * The calls come as fast as things happen; an observer that publishes does so at its own pace.
+ */
+import type {
+  ErrorFacts,
+  Instance,
+  Leftover,
+  LogLevel,
+  PhaseName,
+  PhaseState,
+} from '@pgcloned/contract';
+
+export interface CloneObserver {
+  phaseStarted(name: PhaseName): void;
+  phaseEnded(name: PhaseName, state: Extract<PhaseState, 'done' | 'failed' | 'skipped'>): void;
+  copyPlanned(plan: {
+    readonly bytesTotal: number;
+    readonly filesTotal: number;
+    readonly workers: number;
+  }): void;
+  /** What was copied since the last call; `bytes` is negative where a batch that failed is sent again. */
+  copied(step: { readonly worker: number; readonly bytes: number; readonly files: number }): void;
+  wal(positions: { readonly startLsn?: string; readonly receivedLsn?: string }): void;
+  /** Something the user should know although the clone goes on. */
+  warning(text: string): void;
+  log(level: LogLevel, message: string, fields?: ErrorFacts): void;
+  instance(change: Partial<Instance>): void;
+  /** The point of no return: from now on the directory holds a clone that can be started. */
+  published(): void;
+  leftover(leftover: Leftover): void;
+}

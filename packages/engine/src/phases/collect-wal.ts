@@ -1,0 +1,37 @@
+/**
+ * Phase 6 of 8: the WAL from the start to the end of the backup is here, without a hole.
+ *
+ * The end of the backup closes its segment (R3.5), so a complete segment tells that it has come. That the last one is
+ * here says nothing about the others: pg_waldump reads every record between (R4.13).
+ */
+import { type BackupStart, proveWal } from '@pgcloned/postgres';
+import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from './preflight.ts';
+import type { Stop } from './stop-backup.ts';
+import type { WalStream } from './stream-wal.ts';
+
+export async function collectWal(
+  run: CloneRun,
+  ready: Ready,
+  {
+    stream,
+    start,
+    stop,
+  }: { readonly stream: WalStream; readonly start: BackupStart; readonly stop: Stop },
+): Promise<void> {
+  // A receiver that ends aborts the run by itself.
+  await stream.receiver.waitUntilComplete(stop.stopLsn, {
+    stallMs: run.plan.host.stallMs,
+    signal: run.signal,
+  });
+  await stream.receiver.stop(run.signal);
+  run.observer.wal({ receivedLsn: stop.stopLsn });
+  await proveWal({
+    binDirectory: ready.binDirectory,
+    directory: stream.directory,
+    timeline: start.timeline,
+    startLsn: start.startLsn,
+    stopLsn: stop.stopLsn,
+    signal: run.signal,
+  });
+}

@@ -1,0 +1,245 @@
+/**
+ * Phase 1 of 8: is a clone possible, and may it be made?
+ *
+ * Promises: nothing is changed on either side. When it returns, source and target are known and fit, the directories of
+ * the target are locked, and the control connection and the backup session are open. The target comes first: a clone
+ * that may not be written needs no source.
+ */
+import { networkInterfaces } from 'node:os';
+import { CloneError } from '@pgcloned/contract';
+import {
+  type ConnectionSettings,
+  checkSource,
+  findBinDirectory,
+  openSession,
+  parsePostmasterPid,
+  readSourceFacts,
+  resolveConnection,
+  type Session,
+  type SourceFacts,
+} from '@pgcloned/postgres';
+import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
+import { connectSsh, type SshConnection } from '@pgcloned/ssh';
+import { type CloneRun, together } from '../clone-run.ts';
+import { findHostConfiguration } from '../replica/host-configuration.ts';
+import { refuseUnfitSettings } from '../replica/required-settings.ts';
+import { refuseExistingSlot } from '../replica/slot.ts';
+import {
+  type Claim,
+  claimTablespaces,
+  claimTarget,
+  refuseUnknownLocations,
+} from '../target/claim.ts';
+import type { TablespacePlace } from '../target/layout.ts';
+import { refuseIfTooLarge } from '../target/space.ts';
+
+export interface Ready extends Claim {
+  readonly ssh: SshConnection;
+  /** The session that will run the backup (R3.1). */
+  readonly session: Session;
+  readonly settings: ConnectionSettings;
+  readonly facts: SourceFacts;
+  readonly probe: HostProbe;
+  readonly binDirectory: string;
+  readonly tablespaces: readonly TablespacePlace[];
+  /** `postgresql.conf` of this host for the data directory, where it lies outside (Debian); null: there is none. */
+  readonly hostConfiguration: string | null;
+  /** Whether source and replica share a machine. */
+  readonly sameHost: boolean;
+}
+
+export async function preflight(run: CloneRun): Promise<Ready> {
+  const { plan, signal } = run;
+  const { source, spec } = plan;
+  refuseUnsupportedSource(run);
+  const claim = await claimTarget(run);
+
+  const settings = await resolveConnection(
+    source,
+    plan.password === null ? {} : { password: plan.password },
+  );
+  const [ssh, session] = await together([openSsh(run), openBackupSession(run, settings)]);
+  const facts = await readSourceFacts(session, signal);
+  const { errors, warnings } = checkSource(facts, {
+    slot: spec.wal.retention === 'pin',
+    replicaSlot: spec.replica.slot !== null,
+  });
+  for (const error of errors.slice(1))
+    run.observer.log('error', error.message, { code: error.code, hint: error.hint });
+  if (errors[0] !== undefined) throw errors[0];
+  for (const warning of warnings) run.warn(warning);
+  if (spec.replica.slot !== null) await refuseExistingSlot(session, spec.replica.slot, signal);
+
+  const [probe, binDirectory] = await together([
+    probeHost(ssh, { dataDirectory: facts.dataDirectory, signal }),
+    findBinDirectory(plan.host.postgresBin, facts.major, signal),
+  ]);
+  refuseUnfitHost(run, probe, facts);
+  refuseOtherCluster(run, probe, facts);
+  const rsyncWarning = rsyncVersionWarning(probe.rsyncVersion ?? '');
+  if (rsyncWarning !== null) run.warn(rsyncWarning);
+
+  refuseUnknownLocations(run, facts.tablespaces);
+  const tablespaces = await claimTablespaces(run, claim, facts);
+  const hostConfiguration =
+    spec.replica.configuration === 'source'
+      ? null
+      : await findHostConfiguration(claim.data.final, facts.major);
+  if (spec.replica.configuration === 'host' && hostConfiguration === null) {
+    throw new CloneError(
+      'TARGET_INVALID',
+      'this host has no configuration for the data directory',
+      {
+        facts: { dataDirectory: claim.data.final },
+        hint: `Make one (/etc/postgresql/${String(facts.major)}/NAME/postgresql.conf with data_directory = '${claim.data.final}'), or choose replica.configuration: auto.`,
+      },
+    );
+  }
+  const ready: Ready = {
+    ...claim,
+    ssh,
+    session,
+    settings,
+    facts,
+    probe,
+    binDirectory,
+    tablespaces,
+    hostConfiguration,
+    sameHost: isOwnAddress(ssh.remoteAddress),
+  };
+  await refuseUnfitSettings(run, ready);
+  await refuseIfTooLarge([
+    { path: claim.data.build, bytes: facts.databaseBytes ?? 0 },
+    ...tablespaces.map(({ build, oid }) => ({
+      path: build,
+      bytes: facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0,
+    })),
+  ]);
+  if (ready.sameHost && spec.replica.role !== 'detached') {
+    run.warn(
+      'source and replica share a host: CREATE TABLESPACE on the source would make both use one directory (R1.11)',
+    );
+  }
+  return ready;
+}
+
+function refuseUnsupportedSource({ plan }: CloneRun): void {
+  if (!plan.source.ssh.tunnelDatabase) return;
+  throw new CloneError('NOT_SUPPORTED', 'ssh.tunnelDatabase: true is not supported', {
+    facts: { source: plan.sourceName },
+    hint: 'Let the worker reach the port of the database directly.',
+  });
+}
+
+async function openSsh({ plan, signal, cleanup, watch }: CloneRun): Promise<SshConnection> {
+  const { source, host } = plan;
+  const ssh = await connectSsh(
+    {
+      host: source.ssh.host ?? source.host,
+      port: source.ssh.port,
+      user: source.ssh.user,
+      privateKeyFile: source.ssh.privateKeyFile,
+      defaultKeyFiles: source.ssh.privateKeyFile === null ? host.defaultSshKeyFiles : [],
+      agentSocket: source.ssh.agent ? host.sshAgentSocket : null,
+      knownHostsFiles:
+        source.ssh.knownHostsFile === null
+          ? host.defaultKnownHostsFiles
+          : [source.ssh.knownHostsFile],
+      insecure: source.ssh.insecure,
+    },
+    { signal },
+  );
+  const unwatch = watch(
+    ssh.closed.then(
+      (cause) =>
+        new CloneError('SOURCE_LOST', `the SSH connection to ${ssh.label} was lost`, {
+          facts: { host: ssh.label },
+          hint: 'See the log of its SSH server and the network between, then clone again.',
+          cause,
+        }),
+    ),
+  );
+  cleanup.always({
+    what: `SSH connection to ${ssh.label}`,
+    remedy: 'It ends with the process that holds it.',
+    undo: async () => {
+      unwatch();
+      await ssh[Symbol.asyncDispose]();
+    },
+  });
+  return ssh;
+}
+
+async function openBackupSession(
+  { name, signal, cleanup, watch }: CloneRun,
+  settings: ConnectionSettings,
+): Promise<Session> {
+  const session = await openSession(settings, { applicationName: name, signal });
+  const unwatch = watch(session.lost);
+  cleanup.always({
+    what: `session ${name} on ${settings.host}:${String(settings.port)}`,
+    remedy: `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '${name}'`,
+    undo: async () => {
+      unwatch();
+      await session[Symbol.asyncDispose]();
+    },
+  });
+  return session;
+}
+
+function refuseUnfitHost({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
+  const host = plan.source.ssh.host ?? plan.source.host;
+  if (!probe.dataDirectoryReadable) {
+    throw new CloneError(
+      'SOURCE_RIGHTS_MISSING',
+      `${probe.user} cannot read ${facts.dataDirectory} on ${host}`,
+      {
+        facts: { user: probe.user, dataDirectory: facts.dataDirectory },
+        hint: 'Connect as the operating system user that owns the cluster (ssh.user), usually postgres, and to the right host.',
+      },
+    );
+  }
+  if (probe.rsyncVersion === null || !probe.hasGnuFind) {
+    const program = probe.rsyncVersion === null ? 'rsync' : 'GNU find';
+    throw new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
+      facts: { program, host },
+      hint: `Install it there: apt-get install ${program === 'rsync' ? 'rsync' : 'findutils'}.`,
+    });
+  }
+}
+
+/** Time between the start of the process and the moment that pg_postmaster_start_time() reports (R11.2). */
+const START_TIME_TOLERANCE_SECONDS = 60;
+
+/** R11.2, as far as it can be told before the pin: do SQL and SSH lead to one cluster? */
+function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
+  const postmaster = parsePostmasterPid(probe.postmasterPid);
+  const configured = plan.source.dataDirectory;
+  const startedSecondsApart = Math.abs(
+    Date.parse(facts.startedAt) / 1000 - (postmaster?.startedAtSeconds ?? 0),
+  );
+  const isSame =
+    postmaster?.dataDirectory === facts.dataDirectory &&
+    postmaster.port === facts.port &&
+    startedSecondsApart <= START_TIME_TOLERANCE_SECONDS &&
+    (configured === null || configured === facts.dataDirectory);
+  if (isSame) return;
+  throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
+    facts: {
+      dataDirectoryBySql: facts.dataDirectory,
+      dataDirectoryByPidFile: postmaster?.dataDirectory ?? null,
+      dataDirectoryConfigured: configured,
+      portBySql: facts.port,
+      portByPidFile: postmaster?.port ?? null,
+      startedBySql: facts.startedAt,
+      startedByPidFile: postmaster?.startedAtSeconds ?? null,
+    },
+    hint: 'Check host, port, ssh.host and dataDirectory of the source.',
+  });
+}
+
+export function isOwnAddress(address: string): boolean {
+  return Object.values(networkInterfaces())
+    .flat()
+    .some((one) => one?.address === address);
+}

@@ -1,0 +1,207 @@
+/**
+ * Phase 7 of 8: what was copied becomes a standby, in an order that no crash can turn into something wrong.
+ *
+ * WAL, tablespace links, configuration, standby.signal and backup_label go in first, then everything is brought to the
+ * disk, then a replaced directory gives way, and at the very end pg_control is renamed into place (R2.5): until that
+ * rename nothing here can be started, after it everything is complete and durable.
+ */
+import {
+  chmod,
+  constants,
+  copyFile,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rm,
+  rmdir,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { type BackupStart, formatTablespaceMap, segmentName } from '@pgcloned/postgres';
+import { syncDirectory } from '@pgcloned/process';
+import type { CloneRun } from '../clone-run.ts';
+import { configureReplica } from '../replica/configure.ts';
+import type { Place } from '../target/layout.ts';
+import { writeMarker } from '../target/marker.ts';
+import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
+import { syncFilesystems } from '../target/sync.ts';
+import type { Copy } from './copy-files.ts';
+import type { Ready } from './preflight.ts';
+import type { Stop } from './stop-backup.ts';
+import type { WalStream } from './stream-wal.ts';
+
+const SEGMENT = /^[0-9A-F]{24}$/;
+const HISTORY = /^[0-9A-F]{8}\.history$/;
+
+export interface Published {
+  /** Everything that was filled, with what it replaced. */
+  readonly places: readonly Place[];
+}
+
+export async function publish(
+  run: CloneRun,
+  ready: Ready,
+  {
+    stream,
+    start,
+    copy,
+    stop,
+  }: {
+    readonly stream: WalStream;
+    readonly start: BackupStart;
+    readonly copy: Copy;
+    readonly stop: Stop;
+  },
+): Promise<Published> {
+  const places: readonly Place[] = [
+    ready.data,
+    ...(ready.wal === null ? [] : [ready.wal]),
+    ...copy.tablespaces,
+  ];
+  const mode = ready.facts.dataDirectoryMode;
+  const fileMode = (mode & 0o040) === 0 ? 0o600 : 0o640;
+  const directory = ready.data.build;
+  try {
+    await placeWal(ready, { stream, start, mode });
+    await linkTablespaces(directory, copy, fileMode);
+    await configureReplica(run, ready, fileMode);
+    await writeFile(join(directory, 'standby.signal'), '', { mode: fileMode });
+    await writeFile(join(directory, 'backup_label'), stop.label, { mode: fileMode });
+    const control = join(directory, 'global', 'pgcloned.pg_control');
+    await writeFile(control, stop.controlImage, { mode: fileMode });
+    for (const place of places) await finishPlace(run, ready, place, mode);
+    await syncFilesystems(
+      places.map(({ build }) => build),
+      run.signal,
+    );
+    if (places.some(({ old }) => old !== null)) await swap(run, ready, places);
+  } catch (error) {
+    run.signal.throwIfAborted();
+    throw asPublishError(error, ready);
+  }
+  // From here on no signal is heeded: a rename is not taken back.
+  await renameControlFile(ready.data.final);
+  run.observer.published();
+  run.observer.instance({ state: 'stopped' });
+  await endSwap(ready.data.final);
+  return { places };
+}
+
+/** R4.11, R4.15: every complete segment from the start on, marked as archived, and the history files. */
+async function placeWal(
+  ready: Ready,
+  {
+    stream,
+    start,
+    mode,
+  }: { readonly stream: WalStream; readonly start: BackupStart; readonly mode: number },
+): Promise<void> {
+  const inside = join(ready.data.build, 'pg_wal');
+  const home = ready.wal?.build ?? inside;
+  if (ready.wal !== null) {
+    await rmdir(inside);
+    await symlink(ready.wal.final, inside);
+  }
+  const archiveStatus = join(home, 'archive_status');
+  await mkdir(archiveStatus, { recursive: true, mode });
+  if (ready.facts.major >= 17) await mkdir(join(home, 'summaries'), { recursive: true, mode });
+
+  const first = segmentName({
+    timeline: start.timeline,
+    lsn: start.startLsn,
+    segmentBytes: ready.facts.walSegmentBytes,
+  });
+  for (const name of await readdir(stream.directory)) {
+    const isWanted = HISTORY.test(name) || (SEGMENT.test(name) && name >= first);
+    if (!isWanted) continue;
+    await moveFile(join(stream.directory, name), join(home, name));
+    await writeFile(join(archiveStatus, `${name}.done`), '', { mode: 0o600 });
+  }
+}
+
+/** A rename where it can be, a copy where the caller chose another filesystem. */
+async function moveFile(from: string, to: string): Promise<void> {
+  try {
+    await rename(from, to);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+    await copyFile(from, to, constants.COPYFILE_EXCL);
+    await rm(from);
+  }
+}
+
+/** R1.12: the links are there for whoever looks, and the map is what the server makes them from. */
+async function linkTablespaces(
+  directory: string,
+  { tablespaces }: Copy,
+  fileMode: number,
+): Promise<void> {
+  if (tablespaces.length === 0) return;
+  for (const { oid, location } of tablespaces)
+    await symlink(location, join(directory, 'pg_tblspc', oid));
+  const map = formatTablespaceMap(
+    tablespaces.map(({ oid, location }) => ({
+      oid,
+      location: Buffer.from(location).toString('latin1'),
+    })),
+  );
+  await writeFile(join(directory, 'tablespace_map'), map, { mode: fileMode });
+}
+
+async function finishPlace(
+  { plan }: CloneRun,
+  { data }: Ready,
+  { kind, build }: Place,
+  mode: number,
+): Promise<void> {
+  // The server refuses a data directory that was there before with other rights (R6.11).
+  await chmod(build, mode);
+  await writeMarker(build, kind, {
+    cloneId: plan.id,
+    dataDirectory: data.final,
+    finished: true,
+  });
+}
+
+async function swap(run: CloneRun, ready: Ready, places: readonly Place[]): Promise<void> {
+  const dataDirectory = ready.data.final;
+  run.cleanup.onFailure({
+    what: `directories moved aside for ${dataDirectory}`,
+    remedy: `Clone into ${dataDirectory} again: the next clone puts them back first.`,
+    undo: async () => {
+      await recoverSwap(dataDirectory);
+    },
+  });
+  await swapIntoPlace(dataDirectory, { cloneId: run.plan.id, places });
+}
+
+async function renameControlFile(dataDirectory: string): Promise<void> {
+  const directory = join(dataDirectory, 'global');
+  const temporary = join(directory, 'pgcloned.pg_control');
+  {
+    await using file = await open(temporary, 'r+');
+    await file.sync();
+  }
+  await rename(temporary, join(directory, 'pg_control'));
+  await syncDirectory(directory);
+}
+
+function asPublishError(error: unknown, { data }: Ready): unknown {
+  const { code } = error as NodeJS.ErrnoException;
+  if (error instanceof CloneError || code === undefined) return error;
+  const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+  return new CloneError(
+    isFull ? 'TARGET_NO_SPACE' : 'PUBLISH_FAILED',
+    `the clone could not be put into place: ${code}`,
+    {
+      facts: { dataDirectory: data.final, code },
+      hint: isFull
+        ? 'Make room on the filesystem of the target, then clone again.'
+        : 'See the filesystem of the target and the log of the kernel, then clone again.',
+      cause: error,
+    },
+  );
+}

@@ -1,0 +1,35 @@
+/**
+ * Phase 3 of 8: the source notes where recovery of the copy must begin.
+ *
+ * Promises: the stream covers that position (R5.6). From here on the backup lives and dies with its session (R3.1), so
+ * there is nothing to undo but to close it.
+ */
+import { CloneError } from '@pgcloned/contract';
+import { type BackupStart, startBackup as start, walBytesBetween } from '@pgcloned/postgres';
+import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from './preflight.ts';
+import type { WalStream } from './stream-wal.ts';
+
+export async function startBackup(
+  run: CloneRun,
+  ready: Ready,
+  stream: WalStream,
+): Promise<BackupStart> {
+  const backup = await start(ready.session, {
+    label: `pgcloned ${run.plan.id}`,
+    fast: true,
+    signal: run.signal,
+  });
+  run.observer.wal({ startLsn: backup.startLsn });
+  const isCovered = walBytesBetween({ from: stream.seedLsn, to: backup.startLsn }) >= 0n;
+  if (backup.timeline === ready.facts.timeline && isCovered) return backup;
+  throw new CloneError('SOURCE_CHANGED', 'the backup does not start within the WAL stream', {
+    facts: {
+      startLsn: backup.startLsn,
+      streamLsn: stream.seedLsn,
+      timeline: backup.timeline,
+      streamTimeline: ready.facts.timeline,
+    },
+    hint: 'Clone again; the source changed its timeline in this very moment.',
+  });
+}

@@ -1,0 +1,109 @@
+/**
+ * Phase 5 of 8: pg_control is fetched, then the source notes where the copy becomes consistent.
+ *
+ * pg_control comes after all other files and before the end of the backup (R2.1), and is kept in memory: on disk it would
+ * make the copy startable (R2.5). Promises: it is whole (R2.3), of this cluster, and not older than the start (R2.4);
+ * and the copied tablespaces are those of the backup (R1.9).
+ */
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import {
+  type BackupStart,
+  CONTROL_STATE,
+  type ControlFile,
+  parseTablespaceMap,
+  readControlFile,
+  readTablespaces,
+  stopBackup as stop,
+  walBytesBetween,
+} from '@pgcloned/postgres';
+import { readRemoteFile } from '@pgcloned/rsync';
+import type { CloneRun } from '../clone-run.ts';
+import { makeReplicaSlot } from '../replica/slot.ts';
+import type { Copy } from './copy-files.ts';
+import type { Ready } from './preflight.ts';
+
+const CONTROL_FILE_BYTES = 8192;
+
+export interface Stop {
+  readonly stopLsn: string;
+  readonly label: Buffer;
+  readonly controlImage: Buffer;
+}
+
+export async function stopBackup(
+  run: CloneRun,
+  ready: Ready,
+  start: BackupStart,
+  copy: Copy,
+): Promise<Stop> {
+  const { signal } = run;
+  const { image, controlFile } = await readControlFile(
+    async () => {
+      const path = join(ready.facts.dataDirectory, 'global', 'pg_control');
+      const read = await readRemoteFile(ready.ssh, { path, bytesMax: CONTROL_FILE_BYTES, signal });
+      if (read === null) throw invalid('pg_control is missing on the source', { path });
+      return read;
+    },
+    { signal },
+  );
+  refuseForeignControlFile(controlFile, ready, start);
+  const { slot } = run.plan.spec.replica;
+  if (slot !== null)
+    await makeReplicaSlot(run, { ...ready, slotName: slot, directory: ready.data.build });
+  const backup = await stop(ready.session, signal);
+  const tablespacesAfter = await readTablespaces(ready.session, signal);
+  refuseOtherTablespaces(
+    copy,
+    parseTablespaceMap(backup.tablespaceMap).map(({ oid }) => oid),
+    tablespacesAfter.map(({ oid }) => oid),
+  );
+  return { stopLsn: backup.stopLsn, label: backup.label, controlImage: image };
+}
+
+function refuseForeignControlFile(
+  { systemIdentifier, state, checkpointLsn }: ControlFile,
+  { facts }: Ready,
+  { startLsn }: BackupStart,
+): void {
+  const isFresh = walBytesBetween({ from: startLsn, to: checkpointLsn }) >= 0n;
+  if (
+    systemIdentifier === facts.systemIdentifier &&
+    state === CONTROL_STATE.inProduction &&
+    isFresh
+  )
+    return;
+  throw invalid('pg_control is not that of the running source', {
+    systemIdentifier,
+    expectedSystemIdentifier: facts.systemIdentifier,
+    state,
+    checkpointLsn,
+    startLsn,
+  });
+}
+
+/** R1.9: a tablespace that is missing in the copy would show only when it is read. R1.10: a new one needs a directory. */
+function refuseOtherTablespaces(
+  { tablespaces }: Copy,
+  inMap: readonly string[],
+  after: readonly string[],
+): void {
+  const copied = new Set(tablespaces.map(({ oid }) => oid));
+  const missing = [...inMap, ...after].filter((oid) => !copied.has(oid));
+  const surplus = [...copied].filter((oid) => !inMap.includes(oid));
+  if (missing.length === 0 && surplus.length === 0) return;
+  throw new CloneError('SOURCE_CHANGED', 'tablespaces were created or dropped during the copy', {
+    facts: { notCopied: missing.join(', '), copiedInVain: surplus.join(', ') },
+    hint: 'Clone again, and add a mapping for each new tablespace.',
+  });
+}
+
+function invalid(
+  message: string,
+  facts: Readonly<Record<string, string | number | null>>,
+): CloneError {
+  return new CloneError('CONTROL_FILE_INVALID', message, {
+    facts,
+    hint: 'Check host, port and ssh.host of the source, and that its data directory is not a stale mount.',
+  });
+}

@@ -1,0 +1,173 @@
+/**
+ * Phase 2 of 8: WAL flows into a temporary directory here, from before the backup starts, and the source keeps what has
+ * not arrived.
+ *
+ * The pin is a temporary slot in a session of its own (R5.1, R5.3): it costs the source nothing after us, whatever
+ * happens. The receiver uses no slot (R4.8), so it can never hold up a commit; where it begins is told by an empty file
+ * (R4.2). The pin is also the proof that SQL and SSH lead to one cluster: its directory, of a random name, must be seen
+ * through SSH (R11.2).
+ */
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError, toCloneError } from '@pgcloned/contract';
+import { pinWal, startWalReceiver, type WalPin, type WalReceiver } from '@pgcloned/postgres';
+import { remoteExists } from '@pgcloned/rsync';
+import type { CloneRun } from '../clone-run.ts';
+import { repeat } from '../repeat.ts';
+import type { Place } from '../target/layout.ts';
+import { prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
+import type { Ready } from './preflight.ts';
+
+/** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
+const FOLLOW_INTERVAL_MS = 2_000;
+
+export interface WalStream {
+  /** Null in unpinned mode. */
+  readonly pin: WalPin | null;
+  readonly receiver: WalReceiver;
+  /** Where the segments arrive. */
+  readonly directory: string;
+  /** Where the stream begins. */
+  readonly seedLsn: string;
+}
+
+export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream> {
+  await prepareTarget(run, ready);
+  const pin = run.plan.spec.wal.retention === 'pin' ? await pinIfPossible(run, ready) : null;
+  const seedLsn = pin?.restartLsn ?? ready.facts.redoLsn;
+  const directory = join(ready.temporaryWalDirectory, 'wal');
+  const receiver = await receive(run, ready, { directory, seedLsn });
+  follow(run, pin, receiver);
+  return { pin, receiver, directory, seedLsn };
+}
+
+/** The first change on this host. A failed clone keeps what it copied; a cancelled one takes it away. */
+async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
+  const places = [ready.data, ...(ready.wal === null ? [] : [ready.wal])];
+  for (const place of places) await prepareClonePlace(run, ready, place);
+  const temporary = { kind: 'temporary-wal', build: ready.temporaryWalDirectory } as const;
+  const prepared = await prepareDirectory(temporary, {
+    cloneId: run.plan.id,
+    dataDirectory: ready.data.final,
+    mode: 0o700,
+  });
+  if (run.plan.keepTemporary) return;
+  run.cleanup.always({
+    what: `temporary WAL directory ${prepared.path}`,
+    remedy: `rm -r ${prepared.path}`,
+    undo: async () => {
+      await removePrepared(prepared);
+    },
+  });
+}
+
+/** Also for tablespaces, once it is known which there are. */
+export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Place): Promise<void> {
+  await removeStrays(place);
+  const prepared = await prepareDirectory(place, {
+    cloneId: run.plan.id,
+    dataDirectory: ready.data.final,
+    mode: ready.facts.dataDirectoryMode,
+  });
+  run.cleanup.onFailure({
+    what: `unfinished directory ${prepared.path}`,
+    remedy: `rm -r ${prepared.path}`,
+    undo: async (_signal, error) => {
+      // What is built aside serves nobody when it failed: the next clone builds under another name.
+      const isCancelled = toCloneError(error).code === 'CANCELLED';
+      if (isCancelled || place.build !== place.final) await removePrepared(prepared);
+    },
+  });
+}
+
+async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null> {
+  let pin: WalPin;
+  try {
+    pin = await pinWal(ready.settings, {
+      slotName: run.name,
+      applicationName: run.name,
+      signal: run.signal,
+    });
+  } catch (error) {
+    run.signal.throwIfAborted();
+    run.warn(
+      `no temporary slot is to be had (${toCloneError(error).message}), so the source may remove WAL that is still needed; the clone then fails (R5.8)`,
+    );
+    return null;
+  }
+  run.cleanup.always({
+    what: `temporary slot ${pin.slotName} on ${ready.settings.host}:${String(ready.settings.port)}`,
+    remedy: `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '${pin.slotName}'`,
+    undo: async () => {
+      await pin[Symbol.asyncDispose]();
+    },
+  });
+  void pin.lost.then((error) => {
+    run.warn(`${error.message}; the source may now remove WAL that is still needed`);
+  });
+  const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
+  if (!(await remoteExists(ready.ssh, { path: slotDirectory, signal: run.signal }))) {
+    throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
+      facts: { host: ready.ssh.label, missing: slotDirectory },
+      hint: 'Check host, port and ssh.host of the source: the slot just made by SQL is not seen by SSH.',
+    });
+  }
+  return pin;
+}
+
+async function receive(
+  run: CloneRun,
+  ready: Ready,
+  { directory, seedLsn }: { readonly directory: string; readonly seedLsn: string },
+): Promise<WalReceiver> {
+  await mkdir(directory, { mode: 0o700 });
+  const receiver = await startWalReceiver({
+    binDirectory: ready.binDirectory,
+    settings: ready.settings,
+    applicationName: run.name,
+    directory,
+    seed: {
+      timeline: ready.facts.timeline,
+      lsn: seedLsn,
+      segmentBytes: ready.facts.walSegmentBytes,
+    },
+    session: ready.session,
+    inheritedFds: ready.lockFds,
+    signal: run.signal,
+  });
+  const unwatch = run.watch(receiver.lost);
+  run.cleanup.always({
+    what: `pg_receivewal ${run.name}`,
+    remedy: `SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = '${run.name}'`,
+    undo: async () => {
+      unwatch();
+      await receiver[Symbol.asyncDispose]();
+    },
+  });
+  return receiver;
+}
+
+/** Tells the position, and lets the source remove what is safely here. */
+function follow(run: CloneRun, pin: WalPin | null, receiver: WalReceiver): void {
+  const repetition = repeat(
+    FOLLOW_INTERVAL_MS,
+    async () => {
+      const complete = await receiver.completeUpTo();
+      if (complete !== null) await pin?.advance(complete);
+      const received = await receiver.receivedLsn(run.signal);
+      if (received !== null) run.observer.wal({ receivedLsn: received });
+    },
+    (error) => {
+      run.observer.log('debug', 'the position of the WAL stream could not be read', {
+        reason: String(error),
+      });
+    },
+  );
+  run.cleanup.always({
+    what: 'watch over the WAL stream',
+    remedy: 'It ends with the process that holds it.',
+    undo: async () => {
+      await repetition.stop();
+    },
+  });
+}

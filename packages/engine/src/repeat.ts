@@ -1,0 +1,33 @@
+/** Work that is repeated beside a clone: one turn at a time, until it is stopped. */
+import { setTimeout as delay } from 'node:timers/promises';
+
+export interface Repetition {
+  /** No further turn; settles once the present one has ended. */
+  readonly stop: () => Promise<void>;
+}
+
+/** @param onError Told when a turn fails; the next one comes all the same. */
+export function repeat(
+  intervalMs: number,
+  turn: () => Promise<void>,
+  onError: (error: unknown) => void,
+): Repetition {
+  const stopping = new AbortController();
+  const ended = (async () => {
+    while (!stopping.signal.aborted) {
+      try {
+        await turn();
+      } catch (error) {
+        onError(error);
+      }
+      // The delay rejects when it is stopped: then the loop ends.
+      await delay(intervalMs, undefined, { signal: stopping.signal }).catch(() => undefined);
+    }
+  })();
+  return {
+    stop: async () => {
+      stopping.abort();
+      await ended;
+    },
+  };
+}

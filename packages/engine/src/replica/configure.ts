@@ -1,0 +1,177 @@
+/**
+ * The configuration of the clone: that of the host where it has one, else that of the source, and in either case what
+ * makes it a harmless standby.
+ *
+ * All of ours is appended to `postgresql.auto.conf`, which the server reads last, so nothing in the other files can
+ * undo it (R9.4). The source's own text of that file is kept beside it.
+ */
+import { access, constants, readFile, stat, writeFile } from 'node:fs/promises';
+import { dirname, isAbsolute, join } from 'node:path';
+import { appendSettings, primaryConninfo, resolveConnection } from '@pgcloned/postgres';
+import type { CloneRun } from '../clone-run.ts';
+import { isOwnAddress, type Ready } from '../phases/preflight.ts';
+import {
+  neutralizePaths,
+  readSourceConfiguration,
+  readSourceFile,
+} from './source-configuration.ts';
+
+const AUTO_CONF = 'postgresql.auto.conf';
+const OWN_PASSFILE = 'pgcloned.pgpass';
+
+/** R9.3, R9.4: what a copied configuration must not make a standby do. */
+const HARMLESS: Readonly<Record<string, string>> = {
+  recovery_target: '',
+  recovery_target_name: '',
+  recovery_target_time: '',
+  recovery_target_xid: '',
+  recovery_target_lsn: '',
+  recovery_target_timeline: 'latest',
+  recovery_min_apply_delay: '0',
+  restore_command: '',
+  archive_cleanup_command: '',
+  recovery_end_command: '',
+  archive_mode: 'off',
+  // The copy is synced already; a look at every single file would only delay the first start (R8.1).
+  recovery_init_sync_method: 'syncfs',
+};
+
+/** Writes the configuration into the directory that is being built. `fileMode` is that of all files there. */
+export async function configureReplica(
+  run: CloneRun,
+  ready: Ready,
+  fileMode: number,
+): Promise<void> {
+  const { spec } = run.plan;
+  const directory = ready.data.build;
+  const put = async (name: string, text: string) => {
+    await writeFile(join(directory, name), text, { mode: fileMode });
+  };
+  if (ready.hostConfiguration === null) await bringSourceFiles(run, ready, put);
+
+  const original = await readFile(join(directory, AUTO_CONF), 'utf8').catch(() => '');
+  await put(`pgcloned.${AUTO_CONF}.original`, original);
+  const settings: Record<string, string> = {
+    ...HARMLESS,
+    ...(ready.hostConfiguration === null ? await workableSettings(run, ready) : {}),
+    cluster_name: clusterNameOf(run),
+    primary_slot_name: spec.replica.slot ?? '',
+    primary_conninfo: await standbyConninfo(run, ready),
+    ...(spec.replica.port !== null && { port: String(spec.replica.port) }),
+    ...Object.fromEntries(
+      Object.entries(spec.replica.settings).map(([name, value]) => [name, String(value)]),
+    ),
+  };
+  await put(
+    AUTO_CONF,
+    appendSettings(`${original}\n# Made by pgcloned for clone ${run.plan.id}.\n`, settings),
+  );
+}
+
+/** R9.5: unique among the standbys of a source; also the application_name by which the source knows this one. */
+export function clusterNameOf({ plan }: CloneRun): string {
+  return plan.spec.replica.clusterName ?? `${plan.spec.target.host}-${plan.id.slice(-8)}`;
+}
+
+/** What lies outside PGDATA on the source was not copied (R1.15). */
+async function bringSourceFiles(
+  run: CloneRun,
+  { ssh, facts, data }: Ready,
+  put: (name: string, text: string) => Promise<void>,
+): Promise<void> {
+  const reading = { runner: ssh, signal: run.signal };
+  const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
+  const { configFile, hbaFile, identFile } = facts.configFiles;
+  const text = isOutside(configFile)
+    ? await readSourceConfiguration(configFile, reading)
+    : await readFile(join(data.build, 'postgresql.conf'), 'utf8');
+  await put('postgresql.conf', neutralizePaths(text));
+  if (isOutside(hbaFile)) await put('pg_hba.conf', await readSourceFile(hbaFile, reading));
+  if (isOutside(identFile)) await put('pg_ident.conf', await readSourceFile(identFile, reading));
+}
+
+/** R9.5b: settings of the source that would keep the clone from starting here, replaced and reported. */
+async function workableSettings(
+  run: CloneRun,
+  ready: Ready,
+): Promise<Readonly<Record<string, string>>> {
+  const source = (name: string) => ready.facts.settings[name] ?? '';
+  const replaced: Record<string, string> = {};
+  const replace = (name: string, value: string) => {
+    replaced[name] = value;
+    run.warn(`${name} of the source (${source(name)}) cannot work here; it is '${value}' instead`);
+  };
+
+  const addresses = listOf(source('listen_addresses'));
+  if (!addresses.every(isListenable))
+    replace('listen_addresses', `localhost, ${ready.ssh.localAddress}`);
+  const sockets = listOf(source('unix_socket_directories'));
+  const usable = (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
+  if (!usable)
+    replace(
+      'unix_socket_directories',
+      (await isWritableDirectory('/var/run/postgresql')) ? '/var/run/postgresql' : '/tmp',
+    );
+  if (source('external_pid_file') !== '') replace('external_pid_file', '');
+  if (isAbsolute(source('log_directory'))) {
+    const mayShare = !ready.sameHost && (await isWritableDirectory(source('log_directory')));
+    if (!mayShare) replace('log_directory', 'log');
+  }
+  if (source('ssl') === 'on') {
+    const files = [source('ssl_cert_file'), source('ssl_key_file'), source('ssl_ca_file')];
+    const readable = await Promise.all(
+      files.filter((file) => isAbsolute(file)).map(isReadableFile),
+    );
+    if (!readable.every(Boolean)) replace('ssl', 'off');
+  }
+  return replaced;
+}
+
+/** With the password in a file that only the server's own user may read (R9.5). */
+async function standbyConninfo(run: CloneRun, ready: Ready): Promise<string> {
+  const { source } = run.plan;
+  const user = source.replication.user ?? source.user;
+  const configured = source.replication.passFile ?? source.passFile;
+  const settings = { ...ready.settings, user };
+  if (configured !== null) return primaryConninfo(settings, { passFile: configured });
+  const { password } =
+    user === source.user
+      ? ready.settings
+      : await resolveConnection({ ...source, user, passFile: null }, {});
+  if (password === null) return primaryConninfo(settings, { passFile: null });
+  const entry = [settings.host, String(settings.port), '*', user, password]
+    .map((field) => (field === '*' ? field : field.replace(/[\\:]/g, '\\$&')))
+    .join(':');
+  await writeFile(join(ready.data.build, OWN_PASSFILE), `${entry}\n`, { mode: 0o600 });
+  return primaryConninfo(settings, { passFile: join(ready.data.final, OWN_PASSFILE) });
+}
+
+const listOf = (setting: string) =>
+  setting
+    .split(',')
+    .map((one) => one.trim().replace(/^"(.*)"$/, '$1'))
+    .filter((one) => one !== '');
+
+const isListenable = (address: string) =>
+  ['*', '0.0.0.0', '::', 'localhost', '127.0.0.1', '::1'].includes(address) ||
+  isOwnAddress(address);
+
+async function isWritableDirectory(path: string): Promise<boolean> {
+  try {
+    await access(path, constants.W_OK | constants.X_OK);
+    return (await stat(path)).isDirectory();
+  } catch {
+    // Missing or not ours: either way it cannot be used.
+    return false;
+  }
+}
+
+async function isReadableFile(path: string): Promise<boolean> {
+  try {
+    await access(path, constants.R_OK);
+    return true;
+  } catch {
+    // Missing or not ours: either way it cannot be used.
+    return false;
+  }
+}

@@ -1,0 +1,47 @@
+/** How far recovery of a clone is, from its own pg_control: no login is needed for that, and no server need run. */
+import { open, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CONTROL_STATE, readControlFile } from '@pgcloned/postgres';
+
+const CONTROL_FILE_BYTES = 8192;
+
+export interface Recovery {
+  /** The end of the backup was replayed. */
+  readonly isConsistent: boolean;
+  readonly minRecoveryLsn: string;
+}
+
+export async function readRecovery(dataDirectory: string, signal: AbortSignal): Promise<Recovery> {
+  const { controlFile } = await readControlFile(
+    async () => {
+      await using file = await open(join(dataDirectory, 'global', 'pg_control'), 'r');
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(CONTROL_FILE_BYTES), {
+        position: 0,
+      });
+      return buffer.subarray(0, bytesRead);
+    },
+    { signal },
+  );
+  const { state, backupStartLsn, backupEndRequired, minRecoveryLsn } = controlFile;
+  return {
+    // The copied file says "in production" until recovery takes it over; then it names the backup until its end.
+    isConsistent:
+      state === CONTROL_STATE.inArchiveRecovery && backupStartLsn === '0/0' && !backupEndRequired,
+    minRecoveryLsn,
+  };
+}
+
+/**
+ * What the startup process of a server is at, as it writes it into its title: `recovering 0000000100000000000000A3`.
+ * It changes with every segment, so a standby that replays for long without a word to anyone is seen to move.
+ */
+export async function startupActivity(postmasterPid: number): Promise<string | null> {
+  const task = `/proc/${String(postmasterPid)}/task/${String(postmasterPid)}/children`;
+  // A process that ends while it is looked at is no news here: whether the server runs is asked elsewhere.
+  const children = (await readFile(task, 'utf8').catch(() => '')).trim().split(' ');
+  for (const child of children) {
+    const title = await readFile(`/proc/${child}/cmdline`, 'latin1').catch(() => '');
+    if (/\bstartup\b/.test(title)) return title.replace(/\0.*/s, '');
+  }
+  return null;
+}

@@ -1,0 +1,98 @@
+/**
+ * The permanent replication slot of the standby, which the caller asked for (`replica.slot`).
+ *
+ * It is made just before the backup ends: then it keeps all WAL from the end of the backup on (R5.7), and stands on the
+ * source for seconds only until the clone is published. A file in the unfinished clone says that it is ours, so that a
+ * sweep after `kill -9` can drop it: a slot that nobody uses fills the disk of the source.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
+import { writeDurably } from '@pgcloned/process';
+import type { CloneRun } from '../clone-run.ts';
+
+const NOTE = 'pgcloned.replica-slot';
+
+/** @throws {CloneError} `SOURCE_SETTINGS_UNSUITABLE` if there is a slot of this name. */
+export async function refuseExistingSlot(
+  session: Session,
+  slotName: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const found = await session.query(
+    'SELECT FROM pg_replication_slots WHERE slot_name = $1',
+    [slotName],
+    signal,
+  );
+  if (found.length === 0) return;
+  throw new CloneError(
+    'SOURCE_SETTINGS_UNSUITABLE',
+    `replication slot ${slotName} exists already`,
+    {
+      facts: { slot: slotName },
+      hint: `Choose another replica.slot, or drop it if nobody needs it: SELECT pg_drop_replication_slot('${slotName}').`,
+    },
+  );
+}
+
+export async function makeReplicaSlot(
+  run: CloneRun,
+  {
+    session,
+    settings,
+    slotName,
+    directory,
+  }: {
+    readonly session: Session;
+    readonly settings: ConnectionSettings;
+    readonly slotName: string;
+    /** Where the clone is built. */
+    readonly directory: string;
+  },
+): Promise<void> {
+  await writeDurably(join(directory, NOTE), slotName);
+  run.cleanup.onFailure({
+    what: `replication slot ${slotName} on ${settings.host}:${String(settings.port)}`,
+    remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
+    undo: async (signal) => {
+      await dropSlot(settings, { slotName, applicationName: run.name, signal });
+    },
+  });
+  await session.query(
+    'SELECT pg_create_physical_replication_slot($1, true)',
+    [slotName],
+    run.signal,
+  );
+}
+
+/** The slot that an unfinished clone in this directory has made, or null. */
+export async function notedSlot(directory: string): Promise<string | null> {
+  try {
+    return await readFile(join(directory, NOTE), 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+}
+
+/** In a session of its own: the one that made it may be lost. Nothing to do if there is none. */
+export async function dropSlot(
+  settings: ConnectionSettings,
+  {
+    slotName,
+    applicationName,
+    signal,
+  }: {
+    readonly slotName: string;
+    readonly applicationName: string;
+    readonly signal: AbortSignal;
+  },
+): Promise<void> {
+  await using session = await openSession(settings, { applicationName, signal });
+  await session.query(
+    'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1',
+    [slotName],
+    signal,
+  );
+}

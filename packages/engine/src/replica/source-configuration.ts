@@ -1,0 +1,96 @@
+/**
+ * The source's own configuration files, where they lie outside its data directory (R1.15): read over SSH and put into
+ * the clone's data directory, with what they include in the place of the include.
+ */
+import { dirname, isAbsolute, join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { type CommandRunner, quoteForShell } from '@pgcloned/process';
+import { listFiles, readRemoteFile } from '@pgcloned/rsync';
+
+/** A configuration file beyond this is none. */
+const FILE_BYTES_MAX = 1024 * 1024;
+/** As deep as the server itself follows includes. */
+const INCLUDE_DEPTH_MAX = 10;
+
+const INCLUDE = /^\s*(include|include_if_exists|include_dir)\s*=?\s*'((?:[^']|'')*)'\s*(?:#.*)?$/;
+
+/** Settings that point to the source's own files: without them the server takes those in its data directory. */
+const POINTS_TO_SOURCE =
+  /^\s*(?:data_directory|config_file|hba_file|ident_file|external_pid_file)\b/i;
+
+interface Reading {
+  readonly runner: CommandRunner;
+  readonly signal: AbortSignal;
+}
+
+/** `postgresql.conf` with its includes resolved. */
+export async function readSourceConfiguration(path: string, reading: Reading): Promise<string> {
+  return await readWithIncludes(path, reading, 0);
+}
+
+/** One file of the source, as text. */
+export async function readSourceFile(path: string, reading: Reading): Promise<string> {
+  const content = await readRemoteFile(reading.runner, {
+    path,
+    bytesMax: FILE_BYTES_MAX,
+    signal: reading.signal,
+  });
+  if (content !== null && content.length < FILE_BYTES_MAX) return content.toString('utf8');
+  throw new CloneError('SOURCE_RIGHTS_MISSING', `${path} of the source cannot be read`, {
+    facts: { path, host: reading.runner.label },
+    hint: `Let the SSH user read it: test with \`head ${quoteForShell(path)}\` there.`,
+  });
+}
+
+/** The text with the lines commented out that would lead the clone to files of the source (R9.4, R9.6). */
+export function neutralizePaths(text: string): string {
+  return text
+    .split('\n')
+    .map((line) => (POINTS_TO_SOURCE.test(line) ? `#pgcloned: ${line}` : line))
+    .join('\n');
+}
+
+async function readWithIncludes(path: string, reading: Reading, depth: number): Promise<string> {
+  if (depth > INCLUDE_DEPTH_MAX) {
+    throw new CloneError('SOURCE_LAYOUT_UNSUPPORTED', 'configuration files include each other', {
+      facts: { path },
+      hint: 'Remove the circle of includes on the source.',
+    });
+  }
+  const lines: string[] = [];
+  for (const line of (await readSourceFile(path, reading)).split('\n')) {
+    const [, directive, quoted] = INCLUDE.exec(line) ?? [];
+    if (directive === undefined || quoted === undefined) {
+      lines.push(line);
+      continue;
+    }
+    lines.push(`#pgcloned: ${line}`);
+    const target = quoted.replaceAll("''", "'");
+    const included = isAbsolute(target) ? target : join(dirname(path), target);
+    for (const file of await filesOf(directive, included, reading))
+      lines.push(await readWithIncludes(file, reading, depth + 1));
+  }
+  return lines.join('\n');
+}
+
+async function filesOf(
+  directive: string,
+  path: string,
+  { runner, signal }: Reading,
+): Promise<readonly string[]> {
+  if (directive === 'include') return [path];
+  const isDirectory = directive === 'include_dir';
+  const [entries] = await listFiles(runner, {
+    roots: [isDirectory ? path : dirname(path)],
+    signal,
+  });
+  const names = (entries ?? [])
+    .filter(({ type, name }) => type !== 'directory' && !name.includes('/'))
+    .map(({ name }) => Buffer.from(name, 'latin1').toString('utf8'));
+  if (!isDirectory)
+    return names.map((name) => join(dirname(path), name)).filter((one) => one === path);
+  return names
+    .filter((name) => name.endsWith('.conf') && !name.startsWith('.'))
+    .toSorted()
+    .map((name) => join(path, name));
+}

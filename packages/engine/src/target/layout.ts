@@ -1,0 +1,68 @@
+/**
+ * Which directories a clone fills.
+ *
+ * A place is one of them: where it will lie, where it is built, and where what it replaces goes. Without `replace` a
+ * place is built where it will lie.
+ */
+import { stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import type { CloneSpec } from '@pgcloned/contract';
+import type { DirectoryKind } from './marker.ts';
+
+export interface Place {
+  readonly kind: DirectoryKind;
+  readonly final: string;
+  readonly build: string;
+  /** Where the present contents go at the swap; null: there are none. */
+  readonly old: string | null;
+}
+
+export interface TablespacePlace extends Place {
+  readonly oid: string;
+  /** The location on the source. */
+  readonly source: string;
+  /** The location here: the parent of the version directory. */
+  readonly location: string;
+}
+
+/** Names beside a directory that belong to a clone of it all begin like this. */
+export const besidePrefix = (path: string) => `${basename(path)}.pgcloned-`;
+
+export const buildPath = (path: string, cloneId: string) => `${path}.pgcloned-${cloneId}`;
+export const oldPath = (path: string, cloneId: string) => `${path}.pgcloned-old-${cloneId}`;
+export const swapJournalPath = (dataDirectory: string) => `${dataDirectory}.pgcloned-swap.json`;
+
+/** A place that is built aside if there is something to replace, else where it will lie. */
+export function makePlace(
+  kind: DirectoryKind,
+  final: string,
+  { cloneId, replaces }: { readonly cloneId: string; readonly replaces: boolean },
+): Place {
+  return replaces
+    ? { kind, final, build: buildPath(final, cloneId), old: oldPath(final, cloneId) }
+    : { kind, final, build: final, old: null };
+}
+
+/**
+ * Where WAL is collected during the copy: on the filesystem of the final pg_wal, so that it is put in place by renames
+ * (R4.10). A directory of the caller's choice gets a subdirectory: what lies in it is never touched.
+ */
+export async function temporaryWalPath(
+  target: Pick<CloneSpec['target'], 'temporaryWalDirectory'>,
+  wal: { readonly final: string; readonly build: string },
+  cloneId: string,
+): Promise<string> {
+  if (target.temporaryWalDirectory !== null)
+    return join(target.temporaryWalDirectory, `pgcloned-wal-${cloneId}`);
+  return (await isMountPoint(wal.final))
+    ? join(wal.build, `pgcloned-wal-${cloneId}`)
+    : `${wal.final}.pgcloned-wal-${cloneId}`;
+}
+
+/** Whether a filesystem of its own is mounted there; false if nothing is there. */
+export async function isMountPoint(path: string): Promise<boolean> {
+  const [here, above] = await Promise.all(
+    [path, dirname(path)].map(async (one) => await stat(one).catch(() => null)),
+  );
+  return here != null && above != null && here.dev !== above.dev;
+}

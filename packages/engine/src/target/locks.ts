@@ -1,0 +1,158 @@
+/**
+ * Locks on the directories of a clone, one file each in a fixed directory of the machine, so that they exclude
+ * `pgcloned run` and workers of any configuration alike.
+ *
+ * A lock is held by an open file description that our children inherit: it ends with the last of them, not with us. The
+ * files say which directory they stand for, so that a clone above or below a running one is refused too, not only one
+ * in the same place. A short lock over all of them makes check and take one step. Lock files are never unlinked.
+ */
+import { createHash } from 'node:crypto';
+import { access, constants, readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { type FileLock, lockFile } from '@pgcloned/process';
+
+/** /run/lock is the same for every process of a machine, also for those with a private /tmp. */
+const LOCK_DIRECTORIES = ['/run/lock', '/var/tmp'];
+const PREFIX = 'pgcloned-';
+/** Taking all locks is a matter of milliseconds; whoever holds the common one longer is stuck. */
+const COMMON_LOCK_WAIT_MS = 10_000;
+
+export interface DirectoryLocks extends AsyncDisposable {
+  /** For children that write into the directories. */
+  readonly fds: readonly number[];
+}
+
+/** @throws {CloneError} `TARGET_BUSY` naming the directory and the clone that holds it. */
+export async function lockDirectories(
+  paths: readonly string[],
+  { cloneId, signal }: { readonly cloneId: string; readonly signal: AbortSignal },
+): Promise<DirectoryLocks> {
+  const lockDirectory = await findLockDirectory();
+  const common = await lockFile(join(lockDirectory, `${PREFIX}common.lock`), {
+    signal,
+    waitMs: COMMON_LOCK_WAIT_MS,
+  });
+  if (common === null) {
+    throw new CloneError('TARGET_BUSY', 'the lock over all targets is not released', {
+      facts: { lockFile: join(lockDirectory, `${PREFIX}common.lock`) },
+      hint: 'Find its holder with `fuser` and see what it waits for.',
+    });
+  }
+  await using _ = common;
+  await refuseOverlap(lockDirectory, paths, cloneId, signal);
+
+  const held: FileLock[] = [];
+  try {
+    for (const path of paths.toSorted()) {
+      const file = join(lockDirectory, `${PREFIX}${hashOf(path)}.lock`);
+      const lock = await lockFile(file, { signal });
+      if (lock === null) throw busy(path, path, null);
+      held.push(lock);
+      await describeHolder(lock, { path, cloneId, pid: process.pid });
+    }
+  } catch (error) {
+    for (const lock of held) await lock[Symbol.asyncDispose]();
+    throw error;
+  }
+  return {
+    fds: held.map(({ fd }) => fd),
+    [Symbol.asyncDispose]: async () => {
+      for (const lock of held) await lock[Symbol.asyncDispose]();
+    },
+  };
+}
+
+interface Holder {
+  readonly path: string;
+  readonly cloneId: string;
+  readonly pid: number;
+}
+
+async function refuseOverlap(
+  lockDirectory: string,
+  paths: readonly string[],
+  cloneId: string,
+  signal: AbortSignal,
+): Promise<void> {
+  for (const name of await readdir(lockDirectory)) {
+    if (!name.startsWith(PREFIX) || !name.endsWith('.lock') || name === `${PREFIX}common.lock`)
+      continue;
+    const file = join(lockDirectory, name);
+    const holder = await readHolder(file);
+    if (holder === null) continue;
+    for (const path of paths) {
+      if (!(await overlap(path, holder.path))) continue;
+      const probe = await lockFile(file, { signal });
+      // Our own earlier locks of the same clone are not in the way of its later ones.
+      if (probe === null && holder.cloneId !== cloneId) throw busy(path, holder.path, holder);
+      await probe?.[Symbol.asyncDispose]();
+    }
+  }
+}
+
+/** Equal, above or below, or the same directory under another name (a bind mount). */
+async function overlap(one: string, other: string): Promise<boolean> {
+  if (isWithin(one, other) || isWithin(other, one)) return true;
+  const [left, right] = await Promise.all([one, other].map(identityOf));
+  return left !== null && left === right;
+}
+
+/** Whether `path` is `directory` or lies below it. */
+export function isWithin(path: string, directory: string): boolean {
+  return path === directory || path.startsWith(directory === '/' ? '/' : `${directory}/`);
+}
+
+async function identityOf(path: string): Promise<string | null> {
+  const found = await stat(path, { bigint: true }).catch(() => null);
+  return found === null ? null : `${String(found.dev)}:${String(found.ino)}`;
+}
+
+async function describeHolder(lock: FileLock, holder: Holder): Promise<void> {
+  const text = `${JSON.stringify(holder)}\n`;
+  try {
+    await lock.file.truncate(0);
+    await lock.file.write(text, 0);
+  } catch (error) {
+    // The file of another user can be locked but not written; it names the same path already, which is what counts.
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== 'EBADF' && code !== 'EINVAL') throw error;
+  }
+}
+
+async function readHolder(file: string): Promise<Holder | null> {
+  try {
+    return JSON.parse(await readFile(file, 'utf8')) as Holder;
+  } catch (error) {
+    // Just created, or removed by the administrator: nobody is described there.
+    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT')
+      return null;
+    throw error;
+  }
+}
+
+async function findLockDirectory(): Promise<string> {
+  for (const directory of LOCK_DIRECTORIES) {
+    try {
+      await access(directory, constants.W_OK | constants.X_OK);
+      return directory;
+    } catch {
+      // Not on this machine; the next one is as good for all who run here.
+    }
+  }
+  throw new Error(`neither of ${LOCK_DIRECTORIES.join(', ')} can be written`);
+}
+
+const hashOf = (path: string) => createHash('sha256').update(path).digest('hex').slice(0, 32);
+
+function busy(path: string, heldPath: string, holder: Holder | null): CloneError {
+  return new CloneError('TARGET_BUSY', `another clone works on ${heldPath}`, {
+    facts: {
+      target: path,
+      heldDirectory: heldPath,
+      holder: holder?.cloneId ?? null,
+      pid: holder?.pid ?? null,
+    },
+    hint: 'Wait until that clone has ended, or cancel it.',
+  });
+}

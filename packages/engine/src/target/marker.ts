@@ -1,0 +1,106 @@
+/**
+ * The marker: a file that says which clone filled a directory, and whether it finished.
+ *
+ * It names the directory's path, device and inode, so that a copy or a rename of the directory is not taken for ours.
+ * Only a directory whose marker matches may be emptied, reused or removed (R11.5). Whether a data directory is finished
+ * is decided by its pg_control (R2.5); a WAL or tablespace directory has none, so its marker says it, and the data
+ * directory that it belongs to has the last word.
+ */
+import { lstat, readFile, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { writeDurably } from '@pgcloned/process';
+
+/** What a directory of a clone is for. */
+export type DirectoryKind = 'data' | 'wal' | 'temporary-wal' | 'tablespace';
+
+export interface Marker {
+  readonly cloneId: string;
+  /** The data directory of the clone that this directory is a part of. */
+  readonly dataDirectory: string;
+  readonly finished: boolean;
+}
+
+interface StoredMarker extends Marker {
+  readonly path: string;
+  readonly device: string;
+  readonly inode: string;
+}
+
+const IN_DIRECTORY = '.pgcloned-marker';
+
+/**
+ * Where the marker of a directory lies. That of a tablespace's version directory stands beside it: inside, it would
+ * keep the server from removing the directory when the tablespace is dropped.
+ */
+export function markerPath(directory: string, kind: DirectoryKind): string {
+  return kind === 'tablespace'
+    ? join(dirname(directory), `.pgcloned-marker-${basename(directory)}`)
+    : join(directory, IN_DIRECTORY);
+}
+
+export async function writeMarker(
+  directory: string,
+  kind: DirectoryKind,
+  marker: Marker,
+): Promise<void> {
+  const stored: StoredMarker = { ...marker, ...(await identityOf(directory)) };
+  await writeDurably(markerPath(directory, kind), `${JSON.stringify(stored)}\n`);
+}
+
+/** The marker of this very directory, or null if it has none or that of another directory. */
+export async function readMarker(directory: string, kind: DirectoryKind): Promise<Marker | null> {
+  try {
+    const stored = JSON.parse(
+      await readFile(markerPath(directory, kind), 'utf8'),
+    ) as Partial<StoredMarker>;
+    const { path, device, inode } = await identityOf(directory);
+    const { cloneId, dataDirectory, finished } = stored;
+    if (stored.path !== path || stored.device !== device || stored.inode !== inode) return null;
+    if (typeof cloneId !== 'string' || typeof dataDirectory !== 'string') return null;
+    return { cloneId, dataDirectory, finished: finished === true };
+  } catch (error) {
+    // No marker, or none that can be read: not ours.
+    if (error instanceof SyntaxError || isMissing(error)) return null;
+    throw error;
+  }
+}
+
+/** The clone that began to fill this directory and never finished, or null. Such a directory counts as empty. */
+export async function unfinishedCloneIn(
+  directory: string,
+  kind: DirectoryKind,
+): Promise<Marker | null> {
+  const marker = await readMarker(directory, kind);
+  if (marker === null) return null;
+  if (kind === 'data') return (await hasControlFile(directory)) ? null : marker;
+  if (!marker.finished) return marker;
+  const owner = await readMarker(marker.dataDirectory, 'data');
+  const abandoned =
+    owner?.cloneId === marker.cloneId && !(await hasControlFile(marker.dataDirectory));
+  return abandoned ? marker : null;
+}
+
+export async function hasControlFile(dataDirectory: string): Promise<boolean> {
+  return await exists(join(dataDirectory, 'global', 'pg_control'));
+}
+
+/** Whether there is anything of this name, be it a link that leads nowhere. */
+export async function exists(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (error) {
+    if (isMissing(error)) return false;
+    throw error;
+  }
+}
+
+async function identityOf(path: string): Promise<Pick<StoredMarker, 'path' | 'device' | 'inode'>> {
+  const { dev, ino } = await stat(path, { bigint: true });
+  return { path, device: String(dev), inode: String(ino) };
+}
+
+function isMissing(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === 'ENOENT' || code === 'ENOTDIR';
+}

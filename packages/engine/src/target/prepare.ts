@@ -1,0 +1,95 @@
+/**
+ * Making, emptying and removing the directories of a clone. What is removed carries our marker, or we made it just now.
+ */
+import { mkdir, readdir, rm, rmdir } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import type { Place } from './layout.ts';
+import { besidePrefix } from './layout.ts';
+import {
+  type DirectoryKind,
+  exists,
+  markerPath,
+  readMarker,
+  unfinishedCloneIn,
+  writeMarker,
+} from './marker.ts';
+
+/** Made by a filesystem, owned by root, no content. */
+const LOST_AND_FOUND = 'lost+found';
+
+export interface PreparedDirectory {
+  readonly path: string;
+  readonly kind: DirectoryKind;
+  /** The topmost directory that had to be made, to be removed with it; null: it was there. */
+  readonly madeFrom: string | null;
+}
+
+/**
+ * Makes the directory of a place, or empties it if an unfinished clone lies there, and marks it.
+ *
+ * @param mode Of the directory itself: that of the source's data directory (R6.11).
+ */
+export async function prepareDirectory(
+  place: Pick<Place, 'kind' | 'build'>,
+  options: { readonly cloneId: string; readonly dataDirectory: string; readonly mode: number },
+): Promise<PreparedDirectory> {
+  const { kind, build: path } = place;
+  const { cloneId, dataDirectory, mode } = options;
+  if ((await unfinishedCloneIn(path, kind)) !== null) await emptyDirectory(path, kind);
+  // The parents are not ours to restrict: other clones may share them.
+  const madeParent = await mkdir(dirname(path), { recursive: true });
+  const isNew = !(await exists(path));
+  if (isNew) await mkdir(path, { mode });
+  await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
+  return { path, kind, madeFrom: madeParent ?? (isNew ? path : null) };
+}
+
+/** Removes what was prepared, and the parents that were made for it as far as they are empty. */
+export async function removePrepared({ path, kind, madeFrom }: PreparedDirectory): Promise<void> {
+  await emptyDirectory(path, kind);
+  await rm(markerPath(path, kind), { force: true });
+  if (madeFrom === null) return;
+  for (let directory = path; ; directory = dirname(directory)) {
+    try {
+      await rmdir(directory);
+    } catch (error) {
+      // Somebody else has put something there meanwhile.
+      if ((error as NodeJS.ErrnoException).code === 'ENOTEMPTY') return;
+      throw error;
+    }
+    if (directory === madeFrom) return;
+  }
+}
+
+/**
+ * Removes a directory that carries our marker.
+ *
+ * @throws If it does not: that is a bug of the caller.
+ */
+export async function removeMarked(path: string, kind: DirectoryKind): Promise<void> {
+  if (!(await exists(path))) return;
+  if ((await readMarker(path, kind)) === null) throw new Error(`${path} carries no marker of ours`);
+  await removePrepared({ path, kind, madeFrom: path });
+}
+
+/** Removes what earlier clones of this directory left beside it. Only under its lock: then none of them runs. */
+export async function removeStrays(place: Pick<Place, 'kind' | 'final'>): Promise<void> {
+  const parent = dirname(place.final);
+  const names = await readdir(parent).catch(() => []);
+  for (const name of names) {
+    if (!name.startsWith(besidePrefix(place.final))) continue;
+    const path = join(parent, name);
+    for (const kind of [place.kind, 'temporary-wal'] as const) {
+      if ((await unfinishedCloneIn(path, kind)) !== null) await removeMarked(path, kind);
+    }
+  }
+}
+
+/** The marker goes last: until then an interrupted removal can be taken up again. */
+async function emptyDirectory(path: string, kind: DirectoryKind): Promise<void> {
+  for (const name of await readdir(path)) {
+    const child = join(path, name);
+    if (name === LOST_AND_FOUND || child === markerPath(path, kind)) continue;
+    await rm(child, { recursive: true, force: true });
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * Putting a clone in the place of what was there (`ifExists: replace`).
+ *
+ * Every directory is built beside its final place. The swap is a list of renames, written down beside the data directory
+ * before the first of them. The clone has no pg_control until all are done (R2.5), so after a crash the state is clear:
+ * with the clone's pg_control in place the swap is complete, without it everything is renamed back.
+ */
+import { readFile, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { syncDirectory, writeDurably } from '@pgcloned/process';
+import { type Place, swapJournalPath } from './layout.ts';
+import { exists, hasControlFile, markerPath, readMarker, writeMarker } from './marker.ts';
+
+interface SwapJournal {
+  readonly cloneId: string;
+  readonly places: readonly Place[];
+}
+
+/** Renames old away and new into place. Call `revertSwap` if anything after it fails before pg_control is in place. */
+export async function swapIntoPlace(
+  dataDirectory: string,
+  { cloneId, places }: SwapJournal,
+): Promise<void> {
+  await writeDurably(swapJournalPath(dataDirectory), JSON.stringify({ cloneId, places }));
+  for (const place of places) {
+    if (place.old === null) continue;
+    await rename(place.final, place.old);
+    await rename(place.build, place.final);
+    await moveMarker(place.build, place.final, place, { cloneId, dataDirectory });
+    await syncDirectory(dirname(place.final));
+  }
+}
+
+/**
+ * Ends what an interrupted swap began: nothing to do if there is none or the clone was published, else all is renamed
+ * back, so that the old data directory is what it was.
+ *
+ * Only under the lock of the data directory.
+ */
+export async function recoverSwap(dataDirectory: string): Promise<'none' | 'kept' | 'reverted'> {
+  const journal = await readJournal(dataDirectory);
+  if (journal === null) return 'none';
+  const marker = await readMarker(dataDirectory, 'data');
+  const published = marker?.cloneId === journal.cloneId && (await hasControlFile(dataDirectory));
+  if (!published) {
+    for (const place of journal.places.toReversed())
+      await putBack(place, journal.cloneId, dataDirectory);
+  }
+  await rm(swapJournalPath(dataDirectory), { force: true });
+  await syncDirectory(dirname(dataDirectory));
+  return published ? 'kept' : 'reverted';
+}
+
+/** Forgets the journal of a swap whose clone is published. */
+export async function endSwap(dataDirectory: string): Promise<void> {
+  await rm(swapJournalPath(dataDirectory), { force: true });
+}
+
+async function putBack(place: Place, cloneId: string, dataDirectory: string): Promise<void> {
+  if (place.old === null || !(await exists(place.old))) return;
+  if (await exists(place.final)) {
+    await rename(place.final, place.build);
+    await moveMarker(place.final, place.build, place, { cloneId, dataDirectory });
+  }
+  await rename(place.old, place.final);
+  await syncDirectory(dirname(place.final));
+}
+
+/** A marker names the path of its directory, so it is written anew after a rename. */
+async function moveMarker(
+  from: string,
+  to: string,
+  { kind }: Place,
+  { cloneId, dataDirectory }: { readonly cloneId: string; readonly dataDirectory: string },
+): Promise<void> {
+  await writeMarker(to, kind, { cloneId, dataDirectory, finished: false });
+  if (kind === 'tablespace') await rm(markerPath(from, kind), { force: true });
+}
+
+async function readJournal(dataDirectory: string): Promise<SwapJournal | null> {
+  try {
+    return JSON.parse(await readFile(swapJournalPath(dataDirectory), 'utf8')) as SwapJournal;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+}

@@ -1,0 +1,67 @@
+/** Whatever the files are, the batches hold each of them once, and their sizes keep the limits. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { type Batch, queueBatches } from '../src/copy/batches.ts';
+
+const files = fc.array(fc.nat({ max: 2 ** 30 }), { maxLength: 300 });
+
+function drain(queue: ReturnType<typeof queueBatches>): readonly Batch[] {
+  const batches: Batch[] = [];
+  for (let batch = queue.next(); batch !== null; batch = queue.next()) batches.push(batch);
+  return batches;
+}
+
+test('every file is in exactly one batch, together with files of its own root only', () => {
+  fc.assert(
+    fc.property(
+      fc.array(files, { maxLength: 4 }),
+      fc.integer({ min: 1, max: 8 }),
+      (sizes, workers) => {
+        const roots = sizes.map((bytes, root) =>
+          bytes.map((one, index) => ({ name: `${String(root)}/${String(index)}`, bytes: one })),
+        );
+
+        const batches = drain(queueBatches(roots, { workers }));
+
+        const sent = batches.flatMap(({ names }) => names);
+        expect(sent.toSorted()).toEqual(
+          roots
+            .flat()
+            .map(({ name }) => name)
+            .toSorted(),
+        );
+        for (const { root, names } of batches)
+          expect(names.every((name) => name.startsWith(`${String(root)}/`))).toBe(true);
+      },
+    ),
+  );
+});
+
+test('the largest files go first', () => {
+  const bytes = [1, 500, 20].map((mega) => mega * 1024 ** 2);
+
+  const [first] = drain(
+    queueBatches([bytes.map((one) => ({ name: String(one), bytes: one }))], { workers: 1 }),
+  );
+
+  expect(first?.names[0]).toBe(String(500 * 1024 ** 2));
+});
+
+test('a batch is larger than 1 GB only if it is a single file', () => {
+  fc.assert(
+    fc.property(files, (sizes) => {
+      const batches = drain(
+        queueBatches([sizes.map((bytes, index) => ({ name: String(index), bytes }))], {
+          workers: 1,
+        }),
+      );
+
+      for (const { bytes, names } of batches)
+        expect(bytes <= 1024 ** 3 || names.length === 1).toBe(true);
+    }),
+  );
+});
+
+test('nothing to copy is no batch', () => {
+  expect(queueBatches([[], []], { workers: 4 }).next()).toBeNull();
+});

@@ -1,0 +1,117 @@
+/** The pool with a transfer of our own making: what it does when batches break off, change, or cannot be sent. */
+import { CloneError } from '@pgcloned/contract';
+import { describe, expect, test } from 'vitest';
+import { type Batch, queueBatches } from '../src/copy/batches.ts';
+import { copyAll, type PoolOptions } from '../src/copy/pool.ts';
+
+const files = (count: number) =>
+  Array.from({ length: count }, (_, index) => ({ name: String(index), bytes: 2 ** 27 }));
+const outcome = ({ bytes }: Batch, again: readonly string[] = []) => ({
+  bytes,
+  wireBytes: bytes,
+  again,
+});
+
+async function copy(
+  count: number,
+  transfer: PoolOptions['transfer'],
+  { signal = new AbortController().signal, workers = 2 } = {},
+) {
+  const copied = { bytes: 0, files: 0 };
+  const totals = await copyAll(queueBatches([files(count)], { workers }), {
+    workers,
+    transfer,
+    signal,
+    log: () => {},
+    copied: (step) => {
+      copied.bytes += step.bytes;
+      copied.files += step.files;
+    },
+  });
+  return { copied, totals };
+}
+
+describe('the pool', () => {
+  test('sends every batch and counts what was sent', async () => {
+    const { copied, totals } = await copy(10, async (batch, { onBytes }) => {
+      onBytes(batch.bytes);
+      return await Promise.resolve(outcome(batch));
+    });
+
+    expect(copied).toEqual({ bytes: 10 * 2 ** 27, files: 10 });
+    expect(totals.bytes).toBe(10 * 2 ** 27);
+  });
+
+  test('sends a batch again that broke off, and does not count its bytes twice', async () => {
+    const repeats: (string | null)[] = [];
+
+    const { copied } = await copy(
+      1,
+      async (batch, { onBytes, repeat }) => {
+        repeats.push(repeat);
+        onBytes(100);
+        if (repeats.length < 3) throw new CloneError('SOURCE_LOST', 'connection reset');
+        return await Promise.resolve(outcome(batch));
+      },
+      { workers: 1 },
+    );
+
+    expect(repeats).toEqual([null, 'broke-off', 'broke-off']);
+    expect(copied.bytes).toBe(100);
+  });
+
+  test('sends files again that changed while they were read, and takes them as they are in the end', async () => {
+    const sent: (readonly string[])[] = [];
+
+    await copy(
+      2,
+      async (batch, { repeat }) => {
+        if (batch.names.includes('1')) sent.push(batch.names);
+        expect(repeat).toBe(batch.bytes === 0 ? 'changed' : null);
+        return await Promise.resolve(outcome(batch, batch.names.includes('1') ? ['1'] : []));
+      },
+      { workers: 1 },
+    );
+
+    expect(sent).toHaveLength(5);
+    expect(sent.slice(1)).toEqual(Array.from({ length: 4 }, () => ['1']));
+  });
+
+  test('gives up at an error that will not go away, after the other workers have stopped', async () => {
+    let running = 0;
+    const failure = new CloneError('TRANSFER_FAILED', 'permission denied');
+
+    const copying = copy(8, async (_batch, { signal }) => {
+      running += 1;
+      try {
+        if (running === 2) throw failure;
+        const aborted = Promise.withResolvers<never>();
+        signal.addEventListener('abort', () => {
+          aborted.reject(signal.reason as Error);
+        });
+        return await aborted.promise;
+      } finally {
+        running -= 1;
+      }
+    });
+
+    await expect(copying).rejects.toBe(failure);
+    expect(running).toBe(0);
+  });
+
+  test('ends with the reason of its signal', async () => {
+    const controller = new AbortController();
+    const reason = new CloneError('CANCELLED', 'stop');
+
+    const copying = copy(
+      8,
+      async () => {
+        controller.abort(reason);
+        throw new CloneError('SOURCE_LOST', 'rsync was stopped');
+      },
+      { signal: controller.signal },
+    );
+
+    await expect(copying).rejects.toBe(reason);
+  });
+});

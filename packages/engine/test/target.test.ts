@@ -1,0 +1,265 @@
+/** What may be written, who may write it, and what a crash in the middle of a swap leaves: with real directories. */
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { guardPath, inspectDirectory, refuseNesting } from '../src/target/guard.ts';
+import { makePlace } from '../src/target/layout.ts';
+import { lockDirectories } from '../src/target/locks.ts';
+import { readMarker, unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
+import { prepareDirectory, removeMarked, removePrepared } from '../src/target/prepare.ts';
+import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
+
+const signal = new AbortController().signal;
+let root = '';
+
+beforeEach(async () => {
+  root = await realpath(await mkdtemp(join(tmpdir(), 'engine-target-')));
+});
+
+afterEach(async () => {
+  await rm(root, { recursive: true });
+});
+
+const guard = async (path: string, options: Partial<Parameters<typeof guardPath>[1]> = {}) =>
+  await guardPath(path, { dataRoots: [root], protectedPaths: [], ...options });
+
+async function makeDataDirectory(path: string, content = 'old'): Promise<void> {
+  await mkdir(join(path, 'global'), { recursive: true });
+  await writeFile(join(path, 'PG_VERSION'), '15\n');
+  await writeFile(join(path, 'global', 'pg_control'), content);
+}
+
+describe('a target', () => {
+  test('below a data root is allowed, although its parents are missing', async () => {
+    expect(await guard(join(root, 'a/b/c'))).toBe(join(root, 'a/b/c'));
+  });
+
+  test.each([
+    ['the data root itself', () => root, 'TARGET_OUTSIDE_DATA_ROOTS'],
+    ['a directory outside', () => '/var/elsewhere', 'TARGET_OUTSIDE_DATA_ROOTS'],
+    ['a name that only begins like the root', () => `${root}-2/x`, 'TARGET_OUTSIDE_DATA_ROOTS'],
+    ['a dot directory', () => join(root, '.hidden'), 'TARGET_INVALID'],
+    ['a directory below a dot directory', () => join(root, '.hidden/x'), 'TARGET_INVALID'],
+  ])('that is %s is refused', async (_case, path, code) => {
+    await expect(guard(path())).rejects.toMatchObject({ code, hint: expect.any(String) });
+  });
+
+  test('behind a symlink that leads out of the data roots is refused', async () => {
+    await symlink('/var', join(root, 'out'));
+
+    await expect(guard(join(root, 'out/clone'))).rejects.toMatchObject({
+      code: 'TARGET_OUTSIDE_DATA_ROOTS',
+      facts: expect.objectContaining({ resolvesTo: '/var/clone' }),
+    });
+  });
+
+  test('that is a link to nowhere is refused', async () => {
+    await symlink(join(root, 'missing'), join(root, 'dangling'));
+
+    await expect(guard(join(root, 'dangling'))).rejects.toMatchObject({ code: 'TARGET_INVALID' });
+  });
+
+  test('inside another data directory is refused', async () => {
+    await makeDataDirectory(join(root, 'main'));
+
+    await expect(guard(join(root, 'main/clone'))).rejects.toMatchObject({ code: 'TARGET_INVALID' });
+  });
+
+  test('that holds our state directory, or lies in it, is refused', async () => {
+    const protectedPaths = [join(root, 'state/pgcloned')];
+
+    await expect(guard(join(root, 'state'), { protectedPaths })).rejects.toMatchObject({
+      code: 'TARGET_INVALID',
+    });
+    await expect(guard(join(root, 'state/pgcloned/x'), { protectedPaths })).rejects.toMatchObject({
+      code: 'TARGET_INVALID',
+    });
+  });
+
+  test('below a file is refused', async () => {
+    await writeFile(join(root, 'file'), '');
+
+    await expect(guard(join(root, 'file/x'))).rejects.toMatchObject({ code: 'TARGET_INVALID' });
+  });
+
+  test.skipIf(process.getuid?.() === 0)('that may not be written is refused', async () => {
+    await mkdir(join(root, 'readonly'));
+    await chmod(join(root, 'readonly'), 0o500);
+
+    await expect(guard(join(root, 'readonly/x'))).rejects.toMatchObject({
+      code: 'TARGET_NOT_WRITABLE',
+    });
+  });
+
+  test('must not lie in another directory of the same clone', () => {
+    expect(() => {
+      refuseNesting(['/a/b', '/a/b/c']);
+    }).toThrow(expect.objectContaining({ code: 'TARGET_INVALID' }));
+  });
+});
+
+describe('a directory', () => {
+  test('is told apart: absent, empty, foreign, a data directory, unfinished', async () => {
+    const path = join(root, 'clone');
+    expect(await inspectDirectory(path, 'data')).toBe('absent');
+    await mkdir(join(path, 'lost+found'), { recursive: true });
+    expect(await inspectDirectory(path, 'data')).toBe('empty');
+    await writeFile(join(path, 'letter.txt'), '');
+    expect(await inspectDirectory(path, 'data')).toBe('foreign');
+    await writeMarker(path, 'data', { cloneId: 'a', dataDirectory: path, finished: false });
+    expect(await inspectDirectory(path, 'data')).toBe('unfinished');
+    await makeDataDirectory(path);
+    expect(await inspectDirectory(path, 'data')).toBe('data-directory');
+  });
+
+  test('that was renamed or copied is no longer ours', async () => {
+    const path = join(root, 'clone');
+    await mkdir(path);
+    await writeMarker(path, 'data', { cloneId: 'a', dataDirectory: path, finished: false });
+
+    await rename(path, join(root, 'moved'));
+
+    expect(await readMarker(join(root, 'moved'), 'data')).toBeNull();
+    await expect(removeMarked(join(root, 'moved'), 'data')).rejects.toThrow('no marker');
+  });
+
+  test('of a finished clone is not taken for an unfinished one, until its data directory turns out to be', async () => {
+    const data = join(root, 'clone');
+    const wal = join(root, 'wal');
+    await makeDataDirectory(data);
+    await mkdir(wal);
+    await writeMarker(data, 'data', { cloneId: 'a', dataDirectory: data, finished: true });
+    await writeMarker(wal, 'wal', { cloneId: 'a', dataDirectory: data, finished: true });
+    expect(await unfinishedCloneIn(wal, 'wal')).toBeNull();
+
+    await rm(join(data, 'global', 'pg_control'));
+
+    expect(await unfinishedCloneIn(wal, 'wal')).toMatchObject({ cloneId: 'a' });
+  });
+
+  test('of an unfinished clone is emptied for the next one, which marks it as its own', async () => {
+    const path = join(root, 'clone');
+    const options = { dataDirectory: path, mode: 0o700 };
+    await prepareDirectory({ kind: 'data', build: path }, { cloneId: 'a', ...options });
+    await writeFile(join(path, 'ghost'), '');
+
+    await prepareDirectory({ kind: 'data', build: path }, { cloneId: 'b', ...options });
+
+    expect(await readdir(path)).toEqual(['.pgcloned-marker']);
+    expect(await readMarker(path, 'data')).toMatchObject({ cloneId: 'b' });
+  });
+
+  test('that was made is removed with the parents made for it, and no others', async () => {
+    await mkdir(join(root, 'a'));
+    const path = join(root, 'a/b/c');
+    const prepared = await prepareDirectory(
+      { kind: 'data', build: path },
+      { cloneId: 'a', dataDirectory: path, mode: 0o700 },
+    );
+
+    await removePrepared(prepared);
+
+    expect(await readdir(root)).toEqual(['a']);
+    expect(await readdir(join(root, 'a'))).toEqual([]);
+  });
+});
+
+describe('locks', () => {
+  const lock = async (path: string, cloneId: string) =>
+    await lockDirectories([path], { cloneId, signal });
+
+  test.each([
+    ['the same directory', 'clone', 'clone'],
+    ['a directory above', 'clone/below', 'clone'],
+    ['a directory below', 'clone', 'clone/below'],
+  ])('refuse a clone into %s of a running one, and name it', async (_case, held, wanted) => {
+    await using _ = await lock(join(root, held), 'first');
+
+    await expect(lock(join(root, wanted), 'second')).rejects.toMatchObject({
+      code: 'TARGET_BUSY',
+      facts: expect.objectContaining({ holder: 'first' }),
+    });
+  });
+
+  test('allow a clone beside a running one', async () => {
+    await using _ = await lock(join(root, 'clone'), 'first');
+    await using other = await lock(join(root, 'clone2'), 'second');
+
+    expect(other.fds).toHaveLength(1);
+  });
+
+  test('are free again once they are let go', async () => {
+    {
+      await using _ = await lock(join(root, 'clone'), 'first');
+    }
+    await using again = await lock(join(root, 'clone'), 'second');
+
+    expect(again.fds).toHaveLength(1);
+  });
+});
+
+describe('a swap', () => {
+  const cloneId = 'f'.repeat(32);
+
+  async function arrange() {
+    const data = join(root, 'main');
+    const wal = join(root, 'wal');
+    await makeDataDirectory(data, 'old');
+    await mkdir(wal);
+    await writeFile(join(wal, 'old'), '');
+    const places = [
+      makePlace('data', data, { cloneId, replaces: true }),
+      makePlace('wal', wal, { cloneId, replaces: true }),
+    ];
+    for (const { kind, build } of places)
+      await prepareDirectory({ kind, build }, { cloneId, dataDirectory: data, mode: 0o700 });
+    await mkdir(join(places[0]?.build ?? '', 'global'));
+    return { data, wal, places };
+  }
+
+  test('that is interrupted before the control file is in place is undone', async () => {
+    const { data, wal, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+
+    expect(await recoverSwap(data)).toBe('reverted');
+
+    expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('old');
+    expect(await readdir(wal)).toEqual(['old']);
+    expect(await recoverSwap(data)).toBe('none');
+  });
+
+  test('that is interrupted between two renames is undone', async () => {
+    const { data, wal, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    // As if only the old WAL directory had been moved, and nothing yet stood in its place.
+    await rename(wal, places[1]?.build ?? '');
+
+    expect(await recoverSwap(data)).toBe('reverted');
+
+    expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('old');
+    expect(await readdir(wal)).toEqual(['old']);
+  });
+
+  test('whose clone is published is kept', async () => {
+    const { data, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    await writeFile(join(data, 'global/pg_control'), 'new');
+
+    expect(await recoverSwap(data)).toBe('kept');
+
+    expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('new');
+    expect(await readdir(root)).toContain(`main.pgcloned-old-${cloneId}`);
+  });
+});
