@@ -5,22 +5,18 @@
  * Here every broken rule gets the JSON pointer (RFC 6901) of the very place. Values are never repeated.
  */
 import type { Problem } from '@pgcloned/contract';
-import type * as z from 'zod';
+import * as z from 'zod';
 
 type BrokenRule = NonNullable<Problem['errors']>[number];
 
-/** Of an issue whose path is below `above`. */
-export function brokenRules(
-  issue: z.core.$ZodIssue,
-  above: readonly PropertyKey[] = [],
-): readonly BrokenRule[] {
-  const path = [...above, ...issue.path];
+/** @param schema The one that was broken. */
+export function brokenRules(issue: z.core.$ZodIssue, schema: unknown): readonly BrokenRule[] {
+  const { path } = issue;
   switch (issue.code) {
-    case 'unrecognized_keys':
-      return issue.keys.map((key) => ({
-        pointer: pointerTo([...path, key]),
-        message: 'is not a known field',
-      }));
+    case 'unrecognized_keys': {
+      const message = `is not a known field; there are ${knownFields(schema, path).join(', ')}`;
+      return issue.keys.map((key) => ({ pointer: pointerTo([...path, key]), message }));
+    }
     case 'invalid_key':
       return [{ pointer: pointerTo(path), message: reasons(issue.issues) }];
     case 'invalid_union': {
@@ -34,6 +30,29 @@ export function brokenRules(
 
 function reasons(issues: readonly z.core.$ZodIssue[]): string {
   return issues.map(({ message }) => message).join(' and ');
+}
+
+/** The names of the fields of the object at `path`. */
+function knownFields(schema: unknown, path: readonly PropertyKey[]): readonly string[] {
+  let place = withoutWrapping(schema);
+  for (const step of path) {
+    place = place instanceof z.ZodObject ? withoutWrapping(place.shape[String(step)]) : undefined;
+  }
+  return place instanceof z.ZodObject ? Object.keys(place.shape) : [];
+}
+
+/** What a default or a null was put around. */
+function withoutWrapping(schema: unknown): unknown {
+  let inner = schema;
+  while (
+    inner instanceof z.ZodDefault ||
+    inner instanceof z.ZodPrefault ||
+    inner instanceof z.ZodNullable ||
+    inner instanceof z.ZodOptional
+  ) {
+    inner = inner.unwrap();
+  }
+  return inner;
 }
 
 function pointerTo(path: readonly PropertyKey[]): string {

@@ -233,6 +233,7 @@ export interface components {
         /** @description What is to be cloned, where to, and how */
         CloneSpec: {
             source: {
+                /** @description A source in the configuration of the worker on the target host */
                 name: string;
             };
             target: {
@@ -249,6 +250,7 @@ export interface components {
                     [key: string]: string;
                 };
                 /**
+                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end
                  * @default fail
                  * @enum {string}
                  */
@@ -272,6 +274,7 @@ export interface components {
                  */
                 maxRate?: number | null;
                 /**
+                 * @description On the way; it pays where the network is slower than the disks
                  * @default none
                  * @enum {string}
                  */
@@ -303,10 +306,13 @@ export interface components {
                  * @default null
                  */
                 role?: ("standby" | "detached") | null;
-                /** @default false */
+                /**
+                 * @description Start the server of the clone
+                 * @default false
+                 */
                 start?: boolean;
                 /**
-                 * @description When the clone counts as succeeded
+                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams
                  * @default files
                  * @enum {string}
                  */
@@ -316,9 +322,15 @@ export interface components {
                  * @default 3600
                  */
                 hold?: number;
-                /** @default null */
+                /**
+                 * @description Port of the clone; null: the one in its configuration
+                 * @default null
+                 */
                 port?: number | null;
-                /** @default {} */
+                /**
+                 * @description Settings of the clone, from a list of harmless ones
+                 * @default {}
+                 */
                 settings?: {
                     [key: string]: string | number | boolean;
                 };
@@ -353,13 +365,21 @@ export interface components {
             } | null;
         };
         Problem: {
+            /** @description A name for the code that is a URI; it leads nowhere */
             type: string;
+            /** @description What the code means, whatever the occasion */
             title: string;
             status: number;
-            /** @enum {string} */
+            /**
+             * @description What to decide by
+             * @enum {string}
+             */
             code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            /** @description What happened this time */
             detail?: string;
+            /** @description What can be done about it */
             hint?: string;
+            /** @description Whether the same request may succeed later without anybody mending anything */
             retryable: boolean;
             /** @enum {string} */
             phase?: "preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica";
@@ -377,18 +397,27 @@ export interface components {
         Clone: {
             /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description The last three are for ever; of a cancelled clone nothing runs any longer
+             * @enum {string}
+             */
             state: "queued" | "running" | "cancelling" | "succeeded" | "failed" | "cancelled";
-            /** @enum {string} */
+            /**
+             * @description Whether its worker is heard of; a clone whose contact is lost may still run
+             * @enum {string}
+             */
             contact: "ok" | "lost";
             lostSince: string | null;
+            /** @description Where it is, or where it ended */
             phase: ("preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica") | null;
+            /** @description Counts the times it was begun */
             attempt: number;
             spec: components["schemas"]["CloneSpecOutput"];
             /** Format: date-time */
             createdAt: string;
             startedAt: string | null;
             endedAt: string | null;
+            /** @description Whose worker makes it */
             host: string;
             /** @description Why a queued clone has not started */
             waitingFor: string | null;
@@ -400,14 +429,19 @@ export interface components {
             leftovers: components["schemas"]["Leftover"][];
         };
         Progress: {
+            /** @description What is to be copied; 0 until the files are listed */
             bytesTotal: number;
             bytesDone: number;
             filesTotal: number;
             filesDone: number;
+            /** @description Of all workers together, as of late */
             bytesPerSecond: number;
+            /** @description How long the rest of the copy will take at this rate */
             etaSeconds: number | null;
             wal: {
+                /** @description Where the backup starts */
                 startLsn: string | null;
+                /** @description How far WAL has been received */
                 receivedLsn: string | null;
             };
             phases: {
@@ -432,9 +466,11 @@ export interface components {
             stopLsn: string;
             bytes: number;
             files: number;
+            /** @description What went over the network for them */
             wireBytes: number;
             durationMs: number;
             warnings: string[];
+            /** @description Which proofs were made, and how they ended */
             verification: {
                 /** @enum {string} */
                 transfer: "passed" | "failed" | "skipped";
@@ -457,11 +493,15 @@ export interface components {
             /** @enum {string} */
             code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
+            /** @description What can be done about it */
             hint: string | null;
+            /** @description What was observed */
             facts: {
                 [key: string]: string | number | boolean | null;
             };
+            /** @description Whether the same request may succeed later without anybody mending anything */
             retryable: boolean;
+            /** @description Where it happened */
             phase: ("preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica") | null;
         };
         Leftover: {
@@ -520,6 +560,7 @@ export interface components {
         /** @description What is to be cloned, where to, and how */
         CloneSpecOutput: {
             source: {
+                /** @description A source in the configuration of the worker on the target host */
                 name: string;
             };
             target: {
@@ -545,6 +586,7 @@ export interface components {
                     [key: string]: string;
                 };
                 /**
+                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end
                  * @default fail
                  * @enum {string}
                  */
@@ -567,6 +609,7 @@ export interface components {
                  */
                 maxRate: number | null;
                 /**
+                 * @description On the way; it pays where the network is slower than the disks
                  * @default none
                  * @enum {string}
                  */
@@ -596,10 +639,13 @@ export interface components {
                  * @default null
                  */
                 role: ("standby" | "detached") | null;
-                /** @default false */
+                /**
+                 * @description Start the server of the clone
+                 * @default false
+                 */
                 start: boolean;
                 /**
-                 * @description When the clone counts as succeeded
+                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams
                  * @default files
                  * @enum {string}
                  */
@@ -609,9 +655,15 @@ export interface components {
                  * @default 3600
                  */
                 hold: number;
-                /** @default null */
+                /**
+                 * @description Port of the clone; null: the one in its configuration
+                 * @default null
+                 */
                 port: number | null;
-                /** @default {} */
+                /**
+                 * @description Settings of the clone, from a list of harmless ones
+                 * @default {}
+                 */
                 settings: {
                     [key: string]: string | number | boolean;
                 };

@@ -21,10 +21,12 @@ export const RecordError = z
   .object({
     code: z.enum(ERROR_CODES),
     message: z.string(),
-    hint: z.string().nullable(),
-    facts: Facts,
-    retryable: z.boolean(),
-    phase: z.enum(PHASES).nullable(),
+    hint: z.string().nullable().meta({ description: 'What can be done about it' }),
+    facts: Facts.meta({ description: 'What was observed' }),
+    retryable: z.boolean().meta({
+      description: 'Whether the same request may succeed later without anybody mending anything',
+    }),
+    phase: z.enum(PHASES).nullable().meta({ description: 'Where it happened' }),
   })
   .meta({ id: 'CloneFailure' });
 
@@ -32,13 +34,18 @@ export type RecordError = z.output<typeof RecordError>;
 
 export const Progress = z
   .object({
-    bytesTotal: Bytes,
+    bytesTotal: Bytes.meta({ description: 'What is to be copied; 0 until the files are listed' }),
     bytesDone: Bytes,
     filesTotal: Bytes,
     filesDone: Bytes,
-    bytesPerSecond: Bytes,
-    etaSeconds: Bytes.nullable(),
-    wal: z.object({ startLsn: Lsn.nullable(), receivedLsn: Lsn.nullable() }),
+    bytesPerSecond: Bytes.meta({ description: 'Of all workers together, as of late' }),
+    etaSeconds: Bytes.nullable().meta({
+      description: 'How long the rest of the copy will take at this rate',
+    }),
+    wal: z.object({
+      startLsn: Lsn.nullable().meta({ description: 'Where the backup starts' }),
+      receivedLsn: Lsn.nullable().meta({ description: 'How far WAL has been received' }),
+    }),
     phases: z.array(
       z.object({
         name: z.enum(PHASES),
@@ -66,10 +73,12 @@ export const CloneResult = z
     stopLsn: Lsn,
     bytes: Bytes,
     files: Bytes,
-    wireBytes: Bytes,
+    wireBytes: Bytes.meta({ description: 'What went over the network for them' }),
     durationMs: Bytes,
     warnings: z.array(z.string()),
-    verification: z.object({ transfer: Verdict, wal: Verdict, pages: Verdict, boot: Verdict }),
+    verification: z
+      .object({ transfer: Verdict, wal: Verdict, pages: Verdict, boot: Verdict })
+      .meta({ description: 'Which proofs were made, and how they ended' }),
   })
   .meta({ id: 'CloneResult' });
 
@@ -107,16 +116,20 @@ export type Instance = z.output<typeof Instance>;
 export const Clone = z
   .object({
     id: CloneId,
-    state: z.enum(STATES),
-    contact: z.enum(['ok', 'lost']),
+    state: z.enum(STATES).meta({
+      description: 'The last three are for ever; of a cancelled clone nothing runs any longer',
+    }),
+    contact: z.enum(['ok', 'lost']).meta({
+      description: 'Whether its worker is heard of; a clone whose contact is lost may still run',
+    }),
     lostSince: Time.nullable(),
-    phase: z.enum(PHASES).nullable(),
-    attempt: z.int().positive(),
+    phase: z.enum(PHASES).nullable().meta({ description: 'Where it is, or where it ended' }),
+    attempt: z.int().positive().meta({ description: 'Counts the times it was begun' }),
     spec: CloneSpec,
     createdAt: Time,
     startedAt: Time.nullable(),
     endedAt: Time.nullable(),
-    host: z.string(),
+    host: z.string().meta({ description: 'Whose worker makes it' }),
     waitingFor: z.string().nullable().meta({ description: 'Why a queued clone has not started' }),
     progress: Progress,
     result: CloneResult.nullable(),

@@ -52,7 +52,10 @@ const Target = z.strictObject({
     description:
       'Location on the source: location on the host. What is not named keeps its location',
   }),
-  ifExists: z.enum(['fail', 'replace', 'resync']).default('fail'),
+  ifExists: z.enum(['fail', 'replace', 'resync']).default('fail').meta({
+    description:
+      'fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end',
+  }),
 });
 
 const Transfer = z.strictObject({
@@ -62,7 +65,9 @@ const Transfer = z.strictObject({
   maxRate: z.int().min(10_000).nullable().default(null).meta({
     description: 'Bytes per second of all workers together; null: no limit',
   }),
-  compression: z.enum(['none', 'lz4', 'zstd', 'auto']).default('none'),
+  compression: z.enum(['none', 'lz4', 'zstd', 'auto']).default('none').meta({
+    description: 'On the way; it pays where the network is slower than the disks',
+  }),
   transport: z.enum(['rsyncd', 'ssh']).default('rsyncd'),
   checksum: z.boolean().default(false).meta({
     description: 'Compare contents instead of size and time wherever a file is there already',
@@ -86,9 +91,10 @@ const Replica = z.strictObject({
   role: z.enum(['standby', 'detached']).nullable().default(null).meta({
     description: 'null: standby for method rsync, detached for method reflink',
   }),
-  start: z.boolean().default(false),
+  start: z.boolean().default(false).meta({ description: 'Start the server of the clone' }),
   waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
-    description: 'When the clone counts as succeeded',
+    description:
+      'When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams',
   }),
   hold: z
     .int()
@@ -98,10 +104,13 @@ const Replica = z.strictObject({
     .meta({
       description: 'Seconds for which WAL is kept for a replica that somebody else starts',
     }),
-  port: z.int().min(1).max(65_535).nullable().default(null),
+  port: z.int().min(1).max(65_535).nullable().default(null).meta({
+    description: 'Port of the clone; null: the one in its configuration',
+  }),
   settings: z
     .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
-    .default({}),
+    .default({})
+    .meta({ description: 'Settings of the clone, from a list of harmless ones' }),
   slot: SlotName.nullable().default(null).meta({
     description: 'A permanent replication slot for the standby, made on the source',
   }),
@@ -133,7 +142,11 @@ const specShape = {
 
 export const CloneSpec = z
   .strictObject({
-    source: z.strictObject({ name: z.string().min(1).max(63) }),
+    source: z.strictObject({
+      name: z.string().min(1).max(63).meta({
+        description: 'A source in the configuration of the worker on the target host',
+      }),
+    }),
     target: Target,
     ...specShape,
   })

@@ -5,13 +5,15 @@ import { PHASES } from './phases.ts';
 
 export const Problem = z
   .object({
-    type: z.string(),
-    title: z.string(),
+    type: z.string().meta({ description: 'A name for the code that is a URI; it leads nowhere' }),
+    title: z.string().meta({ description: 'What the code means, whatever the occasion' }),
     status: z.int(),
-    code: z.enum(ERROR_CODES),
-    detail: z.string().optional(),
-    hint: z.string().optional(),
-    retryable: z.boolean(),
+    code: z.enum(ERROR_CODES).meta({ description: 'What to decide by' }),
+    detail: z.string().optional().meta({ description: 'What happened this time' }),
+    hint: z.string().optional().meta({ description: 'What can be done about it' }),
+    retryable: z.boolean().meta({
+      description: 'Whether the same request may succeed later without anybody mending anything',
+    }),
     phase: z.enum(PHASES).optional(),
     facts: z
       .record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()]))

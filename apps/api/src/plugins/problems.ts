@@ -75,7 +75,7 @@ export function sendProblem(
   reply: FastifyReply,
 ): void {
   const explained = explain(error);
-  const problem = { ...problemOf(explained, request.id), ...rulesOf(error) };
+  const problem = { ...problemOf(explained, request.id), ...rulesOf(error, request) };
   if (problem.status >= 500)
     request.log.error({ err: error, code: problem.code }, 'request failed');
   else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
@@ -114,11 +114,17 @@ function explain(error: FastifyError | Error): CloneError {
   return code === undefined ? toCloneError(error) : new CloneError(code, error.message);
 }
 
-function rulesOf(error: FastifyError | Error): Pick<Problem, 'errors'> {
-  const issues = ((error as FastifyError).validation ?? [])
+function rulesOf(
+  error: FastifyError | Error,
+  { routeOptions }: FastifyRequest,
+): Pick<Problem, 'errors'> {
+  const { validation = [], validationContext } = error as FastifyError;
+  const issues = validation
     .filter((issue) => issue instanceof RequestValidationError)
     .map(({ params }) => params.issue);
-  return issues.length === 0 ? {} : { errors: issues.flatMap((issue) => brokenRules(issue)) };
+  if (issues.length === 0 || validationContext === undefined) return {};
+  const schema = routeOptions.schema?.[validationContext as 'body' | 'querystring'];
+  return { errors: issues.flatMap((issue) => brokenRules(issue, schema)) };
 }
 
 function problemOf(error: CloneError, requestId: string | null): Problem {
