@@ -121,7 +121,9 @@ function applyVariables(
   environment: Environment,
   origins: Map<string, string>,
 ): void {
-  if (getIn(content, ['source', 'name']) !== undefined) return;
+  const { source = {} } = content;
+  const isSpelledOut = typeof source === 'object' && source !== null && !('name' in source);
+  if (!isSpelledOut) return;
   for (const name of REFUSED_VARIABLES) {
     if (!environment[name]) continue;
     throw new CloneError('NOT_SUPPORTED', `environment variable ${name} is not supported`, {

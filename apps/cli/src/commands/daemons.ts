@@ -59,6 +59,7 @@ interface Daemon {
   /** What has been started, to be ended in reverse order. */
   readonly parts: AsyncDisposableStack;
   readonly signal: AbortSignal;
+  readonly sshAgentSocket: string | null;
   /** Ends everything because a part could not be kept running. */
   readonly fail: (error: CloneError) => void;
 }
@@ -83,7 +84,14 @@ async function serve(
   failure.promise.catch(() => {});
   await using parts = new AsyncDisposableStack();
   try {
-    const ready = await start({ settings, log, parts, signal, fail: failure.reject });
+    const ready = await start({
+      settings,
+      log,
+      parts,
+      signal,
+      sshAgentSocket: environment.SSH_AUTH_SOCK || null,
+      fail: failure.reject,
+    });
     if (options.json === true) printJson({ event: 'ready', ...ready, pid: process.pid });
     else print(describeReady(ready));
     if (!signal.aborted) await Promise.race([once(signal, 'abort'), failure.promise]);
@@ -143,9 +151,12 @@ function whereTheTokenIs({ api: { tokens }, stateDirectory }: Settings): Pick<Re
   return tokens.length > 0 ? {} : { tokenFile: tokenFileOf(stateDirectory) };
 }
 
-async function addWorker({ settings, log, parts, signal }: Daemon, redisUrl: string) {
+async function addWorker(
+  { settings, log, parts, signal, sshAgentSocket }: Daemon,
+  redisUrl: string,
+): Promise<void> {
   const { startWorker } = await import('@pgcloned/worker');
-  parts.use(await startWorker({ ...settings, redisUrl, logger: log, signal }));
+  parts.use(await startWorker({ ...settings, sshAgentSocket, redisUrl, logger: log, signal }));
 }
 
 function reportTo(log: Logger): (error: Error) => void {

@@ -40,6 +40,7 @@ export async function run(invocation: Invocation, options: RunOptions): Promise<
     leftovers: [],
     instance: { state: 'absent', port: null, expiresAt: null, protected: false },
   };
+  if (options.json === true) printJson({ event: 'started', id: plan.id });
   try {
     const result = await runWithDisplay(plan, { options, minimum, outcome, signal });
     const { leftovers, instance } = outcome;

@@ -5,7 +5,7 @@ export function describeCopy(progress: Progress): string {
   const { bytesDone, bytesTotal, bytesPerSecond, etaSeconds } = progress;
   const parts = [`${formatBytes(bytesDone)} of ${formatBytes(bytesTotal)}`];
   if (bytesPerSecond > 0) parts.push(`${formatBytes(bytesPerSecond)}/s`);
-  if (etaSeconds !== null) parts.push(`${formatDuration(etaSeconds * 1000)} left`);
+  if (etaSeconds !== null) parts.push(`${formatSeconds(etaSeconds)} left`);
   return parts.join(', ');
 }
 
@@ -22,7 +22,12 @@ export function fractionDone({ bytesDone, bytesTotal }: Progress): number {
 export function formatDuration(durationMs: number): string {
   const seconds = durationMs / 1000;
   if (seconds < 10) return `${seconds.toFixed(2)} s`;
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : formatSeconds(seconds);
+}
+
+/** The same of an estimate, which knows no fractions. */
+function formatSeconds(seconds: number): string {
+  if (seconds < 60) return `${String(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
   if (minutes < 60) return `${String(minutes)} min ${twoDigits(seconds % 60)} s`;
   return `${String(Math.floor(minutes / 60))} h ${twoDigits(minutes % 60)} min`;
