@@ -1,0 +1,121 @@
+/**
+ * `pgcloned run` as a user starts it: the real command, as the parts' user, with a SPEC on standard input.
+ *
+ * It can be stopped in the middle by what it says about its phases, so that a test interrupts it where it wants to.
+ */
+import type { PhaseName } from '@pgcloned/contract';
+import { type RunningProcess, startProcess } from '@pgcloned/process';
+import { asPartsUser, PGCLONED, partsEnvironment, type Source } from '@pgcloned/testbed';
+
+// biome-ignore lint/suspicious/noExplicitAny: the test says what it expects in it
+type Json = any;
+
+export interface Ended {
+  readonly status: number | null;
+  /** How everything that it makes elsewhere is called: `pgcloned_<id>_1`. Empty if it did not get that far. */
+  readonly name: string;
+  /** What `--json` printed last: the result with instance and leftovers; undefined after a failure. */
+  readonly result: Json;
+  /** The error as `--json` prints it; undefined after a success. */
+  readonly error: Json;
+  /** Warnings and log lines. */
+  readonly messages: readonly string[];
+  readonly stderr: string;
+}
+
+export interface Running {
+  readonly process: RunningProcess;
+  /** Settles once the phase runs; rejects if the clone ends without it. */
+  readonly reached: (phase: PhaseName) => Promise<void>;
+  readonly ended: Promise<Ended>;
+}
+
+/** What a SPEC for `pgcloned run` says of a source of the testbed. */
+export interface RunSpecText {
+  readonly target: { readonly dataDirectory: string; readonly [name: string]: unknown };
+  readonly [section: string]: unknown;
+}
+
+export interface RunCloneOptions {
+  readonly arguments?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+/** Starts a clone of `source`; `spec.source`, if given, is merged over what the testbed says. */
+export async function startClone(
+  source: Pick<Source, 'configuration'>,
+  spec: RunSpecText,
+  options: RunCloneOptions = {},
+): Promise<Running> {
+  const lines: Json[] = [];
+  const errorLines: string[] = [];
+  const waiting = new Map<PhaseName, PromiseWithResolvers<void>>();
+  const waitFor = (phase: PhaseName) => {
+    const known = waiting.get(phase) ?? Promise.withResolvers<void>();
+    // A test that no longer waits must not fail by the rejection.
+    known.promise.catch(() => {});
+    waiting.set(phase, known);
+    return known;
+  };
+  const onLine = (line: string) => {
+    const said: Json = JSON.parse(line);
+    lines.push(said);
+    for (const { name, state } of said.progress?.phases ?? [])
+      if (state !== 'waiting') waitFor(name).resolve();
+  };
+  const [file = '', ...args] = asPartsUser([
+    process.execPath,
+    PGCLONED,
+    '--json',
+    'run',
+    '--file',
+    '-',
+    '--progress-interval',
+    '0.1',
+    ...(options.arguments ?? []),
+  ]);
+  const child = await startProcess(
+    {
+      file,
+      args,
+      cwd: '/',
+      env: { ...partsEnvironment, ...options.env },
+      input: JSON.stringify({
+        ...spec,
+        source: { ...source.configuration, ...(spec.source as object | undefined) },
+      }),
+    },
+    { onLine, onErrorLine: (line) => errorLines.push(line), killAfterMs: 60_000 },
+  );
+  const ended = child.exited.then(({ status }): Ended => {
+    for (const { reject } of waiting.values())
+      reject(new Error(`the clone ended before: ${errorLines.join('\n')}`));
+    const found = lines.findLast((line) => line.event === 'result');
+    const failure = [...errorLines].reverse().find((line) => line.startsWith('{"error"'));
+    const id: string | undefined = lines.find(({ event }) => event === 'started')?.id;
+    return {
+      status,
+      name: id === undefined ? '' : `pgcloned_${id}_1`,
+      result: found,
+      error: failure === undefined ? undefined : JSON.parse(failure).error,
+      messages: lines.filter(({ event }) => event === 'message').map(({ text }) => text),
+      stderr: errorLines.join('\n'),
+    };
+  });
+  return {
+    process: child,
+    reached: async (phase) => {
+      await waitFor(phase).promise;
+    },
+    ended,
+  };
+}
+
+/** A clone from start to end. */
+export async function runClone(
+  source: Pick<Source, 'configuration'>,
+  spec: RunSpecText,
+  options: RunCloneOptions = {},
+): Promise<Ended> {
+  return await (await startClone(source, spec, options)).ended;
+}
