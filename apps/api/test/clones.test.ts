@@ -194,6 +194,7 @@ test.each([
   await using product = await openProduct();
   const response = await product.app.inject({ method, url, headers: asAdmin });
   expect(problemIn(response)).toMatchObject({ status, code });
+  expect(response.headers['x-request-id']).toBeTruthy();
   if (status === 405) expect(response.headers.allow).toContain('GET');
 });
 

@@ -24,17 +24,11 @@ export const asAdmin = { authorization: `Bearer ${SECRETS.admin}` };
 /** For tests that end before the store is asked. */
 export const NO_STORE = {} as CloneStore;
 
-export interface LoggedLine {
-  readonly level: number;
-  readonly msg: string;
-  readonly [field: string]: unknown;
-}
-
 export function recordingLogger() {
-  const lines: LoggedLine[] = [];
+  const lines: { level: number; msg: string; [field: string]: unknown }[] = [];
   const logger = pino(
     { level: 'trace' },
-    { write: (line: string) => void lines.push(JSON.parse(line) as LoggedLine) },
+    { write: (line: string) => void lines.push(JSON.parse(line) as never) },
   );
   return { lines, logger };
 }

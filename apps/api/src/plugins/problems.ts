@@ -18,7 +18,7 @@ import { RequestValidationError } from 'fastify-zod-openapi';
 import { brokenRules } from '../broken-rules.ts';
 import { pathOf } from './request-log.ts';
 
-export const PROBLEM_JSON = 'application/problem+json';
+const PROBLEM_JSON = 'application/problem+json';
 
 /** Redis is watched and comes back within seconds. */
 const RETRY_AFTER_SECONDS = 5;
@@ -30,6 +30,12 @@ const CODE_OF_FASTIFY: Readonly<Record<string, ErrorCode>> = {
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: 'REQUEST_MALFORMED',
   FST_ERR_CTP_BODY_TOO_LARGE: 'REQUEST_TOO_LARGE',
   FST_ERR_CTP_INVALID_MEDIA_TYPE: 'MEDIA_TYPE_UNSUPPORTED',
+};
+
+/** What Node refuses before there is a request. */
+const MALFORMED_REASONS: Readonly<Record<string, string>> = {
+  HPE_HEADER_OVERFLOW: 'the headers are too large',
+  ERR_HTTP_REQUEST_TIMEOUT: 'the request took too long to arrive',
 };
 
 /** For plugins that answer by themselves, past the error handler. */
@@ -80,6 +86,8 @@ export function sendProblem(
     request.log.error({ err: error, code: problem.code }, 'request failed');
   else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
   if (problem.status === 503) void reply.header('retry-after', RETRY_AFTER_SECONDS);
+  // Without a readable URL no hook has run that would have said it.
+  void reply.header('x-request-id', request.id);
   void reply.code(problem.status).type(PROBLEM_JSON).send(problem);
 }
 
@@ -89,9 +97,8 @@ export function sendMalformed(error: NodeJS.ErrnoException, socket: Socket): voi
     socket.destroy();
     return;
   }
-  const body = JSON.stringify(
-    problemOf(new CloneError('REQUEST_MALFORMED', 'this is no HTTP request'), null),
-  );
+  const reason = MALFORMED_REASONS[error.code ?? ''] ?? 'this is no HTTP request';
+  const body = JSON.stringify(problemOf(new CloneError('REQUEST_MALFORMED', reason), null));
   socket.end(
     `HTTP/1.1 400 Bad Request\r\nContent-Type: ${PROBLEM_JSON}\r\n` +
       `Content-Length: ${String(Buffer.byteLength(body))}\r\nConnection: close\r\n\r\n${body}`,

@@ -15,7 +15,7 @@ const HEARTBEAT_INTERVAL_MS = 15_000;
 /** Each costs a socket and a subscription. */
 const OPEN_MAX = 500;
 
-export interface LongAnswer extends Disposable {
+interface LongAnswer extends Disposable {
   /** Aborts once nobody waits for the answer any longer. */
   readonly signal: AbortSignal;
 }
