@@ -36,4 +36,6 @@ row_arrived() { [ -n "$(query replica "SELECT id FROM messages WHERE id = $id")"
 await 'the row on the replica' row_arrived
 say "… and read on the replica: $(query replica "SELECT body FROM messages WHERE id = $id")"
 say "the replica is in recovery: $(query replica 'SELECT pg_is_in_recovery()')"
+say "left on the primary: $(query primary 'SELECT count(*) FROM pg_replication_slots') slots," \
+  "$(query primary "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgcloned%'") sessions of ours"
 say 'done. Look around: docker compose exec replica psql shop'
