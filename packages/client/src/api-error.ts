@@ -27,8 +27,17 @@ export function refusal(status: number, body: unknown): ApiError {
 /** For a call that got no answer. */
 export function unreachable(url: string, cause: unknown): ApiError {
   const reason = reasonOf(cause);
-  return new ApiError(unreachableProblem(`no answer from ${url}: ${reason}`), { cause });
+  const problem = unreachableProblem(`no answer from ${url}: ${reason}`);
+  return new ApiError(
+    UNTRUSTED.test(reason)
+      ? { ...problem, hint: 'Set NODE_EXTRA_CA_CERTS to the file of the authority that signed it.' }
+      : problem,
+    { cause },
+  );
 }
+
+/** What OpenSSL and Node say about a certificate that leads to no known authority. */
+const UNTRUSTED = /VERIFY|SELF_SIGNED|UNABLE_TO_GET_ISSUER/;
 
 function unreachableProblem(detail: string): Problem {
   return {
