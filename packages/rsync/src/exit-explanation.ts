@@ -1,0 +1,156 @@
+/**
+ * What the end of an rsync process means for a copy of files that change meanwhile.
+ *
+ * Status 23 is everything from a harmless truncation to a dying disk, so its messages are read one by one, and only those
+ * known to be harmless are accepted: ENODATA, which rsync reports when a file is shorter than it was at the open, and a
+ * checksum that failed because the file changed. An EIO is neither. R6.1–R6.5.
+ *
+ * Messages come from rsync 3.1 to 3.5, in the locale C, as strings of latin1; older ones lack the `[sender] `.
+ */
+import { CloneError, type ErrorCode } from '@pgcloned/contract';
+import { describeExit, type Exit } from '@pgcloned/process';
+import type { ByteName } from './byte-name.ts';
+
+/** `rsync: [sender] read errors mapping "/base/1/2" (in pgdata): No data available (61)` */
+const SHORTENED =
+  /^rsync: (?:\[\w+\] )?read errors mapping "(.*)"(?: \(in [^()]*\))?: No data available \(61\)$/;
+
+/** `ERROR: base/1/2 failed verification -- update retained.` */
+const CHANGED = /^ERROR: (.*) failed verification -- update (?:retained|discarded)\.$/;
+
+/** Said of a file that is then sent again, of what was dropped since the listing, and as the last line of every failure. */
+const HARMLESS =
+  /^WARNING: .* failed verification -- update .*\(will try again\)\.$|^(?:rsync: (?:\[\w+\] )?)?file has vanished: |^rsync (?:error|warning): |^$/;
+
+const NO_SPACE = /: (?:No space left on device \(28\)|Disk quota exceeded \(122\))$/;
+
+const STATUS = {
+  ok: 0,
+  noCompressionInCommon: 4,
+  daemonRefused: 5,
+  socket: 10,
+  fileIo: 11,
+  protocolStream: 12,
+  signal: 20,
+  partial: 23,
+  vanished: 24,
+  timeout: 30,
+  connectTimeout: 35,
+} as const;
+
+const CONNECTION_LOST: readonly (number | null)[] = [
+  STATUS.socket,
+  STATUS.protocolStream,
+  STATUS.signal,
+  STATUS.timeout,
+  STATUS.connectTimeout,
+  // Killed by somebody, maybe for memory: the next one may live.
+  null,
+];
+
+/**
+ * @param names What was asked for.
+ * @returns Those of the names that have to be fetched again.
+ * @throws {CloneError} What `transfer` throws.
+ */
+export function explainExit(o: {
+  readonly exit: Exit;
+  readonly messages: readonly string[];
+  readonly names: ReadonlySet<ByteName>;
+  readonly module: string;
+}): readonly ByteName[] {
+  const { exit, messages, names, module } = o;
+  const { status } = exit;
+  if (status === STATUS.ok || status === STATUS.vanished) return [];
+
+  const facts = { module, exit: describeExit(exit), stderr: messages.slice(-20).join('\n') };
+  const fail = (code: ErrorCode, message: string, hint: string) =>
+    new CloneError(code, message, { facts, hint });
+
+  if (messages.some((message) => NO_SPACE.test(message))) {
+    throw fail(
+      'TARGET_NO_SPACE',
+      'the target has no space left',
+      'Free space on the file system of the target, or choose a larger one.',
+    );
+  }
+  if (status === STATUS.partial) {
+    const again = new Set<ByteName>();
+    for (const message of messages) {
+      const name = nameToRepeat(message, names);
+      if (name !== null) again.add(name);
+      else if (!HARMLESS.test(message)) {
+        throw fail('TRANSFER_FAILED', `rsync: ${readable(message)}`, hintFor(message));
+      }
+    }
+    if (again.size > 0) return [...again];
+    throw fail('TRANSFER_FAILED', 'rsync left files out without saying why', UNKNOWN_HINT);
+  }
+  const refusal = messages.find((message) => message.startsWith('@ERROR: '))?.slice(8);
+  if (status === STATUS.daemonRefused && !refusal?.startsWith('max connections')) {
+    throw fail(
+      'RSYNCD_FAILED',
+      `the rsync daemon refuses a transfer: ${refusal ?? 'no reason given'}`,
+      'See whether the directory still exists on the source host.',
+    );
+  }
+  if (status === STATUS.daemonRefused || CONNECTION_LOST.includes(status)) {
+    throw fail(
+      'SOURCE_LOST',
+      `a transfer broke off: ${refusal ?? reasonOf(messages) ?? describeExit(exit)}`,
+      'See whether the source host and the network to it are up.',
+    );
+  }
+  if (status === STATUS.noCompressionInCommon) {
+    throw fail(
+      'TRANSFER_FAILED',
+      'rsync on the source host does not know what was asked for',
+      'Use rsync 3.2.0 or newer on both hosts, or no compression.',
+    );
+  }
+  throw fail(
+    'TRANSFER_FAILED',
+    `rsync: ${reasonOf(messages) ?? describeExit(exit)}`,
+    hintFor(messages.join('\n')),
+  );
+}
+
+/** The name that a harmless message is about; null if it is another message, or about nothing that was asked for. */
+function nameToRepeat(message: string, names: ReadonlySet<ByteName>): ByteName | null {
+  const shown = SHORTENED.exec(message)?.[1] ?? CHANGED.exec(message)?.[1];
+  if (shown === undefined) return null;
+  const name = unescapeName(shown).replace(/^\.?\//, '');
+  return names.has(name) ? name : null;
+}
+
+/** rsync shows control characters, and a backslash that could be mistaken for such an escape, as `\#ooo`. */
+function unescapeName(shown: string): ByteName {
+  return shown.replace(/\\#([0-7]{3})/g, (_, octal: string) =>
+    String.fromCharCode(Number.parseInt(octal, 8)),
+  );
+}
+
+function reasonOf(messages: readonly string[]): string | undefined {
+  const message = messages.find((candidate) => !HARMLESS.test(candidate)) ?? messages[0];
+  return message === undefined ? undefined : readable(message);
+}
+
+/** For people: without rsync's own prefix, and with names of UTF-8 as such. */
+function readable(message: string): string {
+  return Buffer.from(message.replace(/^rsync: (?:\[\w+\] )?/, ''), 'latin1').toString('utf8');
+}
+
+const UNKNOWN_HINT = 'See the messages of rsync, and the logs of both hosts.';
+
+function hintFor(message: string): string {
+  if (/Permission denied \(13\)/.test(message)) {
+    return /\[(?:receiver|generator)\]/.test(message)
+      ? 'Make the target writable for the user that runs the worker.'
+      : 'Connect by SSH as the user that owns the cluster, which is usually postgres.';
+  }
+  if (/Input\/output error \(5\)/.test(message)) {
+    return 'A disk fails to read or write this file: see the kernel log of its host before anything else.';
+  }
+  if (/Read-only file system \(30\)/.test(message)) return 'Make the target writable.';
+  return UNKNOWN_HINT;
+}

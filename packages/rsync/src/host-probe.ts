@@ -1,0 +1,56 @@
+/** What has to be known about the source host before anything is done there. Changes nothing. */
+import type { CommandRunner } from '@pgcloned/process';
+import { askRemoteText } from './remote-script.ts';
+
+/** A shell and a few tools are started; a loaded host needs a second or two for that. */
+const PROBE_LIMIT_MS = 30_000;
+
+export interface HostProbe {
+  /** `3.2.7`; null if there is no rsync. */
+  readonly rsyncVersion: string | null;
+  /** Listing needs it. */
+  readonly hasGnuFind: boolean;
+  readonly user: string;
+  readonly uid: number;
+  /** The clock of the source host, in nanoseconds since 1970: times of its files compare with this one only. */
+  readonly now: bigint;
+  readonly dataDirectoryReadable: boolean;
+  /** The lines of postmaster.pid; empty if there is none. */
+  readonly postmasterPid: readonly string[];
+  /** Our address as the source host sees it; null if the command did not come by SSH. */
+  readonly clientAddress: string | null;
+  /** The address of the source host that we reached; null if the command did not come by SSH. */
+  readonly serverAddress: string | null;
+}
+
+/** @throws {CloneError} `REMOTE_COMMAND_FAILED` if the script cannot run there, and what the runner throws. */
+export async function probeHost(
+  runner: CommandRunner,
+  o: { readonly dataDirectory: string; readonly signal: AbortSignal },
+): Promise<HostProbe> {
+  const answer = await askRemoteText(runner, 'probe', [o.dataDirectory], {
+    signal: o.signal,
+    limitMs: PROBE_LIMIT_MS,
+  });
+  const lines = answer.split('\n');
+  const heading = lines.indexOf('postmaster.pid');
+  const facts = new Map(
+    lines.slice(0, heading).map((line) => {
+      const separator = line.indexOf('=');
+      return [line.slice(0, separator), line.slice(separator + 1)] as const;
+    }),
+  );
+  const fact = (name: string) => facts.get(name) ?? '';
+  const [clientAddress, , serverAddress] = fact('connection').split(' ');
+  return {
+    rsyncVersion: fact('rsync') || null,
+    hasGnuFind: fact('find').includes('GNU'),
+    user: fact('user'),
+    uid: Number(fact('uid')),
+    now: BigInt(/^\d+$/.exec(fact('now'))?.[0] ?? 0),
+    dataDirectoryReadable: fact('readable') === 'yes',
+    postmasterPid: lines.slice(heading + 1, lines.at(-1) === '' ? -1 : undefined),
+    clientAddress: clientAddress || null,
+    serverAddress: serverAddress ?? null,
+  };
+}

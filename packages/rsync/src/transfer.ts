@@ -1,0 +1,169 @@
+/**
+ * One rsync process that fetches named files of one module.
+ *
+ * The files change while they are read; WAL replay repairs that. So what counts as success is not rsync's exit status
+ * but what it says about each file (`exit-explanation.ts`). Directories must exist already, files that vanished are
+ * skipped, and nothing but files arrives: no link, no device, no owner. R6.7.
+ *
+ * One call is one attempt. Whether it is worth another one is for the caller to decide.
+ */
+import { addAbortListener } from 'node:events';
+import { CloneError } from '@pgcloned/contract';
+import { runProcess } from '@pgcloned/process';
+import type { ByteName } from './byte-name.ts';
+import { explainExit } from './exit-explanation.ts';
+import { readProgress, readStatistics } from './rsync-output.ts';
+import { rsyncUrl } from './rsync-url.ts';
+
+/** Comparing by checksum reads both files in silence before the first byte is sent. */
+const CHECKSUM_PATIENCE = 10;
+
+/** rsync's own limit is the first to strike; ours is for an rsync that hangs itself. */
+const WATCH_PATIENCE = 2;
+
+/** A connection that takes longer is dropped by a firewall. */
+const CONNECT_SECONDS_MAX = 20;
+
+/** rsync ends half a second after its signal. */
+const KILL_AFTER_MS = 2_000;
+
+/** A few messages per file of a batch, at most. */
+const MESSAGES_KEPT_MAX = 10_000;
+
+export interface TransferRequest {
+  /** Where to connect: the daemon itself, or what forwards to it. */
+  readonly endpoint: { readonly address: string; readonly port: number };
+  readonly daemon: { readonly user: string; readonly password: string };
+  readonly module: string;
+  /** Files, relative to the module, without `./`. */
+  readonly names: readonly ByteName[];
+  /** A directory that holds the directories of all names. */
+  readonly destination: string;
+  readonly compression: 'none' | 'lz4' | 'zstd';
+  /**
+   * Which files that are here already are fetched all the same. `quick`: those of another size or modification time, in
+   * nanoseconds, which is safe only for what the same run has fetched (R6.9). `checksum`: those of other content.
+   */
+  readonly compare: 'quick' | 'ignore-times' | 'checksum';
+  /** No byte for so long is a stall, in milliseconds. */
+  readonly timeoutMs: number;
+  /** Descriptors that the process shall hold: locks on the target. */
+  readonly inheritedFds: readonly number[];
+  readonly onBytes: (bytesMore: number) => void;
+  readonly signal: AbortSignal;
+}
+
+export interface TransferOutcome {
+  /** The sizes of the files that were fetched. */
+  readonly bytes: number;
+  /** What went over the network, in both directions. */
+  readonly wireBytes: number;
+  /** Truncated or changed while they were read: here, but maybe not whole. Fetch them again, some rounds (R6.1, R6.4). */
+  readonly again: readonly ByteName[];
+}
+
+/**
+ * Fetches the files. The promise settles only after rsync has exited.
+ *
+ * @throws {CloneError} `TRANSFER_FAILED` if a file cannot be read or written (it is named), `TARGET_NO_SPACE`, `STALLED`,
+ *   `SOURCE_LOST` if the connection broke or the daemon has no free one, `RSYNCD_FAILED` if the daemon refuses us,
+ *   `TOOL_MISSING`.
+ * @throws The signal's reason if it aborts.
+ */
+export async function transfer(request: TransferRequest): Promise<TransferOutcome> {
+  const { signal, names, onBytes } = request;
+  signal.throwIfAborted();
+  const patience = request.compare === 'checksum' ? CHECKSUM_PATIENCE : 1;
+  const timeoutMs = request.timeoutMs * patience;
+  const stop = new AbortController();
+  using _ = addAbortListener(signal, () => {
+    stop.abort(signal.reason);
+  });
+  const watch = setTimeout(() => {
+    stop.abort(stalled(request, timeoutMs * WATCH_PATIENCE));
+  }, timeoutMs * WATCH_PATIENCE);
+
+  const messages: string[] = [];
+  const statistics: string[] = [];
+  let bytesSeen = 0;
+  try {
+    const exit = await runProcess(
+      {
+        file: 'rsync',
+        args: argumentsFor(request, timeoutMs),
+        env: { LC_ALL: 'C', RSYNC_PASSWORD: request.daemon.password },
+        // A name that begins with # or ; would be a comment, even here: R6.6.
+        input: Buffer.from(names.map((name) => `./${name}\0`).join(''), 'latin1'),
+        inheritedFds: request.inheritedFds,
+      },
+      {
+        signal: stop.signal,
+        accept: 'any',
+        encoding: 'latin1',
+        killAfterMs: KILL_AFTER_MS,
+        onLine: (line) => {
+          const bytes = readProgress(line);
+          if (bytes === null) {
+            statistics.push(line);
+            return;
+          }
+          if (bytes <= bytesSeen) return;
+          onBytes(bytes - bytesSeen);
+          bytesSeen = bytes;
+          watch.refresh();
+        },
+        onErrorLine: (line) => {
+          if (messages.length < MESSAGES_KEPT_MAX) messages.push(line);
+        },
+      },
+    );
+    const again = explainExit({ exit, messages, names: new Set(names), module: request.module });
+    return { ...readStatistics(statistics), again };
+  } finally {
+    clearTimeout(watch);
+  }
+}
+
+function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
+  const { endpoint, daemon, module, compression, compare, destination } = request;
+  const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
+  return [
+    // Names in messages byte for byte, but for control characters.
+    '--8-bit-output',
+    '--perms',
+    '--times',
+    '--no-implied-dirs',
+    // A delta costs reading on both sides, and the target is fresh.
+    '--whole-file',
+    // No second copy of a gigabyte under a temporary name; the clone cannot start before it is whole.
+    '--inplace',
+    '--from0',
+    '--files-from=-',
+    // A table dropped since the listing is no error: R6.3.
+    '--ignore-missing-args',
+    `--timeout=${String(timeoutSeconds)}`,
+    `--contimeout=${String(Math.min(timeoutSeconds, CONNECT_SECONDS_MAX))}`,
+    '--info=progress2,stats2,flist0,nonreg0',
+    '--no-human-readable',
+    '--outbuf=L',
+    ...COMPARE_OPTIONS[compare],
+    ...(compression === 'none'
+      ? []
+      : ['--compress', `--compress-choice=${compression}`, '--compress-level=1']),
+    rsyncUrl({ ...endpoint, user: daemon.user, module }),
+    `${destination}/`,
+  ];
+}
+
+const COMPARE_OPTIONS = {
+  quick: ['--modify-window=-1'],
+  'ignore-times': ['--ignore-times'],
+  checksum: ['--checksum'],
+} as const satisfies Record<TransferRequest['compare'], readonly string[]>;
+
+function stalled({ endpoint, module }: TransferRequest, silentMs: number): CloneError {
+  return new CloneError('STALLED', 'a transfer has stalled', {
+    facts: { address: endpoint.address, module, silentMs },
+    hint: 'See whether the disk of the target or the network to the source hangs.',
+  });
+}

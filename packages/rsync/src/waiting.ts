@@ -1,0 +1,43 @@
+/** Waiting that ends: by the thing itself, by the caller's signal, or by a limit. */
+import { addAbortListener } from 'node:events';
+
+/**
+ * Runs `work` with a signal that aborts with the caller's, or with `expired()` once the limit has passed.
+ * It settles when `work` does, so `work` has to obey its signal.
+ */
+export async function withLimit<T>(
+  work: (signal: AbortSignal) => Promise<T>,
+  {
+    signal,
+    limitMs,
+    expired,
+  }: {
+    readonly signal: AbortSignal;
+    readonly limitMs: number;
+    readonly expired: () => Error;
+  },
+): Promise<T> {
+  signal.throwIfAborted();
+  const limited = new AbortController();
+  const timer = setTimeout(() => {
+    limited.abort(expired());
+  }, limitMs);
+  using _ = addAbortListener(signal, () => {
+    limited.abort(signal.reason);
+  });
+  try {
+    return await work(limited.signal);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Settles like `promise`, or rejects with the signal's reason. For what cannot be stopped, only no longer waited for. */
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  using _ = addAbortListener(signal, () => {
+    aborted.reject(signal.reason as Error);
+  });
+  return await Promise.race([promise, aborted.promise]);
+}
