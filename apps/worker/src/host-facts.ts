@@ -1,0 +1,78 @@
+/** What this host is and has, as its worker tells it with every heartbeat. */
+import { createHash, randomUUID } from 'node:crypto';
+import { access, constants, readFile, statfs } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
+import { writeDurably } from '@pgcloned/process';
+
+/** The versions that the product clones. */
+const MAJORS = [15, 16, 17, 18];
+
+export async function readHostFacts(o: {
+  readonly name: string;
+  readonly machineId: string;
+  readonly workerId: string;
+  readonly postgresBin: string;
+  readonly dataRoots: readonly string[];
+  readonly sources: readonly string[];
+  readonly concurrency: number;
+  readonly runningClones: readonly string[];
+}): Promise<HostFacts> {
+  const { postgresBin, ...facts } = o;
+  return {
+    ...facts,
+    version: VERSION,
+    contract: { min: CONTRACT_VERSION, max: CONTRACT_VERSION },
+    postgresMajors: await installedMajors(postgresBin),
+    dataRoots: [...o.dataRoots],
+    sources: [...o.sources],
+    runningClones: [...o.runningClones],
+    filesystems: await filesystemsOf(o.dataRoots),
+  };
+}
+
+async function installedMajors(postgresBin: string): Promise<number[]> {
+  const installed: number[] = [];
+  for (const major of MAJORS) {
+    const postgres = join(postgresBin.replaceAll('{major}', String(major)), 'postgres');
+    const isThere = await access(postgres, constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) installed.push(major);
+  }
+  return installed;
+}
+
+async function filesystemsOf(dataRoots: readonly string[]): Promise<HostFacts['filesystems']> {
+  const filesystems: HostFacts['filesystems'] = [];
+  for (const path of dataRoots) {
+    // A root that is not mounted just now is left out; preflight names it when a clone wants it.
+    const found = await statfs(path).catch(() => null);
+    if (found === null) continue;
+    const { blocks, bavail, bsize } = found;
+    filesystems.push({
+      path,
+      bytesTotal: blocks * bsize,
+      bytesFree: bavail * bsize,
+      reflink: null,
+    });
+  }
+  return filesystems;
+}
+
+/**
+ * Tells this machine's worker from that of any other, also where machines were copied or have no /etc/machine-id: it is
+ * made of that and of a number in the state directory. Only a hash leaves the machine.
+ */
+export async function readMachineId(stateDirectory: string): Promise<string> {
+  const path = join(stateDirectory, 'worker-identity');
+  const known = await readFile(path, 'utf8').catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  });
+  const own = known ?? randomUUID();
+  if (known === null) await writeDurably(path, own);
+  const machine = await readFile('/etc/machine-id', 'utf8').catch(() => '');
+  return createHash('sha256').update(`${machine.trim()} ${own}`).digest('hex').slice(0, 32);
+}

@@ -1,0 +1,163 @@
+/**
+ * The worker of a host: takes clones from its queue, has the engine make them, and answers for them.
+ *
+ * It holds a lock on its part of the state directory, so that the journal there is one worker's. At its start it ends the
+ * runs of a predecessor that died, before it takes any job. At its end it ends its own: they become failed and retryable,
+ * with everything of theirs tidied up. A replica that was started is nobody's child and lives on.
+ */
+import { randomUUID } from 'node:crypto';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { type Clone, CloneError } from '@pgcloned/contract';
+import { runClone, sweepClone } from '@pgcloned/engine';
+import { type FileLock, lockFile } from '@pgcloned/process';
+import { type HostQueue, openHostQueue } from '@pgcloned/queue';
+import type { Logger } from 'pino';
+import { type CloneJob, startCloneJob } from './clone-job.ts';
+import type { HostConfiguration } from './clone-plan.ts';
+import { readHostFacts, readMachineId } from './host-facts.ts';
+import { openRunJournal, type RunJournal } from './run-journal.ts';
+import { reportEndedRuns, sweepDeadRuns } from './sweep.ts';
+
+/** How long the last records may take on their way to Redis when the worker stops; the journal keeps them otherwise. */
+const LAST_REPORTS_MS_MAX = 5_000;
+
+const DAY_MS = 86_400_000;
+
+export interface WorkerOptions extends HostConfiguration {
+  /** The name of this host and of its queue. */
+  readonly host: string;
+  readonly redisUrl: string;
+  readonly logger: Logger;
+  /** Ends the start; a worker that runs is ended by disposing of it. */
+  readonly signal: AbortSignal;
+}
+
+/** What makes clones. */
+export interface Engine {
+  readonly runClone: typeof runClone;
+  readonly sweepClone: typeof sweepClone;
+}
+
+/** Disposing of it ends its runs, tidily, and settles when they are gone. */
+export type RunningWorker = AsyncDisposable;
+
+/**
+ * Settles when the worker takes jobs. Waits for Redis as long as it is away.
+ *
+ * @throws {CloneError} `STATE_DIRECTORY_BUSY` if another worker uses the state directory, `CONFIGURATION_INVALID` if
+ *   another machine has the name of this host.
+ * @throws The signal's reason if `signal` aborts.
+ */
+export async function startWorker(
+  options: WorkerOptions,
+  engine: Engine = { runClone, sweepClone },
+): Promise<RunningWorker> {
+  const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
+  const log = options.logger.child({ part: 'worker' });
+  await using parts = new AsyncDisposableStack();
+  await mkdir(stateDirectory, { recursive: true, mode: 0o700 });
+  parts.use(await lockState(stateDirectory, signal));
+  const machineId = await readMachineId(stateDirectory);
+  const workerId = randomUUID();
+  const journal = await openRunJournal({
+    directory: join(stateDirectory, 'runs'),
+    onUnreadable: (path, cause) => {
+      log.error({ path, err: cause }, 'a file of the journal cannot be read');
+    },
+  });
+  const sweep = { journal, host: options, sweepClone: engine.sweepClone, log, signal };
+  await sweepDeadRuns(sweep);
+
+  const jobs = new Map<string, CloneJob>();
+  let stopping = false;
+  /** Attach or start: a job may be given out twice, its clone is made once. */
+  const run = async (clone: Clone, contract: number): Promise<void> => {
+    // It stays queued, and the next worker of this host gives it a job again.
+    if (stopping) return;
+    const job =
+      jobs.get(clone.id) ??
+      startCloneJob(clone, contract, {
+        queue,
+        journal,
+        workerId,
+        host: options,
+        runClone: engine.runClone,
+        log,
+      });
+    jobs.set(clone.id, job);
+    await job.reported;
+    jobs.delete(clone.id);
+  };
+  const queue: HostQueue = parts.use(
+    await openHostQueue({
+      redisUrl,
+      host,
+      machineId,
+      workerId,
+      concurrency: worker.concurrency,
+      facts: async () =>
+        await readHostFacts({
+          name: host,
+          machineId,
+          workerId,
+          postgresBin: worker.postgresBin,
+          dataRoots: worker.dataRoots,
+          sources: Object.keys(sources),
+          concurrency: worker.concurrency,
+          runningClones: [...jobs.keys()],
+        }),
+      run,
+      onCancelRequested: (id) => {
+        jobs.get(id)?.cancel();
+      },
+      onFenceLost: (id) => {
+        jobs.get(id)?.stop(workerStopped('another worker has taken over the record of the clone'));
+      },
+      onError: (error) => {
+        log.warn({ err: error }, 'queue');
+      },
+      signal,
+    }),
+  );
+  await reportEndedRuns({ ...sweep, queue });
+  parts.use(pruneEveryDay(journal, log));
+  parts.defer(async () => {
+    stopping = true;
+    await queue.stopTaking();
+    const running = [...jobs.values()];
+    for (const job of running) job.stop(workerStopped('the worker was stopped'));
+    await Promise.all(running.map(async ({ finished }) => await finished));
+    await Promise.race([
+      Promise.all(running.map(async ({ reported }) => await reported)),
+      delay(LAST_REPORTS_MS_MAX, undefined, { ref: false }),
+    ]);
+  });
+  queue.start();
+  log.info({ host, concurrency: worker.concurrency, workerId }, 'worker takes jobs');
+  return parts.move();
+}
+
+function pruneEveryDay(journal: RunJournal, log: Logger): Disposable {
+  const prune = () => {
+    journal.prune().catch((error: unknown) => {
+      log.error({ err: error }, 'old files of the journal could not be removed');
+    });
+  };
+  prune();
+  return setInterval(prune, DAY_MS);
+}
+
+async function lockState(stateDirectory: string, signal: AbortSignal): Promise<FileLock> {
+  const lock = await lockFile(join(stateDirectory, 'worker.lock'), { signal });
+  if (lock !== null) return lock;
+  throw new CloneError('STATE_DIRECTORY_BUSY', `another worker uses ${stateDirectory}`, {
+    facts: { stateDirectory },
+    hint: 'Stop the other one, or give this one a stateDirectory and a host of its own.',
+  });
+}
+
+function workerStopped(message: string): CloneError {
+  return new CloneError('WORKER_STOPPED', message, { hint: 'Ask for the clone again.' });
+}
