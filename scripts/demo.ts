@@ -5,7 +5,7 @@
  * runs on until Ctrl-C, and the last lines say how to look around.
  */
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { addAbortListener, once } from 'node:events';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
@@ -20,6 +20,7 @@ import {
   startPgcloned,
   startSource,
   startWriteLoad,
+  stopServer,
   waitForReplay,
 } from '@pgcloned/testbed';
 
@@ -45,6 +46,7 @@ async function demo(signal: AbortSignal): Promise<void> {
   await using scratch = await scratchDirectory();
   const tablespace = join(scratch.path, 'primary', 'fast disk');
   const replicaRoot = join(scratch.path, 'replica');
+  const dataDirectory = join(replicaRoot, 'data');
   await makeDirectory(replicaRoot);
 
   say('1. A primary with a tablespace, which pgbench writes to, and its sshd');
@@ -66,6 +68,10 @@ async function demo(signal: AbortSignal): Promise<void> {
   note(`sshd on port ${String(sshd.port)}`);
   signal.throwIfAborted();
 
+  await using undo = new AsyncDisposableStack();
+  // A started replica outlives whoever started it.
+  undo.defer(() => stopServer(dataDirectory));
+
   say('2. pgcloned up: API, worker and Redis');
   await using pgcloned = await startPgcloned(scratch.path, {
     host: 'replica-1',
@@ -76,7 +82,6 @@ async function demo(signal: AbortSignal): Promise<void> {
   signal.throwIfAborted();
 
   say('3. One POST');
-  const dataDirectory = join(replicaRoot, 'data');
   const request = {
     source: { name: 'orders' },
     target: {
@@ -97,7 +102,7 @@ async function demo(signal: AbortSignal): Promise<void> {
   await watch(pgcloned, String(clone.id), signal);
 
   say('5. The standby');
-  await using standby = await adoptServer(dataDirectory);
+  const standby = await adoptServer(dataDirectory);
   await showReplication(primary, standby);
 
   say('6. What the clone left behind: processes, slots, sessions, files, mounts');
@@ -125,6 +130,7 @@ async function watch(pgcloned: Pgcloned, id: string, signal: AbortSignal): Promi
     stdio: 'inherit',
     env: { ...process.env, PGCLONED_URL: pgcloned.url, PGCLONED_TOKEN: pgcloned.token },
   });
+  using _ = addAbortListener(signal, () => child.kill('SIGINT'));
   const [exitStatus] = (await once(child, 'exit')) as [number | null];
   signal.throwIfAborted();
   if (exitStatus !== 0) throw new Error(`the clone failed; the log is ${pgcloned.logFile}`);

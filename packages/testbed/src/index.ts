@@ -26,6 +26,7 @@ export {
   type PrimaryOptions,
   startCluster,
   startPrimary,
+  stopServer,
 } from './postgres-server.ts';
 export { descendantsOf, type ListedProcess, listProcesses } from './process-list.ts';
 export { type PrivateRedis, startRedis } from './redis.ts';

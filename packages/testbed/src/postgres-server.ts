@@ -161,6 +161,12 @@ export async function adoptServer(
   });
 }
 
+/** Ends the server of a data directory, whoever started it. Does nothing if there is none, nor if there is no such directory. */
+export async function stopServer(dataDirectory: string): Promise<void> {
+  const running = readPostmasterPid(dataDirectory);
+  if (running !== null) await stopStranger(running.pid, STOP_SIGNALS.immediate);
+}
+
 /** Starts a stopped cluster, a published clone for instance, as a child of this process. */
 export async function startCluster(
   dataDirectory: string,

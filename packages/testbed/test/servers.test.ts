@@ -17,6 +17,7 @@ import {
   startRedis,
   startSource,
   startSshd,
+  stopServer,
 } from '../src/index.ts';
 
 const signal = AbortSignal.timeout(60_000);
@@ -98,6 +99,17 @@ test('a server that someone else started can be adopted and stopped', async () =
   await adopted.stop();
 
   await expect(primary.query('select 1')).rejects.toThrow();
+});
+
+test('the server of a directory can be ended, and where there is none nothing happens', async () => {
+  await using primary = await startPrimary();
+  const { pid } = primary;
+
+  await stopServer(primary.dataDirectory);
+  await stopServer(primary.dataDirectory);
+  await stopServer('/nonexistent');
+
+  expect(existsSync(`/proc/${String(pid)}`)).toBe(false);
 });
 
 test('a stopped cluster can be started on another port', async () => {
