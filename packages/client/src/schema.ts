@@ -1774,6 +1774,24 @@ export interface operations {
         /** @description What is to be cloned, where to, and how */
         requestBody: {
             content: {
+                /**
+                 * @example {
+                 *       "source": {
+                 *         "name": "orders"
+                 *       },
+                 *       "target": {
+                 *         "host": "replica-1",
+                 *         "dataDirectory": "/var/lib/postgresql/15/main"
+                 *       },
+                 *       "replica": {
+                 *         "start": true,
+                 *         "waitFor": "streaming"
+                 *       },
+                 *       "labels": {
+                 *         "team": "billing"
+                 *       }
+                 *     }
+                 */
                 "application/json": components["schemas"]["CloneSpec"];
             };
         };

@@ -5,6 +5,7 @@ import swaggerUi from '@fastify/swagger-ui';
 import { VERSION } from '@pgcloned/contract';
 import fastifyPlugin from 'fastify-plugin';
 import { fastifyZodOpenApiPlugin, fastifyZodOpenApiTransformers } from 'fastify-zod-openapi';
+import { SPEC_EXAMPLE } from '../examples.ts';
 
 const DESCRIPTION = `Physical clones of PostgreSQL clusters.
 
@@ -111,12 +112,14 @@ const transform: SwaggerTransform = (options) => {
 
 /**
  * fastify-zod-openapi 5.7 puts a response component only into the first route that uses it; in the others
- * @fastify/swagger takes the reference for that of a schema.
+ * @fastify/swagger takes the reference for that of a schema. It also loses the examples of a body that is a component.
  */
 const transformObject: SwaggerTransformObject = (documentObject) => {
   const document = fastifyZodOpenApiTransformers.transformObject(documentObject);
   for (const path of Object.values((document as OpenapiDocument).paths ?? {})) {
-    for (const { responses = {} } of Object.values(path)) {
+    for (const { requestBody, responses = {} } of Object.values(path)) {
+      const body = requestBody?.content['application/json'];
+      if (body?.schema.$ref === '#/components/schemas/CloneSpec') body.example = SPEC_EXAMPLE;
       for (const [status, response] of Object.entries(responses)) {
         const $ref = response.content?.['application/json']?.schema?.$ref;
         if ($ref?.startsWith('#/components/responses/') === true) responses[status] = { $ref };
@@ -127,7 +130,11 @@ const transformObject: SwaggerTransformObject = (documentObject) => {
 };
 
 interface OpenapiDocument {
-  paths?: Record<string, Record<string, { responses?: Record<string, OpenapiResponse> }>>;
+  paths?: Record<string, Record<string, OpenapiOperation>>;
+}
+interface OpenapiOperation {
+  requestBody?: { content: Record<string, { schema: { $ref?: string }; example?: unknown }> };
+  responses?: Record<string, OpenapiResponse>;
 }
 interface OpenapiResponse {
   $ref?: string;

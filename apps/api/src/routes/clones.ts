@@ -16,7 +16,7 @@ import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
 import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
 import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
-import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE, SPEC_EXAMPLE } from '../examples.ts';
+import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { demandRole } from '../plugins/authentication.ts';
 import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
 
@@ -51,7 +51,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           'accepted, and `waitingFor` says why the clone waits. With `Idempotency-Key` the same request can be ' +
           'repeated safely: the first clone made with it is answered again.',
         tags: ['clones'],
-        body: CloneSpec.meta({ examples: [SPEC_EXAMPLE] }),
+        body: CloneSpec,
         querystring: z.strictObject({
           validateOnly: flag('Check only: answer 200 with the clone as it would be made'),
         }),
