@@ -4,7 +4,6 @@
  * `pg` alone takes TLS or leaves it; libpq's `allow` and `prefer` try one way and then the other, also when the server
  * refused the user on the first. What went wrong is told by SQLSTATE and never by text, since servers speak many languages.
  */
-import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
@@ -56,9 +55,10 @@ export function localAddressOf(client: Client): string | null {
 export async function destroyClient(client: Client): Promise<void> {
   const socket = socketOf(client);
   if (socket.destroyed) return;
-  const closed = once(socket, 'close');
-  socket.destroy();
-  await closed;
+  await new Promise((resolve) => {
+    socket.once('close', resolve);
+    socket.destroy();
+  });
 }
 
 export function sqlState(error: unknown): string | null {

@@ -122,7 +122,8 @@ interface Connection {
 
 function watchConnection(client: Client, applicationName: string): Connection {
   const { promise: lost, resolve: resolveLost } = Promise.withResolvers<CloneError>();
-  const ended = once(client, 'end');
+  // Not `events.once`, which rejects at the first `error` event and here that comes before the end.
+  const ended = new Promise<void>((resolve) => client.once('end', resolve));
   let ending: Error | null = null;
   let firstError: Error | null = null;
   let lastInLine: Promise<void> = Promise.resolve();

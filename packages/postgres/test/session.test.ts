@@ -1,0 +1,301 @@
+/** A session must not end by a timeout, and when it does end, its owner must know at once. */
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
+import { freePort, type PostgresServer, startPrimary } from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { openSession, probeReplication } from '../src/index.ts';
+import { connectionTo } from './connection-to.ts';
+
+const { signal } = new AbortController();
+const applicationName = 'pgcloned_test';
+
+let server: PostgresServer;
+beforeAll(async () => {
+  server = await startPrimary();
+});
+afterAll(async () => {
+  await server[Symbol.asyncDispose]();
+});
+
+test('timeouts of the role do not end a session or its queries', async () => {
+  await server.query('CREATE ROLE hasty LOGIN');
+  for (const setting of ['idle_session_timeout', 'statement_timeout', 'lock_timeout']) {
+    await server.query(`ALTER ROLE hasty SET ${setting} = '100ms'`);
+  }
+
+  await using session = await openSession(connectionTo(server, { user: 'hasty' }), {
+    applicationName,
+    signal,
+  });
+  await session.query('SELECT pg_sleep(0.4)', [], signal);
+  await server.query('SELECT pg_sleep(0.4)');
+
+  expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+});
+
+test('the server gives a silent session up within seconds, and sends bytes as they are', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+
+  const settings = await session.query(
+    `SELECT name, setting FROM pg_settings WHERE name LIKE 'tcp\\_%' OR name = 'client_encoding'
+      ORDER BY name`,
+    [],
+    signal,
+  );
+
+  expect(settings).toEqual([
+    { name: 'client_encoding', setting: 'SQL_ASCII' },
+    { name: 'tcp_keepalives_count', setting: '3' },
+    { name: 'tcp_keepalives_idle', setting: '10' },
+    { name: 'tcp_keepalives_interval', setting: '5' },
+    { name: 'tcp_user_timeout', setting: '25000' },
+  ]);
+});
+
+test('a session knows its backend and the address that the server sees', async () => {
+  await using byTcp = await openSession(connectionTo(server), { applicationName, signal });
+  await using bySocket = await openSession(connectionTo(server, { host: server.socketDirectory }), {
+    applicationName,
+    signal,
+  });
+
+  expect(byTcp.localAddress).toBe('127.0.0.1');
+  expect(bySocket.localAddress).toBeNull();
+  const rows = await server.query(
+    `SELECT pid FROM pg_stat_activity WHERE application_name = $1 ORDER BY pid`,
+    [applicationName],
+  );
+  expect(rows.map(({ pid }) => pid)).toEqual(
+    [byTcp.backendPid, bySocket.backendPid].toSorted((a, b) => a - b),
+  );
+});
+
+test('a session that an administrator ends says so at once, and its next query, too', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+
+  await server.query('SELECT pg_terminate_backend($1)', [session.backendPid]);
+
+  expect(await session.lost).toMatchObject({
+    code: 'SOURCE_LOST',
+    facts: { applicationName, sqlState: '57P01' },
+  });
+  await expect(session.query('SELECT 1', [], signal)).rejects.toMatchObject({
+    code: 'SOURCE_LOST',
+  });
+});
+
+test('a query that runs while the server is killed fails as lost', async () => {
+  await using server = await startPrimary();
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+  const query = session.query('SELECT pg_sleep(60)', [], signal);
+  const failing = expect(query).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+
+  await server.stop('immediate');
+
+  await failing;
+  expect((await session.lost).code).toBe('SOURCE_LOST');
+});
+
+test('an error of one query leaves the session to the next', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+
+  await expect(session.query('SELECT 1/0', [], signal)).rejects.toThrow('division by zero');
+
+  expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+});
+
+test('queries that are asked at once are answered in the order of the calls', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+  const answered: number[] = [];
+
+  await Promise.all(
+    [1, 2, 3, 4].map(async (number) => {
+      await session.query('SELECT $1::int', [number], signal);
+      answered.push(number);
+    }),
+  );
+
+  expect(answered).toEqual([1, 2, 3, 4]);
+});
+
+test('aborting a query ends it on the server and leaves the session alive', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+  const controller = new AbortController();
+  const query = session.query('SELECT pg_sleep(60)', [], controller.signal);
+  const failing = expect(query).rejects.toThrow('the user cancelled');
+  await expect
+    .poll(
+      async () =>
+        await server.query(`SELECT FROM pg_stat_activity WHERE state = 'active' AND pid = $1`, [
+          session.backendPid,
+        ]),
+    )
+    .toHaveLength(1);
+
+  controller.abort(new Error('the user cancelled'));
+
+  await failing;
+  expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+});
+
+test('a session that is closed has left the server when closing settles', async () => {
+  const session = await openSession(connectionTo(server), { applicationName, signal });
+
+  await session[Symbol.asyncDispose]();
+
+  expect(
+    await server.query('SELECT FROM pg_stat_activity WHERE pid = $1', [session.backendPid]),
+  ).toEqual([]);
+  await expect(session.query('SELECT 1', [], signal)).rejects.toThrow('the session is closed');
+});
+
+test('a session that is lost can still be closed', async () => {
+  await using server = await startPrimary();
+  const session = await openSession(connectionTo(server), { applicationName, signal });
+  await server.stop('immediate');
+  await session.lost;
+
+  await session[Symbol.asyncDispose]();
+});
+
+test('a wrong password and none at all are refusals that name the file to put it in', async () => {
+  await using server = await startPrimary({ hba: ['host all all 127.0.0.1/32 scram-sha-256'] });
+  await server.query("CREATE ROLE cloner LOGIN PASSWORD 'right'");
+  const open = (password: string | null) =>
+    openSession(
+      connectionTo(server, {
+        user: 'cloner',
+        password,
+        passFileRefused: '/home/x/.pgpass has group or world access',
+      }),
+      { applicationName, signal },
+    );
+
+  await using session = await open('right');
+  expect(session.versionNum).toBeGreaterThan(150_000);
+  for (const password of ['wrong', null]) {
+    await expect(open(password)).rejects.toMatchObject({
+      code: 'SOURCE_AUTHENTICATION_FAILED',
+      hint: expect.stringMatching(/passFile.*\/home\/x\/\.pgpass has group or world access/),
+    });
+  }
+});
+
+test('a missing line of pg_hba.conf is named as it has to be added', async () => {
+  await using server = await startPrimary({ hba: ['host all postgres 127.0.0.1/32 trust'] });
+  await server.query('CREATE ROLE cloner LOGIN REPLICATION');
+
+  await expect(
+    openSession(connectionTo(server, { user: 'cloner' }), { applicationName, signal }),
+  ).rejects.toMatchObject({
+    code: 'SOURCE_AUTHENTICATION_FAILED',
+    hint: expect.stringContaining('host postgres cloner 127.0.0.1/32 scram-sha-256'),
+  });
+  await expect(
+    probeReplication(connectionTo(server), { applicationName, signal }),
+  ).rejects.toMatchObject({
+    code: 'SOURCE_RIGHTS_MISSING',
+    hint: expect.stringContaining('host replication postgres 127.0.0.1/32 scram-sha-256'),
+  });
+});
+
+test('a role without the attribute may not replicate, and the remedy names it', async () => {
+  await server.query('CREATE ROLE "Clo ner" LOGIN');
+
+  await expect(
+    probeReplication(connectionTo(server, { user: 'Clo ner' }), { applicationName, signal }),
+  ).rejects.toMatchObject({
+    code: 'SOURCE_RIGHTS_MISSING',
+    hint: 'Run on the source: ALTER ROLE "Clo ner" REPLICATION;',
+  });
+});
+
+test('a replication connection tells the identity of the cluster', async () => {
+  const [row] = await server.query<{ id: string }>(
+    'SELECT system_identifier::text AS id FROM pg_control_system()',
+  );
+
+  const identity = await probeReplication(connectionTo(server), { applicationName, signal });
+
+  expect(identity).toEqual({ systemIdentifier: row?.id, timeline: 1 });
+  expect(await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
+});
+
+test('a database that does not exist, a server that is down and a missing socket are told apart', async () => {
+  const codeOf = async (more: Parameters<typeof connectionTo>[1]) =>
+    await openSession(connectionTo(server, more), { applicationName, signal }).then(
+      () => 'opened',
+      ({ code }: { code: string }) => code,
+    );
+
+  expect(await codeOf({ database: 'nowhere' })).toBe('CONFIGURATION_INVALID');
+  expect(await codeOf({ port: await freePort() })).toBe('SOURCE_UNREACHABLE');
+  expect(await codeOf({ host: join(server.socketDirectory, 'none') })).toBe('SOURCE_UNREACHABLE');
+  expect(await codeOf({ host: 'no-such-host.invalid' })).toBe('SOURCE_UNREACHABLE');
+});
+
+test('an aborted connection attempt leaves no socket behind', async () => {
+  const closed = Promise.withResolvers<void>();
+  const controller = new AbortController();
+  // Takes connections and never says a word.
+  await using mute = createServer((socket) => {
+    socket.on('close', () => closed.resolve());
+    socket.on('error', () => {});
+    socket.once('data', () => controller.abort(new Error('the user cancelled')));
+  });
+  const port = await freePort();
+  await new Promise<void>((resolve) => mute.listen(port, '127.0.0.1', resolve));
+
+  await expect(
+    openSession(connectionTo({ host: '127.0.0.1', port }), {
+      applicationName,
+      signal: controller.signal,
+    }),
+  ).rejects.toThrow('the user cancelled');
+
+  await closed.promise;
+});
+
+test('a session over a pooler is refused', async () => {
+  // What any pooler does: it announces a key of its own in place of the backend's.
+  const port = await freePort();
+  await using pooler = createServer((client) => {
+    {
+      const upstream = connect(server.port, '127.0.0.1');
+      client.pipe(upstream);
+      upstream.on('data', (chunk: Buffer) => {
+        const at = chunk.indexOf(Buffer.from([0x4b, 0, 0, 0, 12]));
+        if (at >= 0) chunk.writeInt32BE(99, at + 5);
+        client.write(chunk);
+      });
+      upstream.on('close', () => client.destroy());
+      client.on('close', () => upstream.destroy());
+      for (const socket of [client, upstream]) socket.on('error', () => {});
+    }
+  });
+  await new Promise<void>((resolve) => pooler.listen(port, '127.0.0.1', resolve));
+
+  await expect(
+    openSession(connectionTo({ host: '127.0.0.1', port }), { applicationName, signal }),
+  ).rejects.toMatchObject({
+    code: 'SOURCE_SETTINGS_UNSUITABLE',
+    message: 'a connection pooler stands before the source',
+  });
+});
+
+test('no free connection is a reason to wait and not a bug', async () => {
+  await using server = await startPrimary({
+    settings: { max_connections: '4', superuser_reserved_connections: '3', max_wal_senders: '0' },
+  });
+  await server.query('CREATE ROLE cloner LOGIN REPLICATION');
+  const settings = connectionTo(server, { user: 'cloner' });
+  await using _ = await openSession(settings, { applicationName, signal });
+
+  await expect(openSession(settings, { applicationName, signal })).rejects.toMatchObject({
+    code: 'SOURCE_UNREACHABLE',
+    message: expect.stringContaining('has no free connection'),
+  });
+  await expect(probeReplication(settings, { applicationName, signal })).rejects.toMatchObject({
+    code: 'SOURCE_NO_WAL_SENDER',
+  });
+});

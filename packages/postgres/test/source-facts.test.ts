@@ -1,0 +1,252 @@
+/** What the source says of itself, and what is found when rights, slots or WAL senders are missing. */
+import { join } from 'node:path';
+import {
+  makeDirectory,
+  type PostgresServer,
+  runAsPartsUser,
+  scratchDirectory,
+  startPrimary,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import {
+  checkSource,
+  openSession,
+  readSourceFacts,
+  readTablespaces,
+  type SourceFacts,
+} from '../src/index.ts';
+import { connectionTo } from './connection-to.ts';
+
+const { signal } = new AbortController();
+const nothing = { slot: false, replicaSlot: false };
+
+let server: PostgresServer;
+beforeAll(async () => {
+  server = await startPrimary();
+});
+afterAll(async () => {
+  await server[Symbol.asyncDispose]();
+});
+
+async function factsOf(
+  from: PostgresServer,
+  more: Parameters<typeof connectionTo>[1] = {},
+): Promise<SourceFacts> {
+  await using session = await openSession(connectionTo(from, more), {
+    applicationName: 'facts',
+    signal,
+  });
+  return await readSourceFacts(session, signal);
+}
+
+test('the facts are those of the cluster', async () => {
+  const { stdout } = await runAsPartsUser([
+    join(server.binDirectory, 'pg_controldata'),
+    server.dataDirectory,
+  ]);
+  const said = (label: string) =>
+    new RegExp(`^${label}: +(.*)$`, 'm').exec(stdout.toString())?.[1] ?? '';
+  const catalogVersion = said('Catalog version number');
+
+  const facts = await factsOf(server);
+
+  expect(facts).toMatchObject({
+    major: server.major,
+    systemIdentifier: said('Database system identifier'),
+    timeline: 1,
+    redoTimeline: 1,
+    redoLsn: said("Latest checkpoint's REDO location"),
+    catalogVersion: Number(catalogVersion),
+    tablespaceDirectoryName: `PG_${String(server.major)}_${catalogVersion}`,
+    inRecovery: false,
+    startedAt: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/),
+    dataDirectory: server.dataDirectory,
+    dataDirectoryMode: 0o700,
+    configFiles: {
+      configFile: server.configFile,
+      hbaFile: join(server.dataDirectory, 'pg_hba.conf'),
+      identFile: join(server.dataDirectory, 'pg_ident.conf'),
+    },
+    port: server.port,
+    walSegmentBytes: 16 * 1024 * 1024,
+    dataChecksums: true,
+    walLevel: 'replica',
+    fullPageWrites: true,
+    archiveMode: 'off',
+    synchronousStandbyNames: '',
+    maxSlotWalKeepBytes: null,
+    idleSlotTimeoutMs: null,
+    walSendersFree: 10,
+    slotsFree: 10,
+    tablespaces: [],
+    settings: expect.objectContaining({ max_connections: '60', max_wal_senders: '10' }),
+    database: 'postgres',
+    user: 'postgres',
+    rights: { replication: true, backupStart: true, backupStop: true, monitor: true },
+  });
+  expect(facts.databaseBytes).toBeGreaterThan(20_000_000);
+  expect(facts.databaseBytes).toBeLessThan(100_000_000);
+});
+
+test('a fit source has no findings', async () => {
+  const facts = await factsOf(server);
+
+  expect(checkSource(facts, { slot: true, replicaSlot: true })).toEqual({
+    errors: [],
+    warnings: [],
+  });
+});
+
+test('sizes and modes other than the default are told in bytes and as chmod takes them', async () => {
+  await using other = await startPrimary({
+    initdbArgs: ['--allow-group-access', '--wal-segsize=1'],
+    settings: { max_slot_wal_keep_size: '3MB' },
+  });
+
+  expect(await factsOf(other)).toMatchObject({
+    dataDirectoryMode: 0o750,
+    walSegmentBytes: 1024 * 1024,
+    maxSlotWalKeepBytes: 3 * 1024 * 1024,
+  });
+});
+
+test('tablespaces come with location and size, blanks, backslashes and line breaks included', async () => {
+  await using other = await startPrimary();
+  await using scratch = await scratchDirectory();
+  const location = join(scratch.path, ' a b\\c\nd é');
+  await makeDirectory(location);
+  await other.createTablespace('odd', location);
+  await other.query('CREATE TABLE t TABLESPACE odd AS SELECT generate_series(1, 10000)');
+
+  const { tablespaces } = await factsOf(other);
+
+  expect(tablespaces).toEqual([
+    { oid: expect.stringMatching(/^\d+$/), name: 'odd', location, bytes: expect.any(Number) },
+  ]);
+  expect(tablespaces[0]?.bytes).toBeGreaterThan(300_000);
+  await using session = await openSession(connectionTo(other), {
+    applicationName: 'facts',
+    signal,
+  });
+  const again = await readTablespaces(session, signal);
+  expect(again).toEqual([{ oid: tablespaces[0]?.oid, name: 'odd', location }]);
+});
+
+test('a role without rights gets every grant that it lacks, and running them makes it fit', async () => {
+  await server.query('CREATE ROLE "Clo ner" LOGIN');
+
+  const before = await factsOf(server, { user: 'Clo ner' });
+  const { errors } = checkSource(before, nothing);
+
+  expect(before).toMatchObject({
+    dataDirectory: '',
+    databaseBytes: null,
+    rights: { replication: false, backupStart: false, backupStop: false, monitor: false },
+  });
+  expect(errors.map(({ code }) => code)).toEqual(Array(4).fill('SOURCE_RIGHTS_MISSING'));
+  expect(errors.map(({ facts }) => facts.grant)).toEqual([
+    'ALTER ROLE "Clo ner" REPLICATION;',
+    'GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO "Clo ner";',
+    'GRANT EXECUTE ON FUNCTION pg_backup_stop(boolean) TO "Clo ner";',
+    'GRANT pg_monitor TO "Clo ner";',
+  ]);
+  for (const { facts, hint } of errors) {
+    expect(hint).toContain(`in database postgres of the source: ${String(facts.grant)}`);
+    await server.query(String(facts.grant));
+  }
+  const after = await factsOf(server, { user: 'Clo ner' });
+  expect(checkSource(after, nothing).errors).toEqual([]);
+  expect(after.dataDirectory).toBe(server.dataDirectory);
+});
+
+test.each([
+  ['ALTER ROLE cloner NOREPLICATION', 'ALTER ROLE cloner REPLICATION;'],
+  [
+    'REVOKE EXECUTE ON FUNCTION pg_backup_start(text, boolean) FROM cloner',
+    'GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO cloner;',
+  ],
+  [
+    'REVOKE EXECUTE ON FUNCTION pg_backup_stop(boolean) FROM cloner',
+    'GRANT EXECUTE ON FUNCTION pg_backup_stop(boolean) TO cloner;',
+  ],
+  ['REVOKE pg_monitor FROM cloner', 'GRANT pg_monitor TO cloner;'],
+])('after %s the only finding is %s', async (revoke, grant) => {
+  await server.query('CREATE ROLE cloner LOGIN REPLICATION IN ROLE pg_monitor');
+  try {
+    await server.query('GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO cloner');
+    await server.query('GRANT EXECUTE ON FUNCTION pg_backup_stop(boolean) TO cloner');
+    await server.query(revoke);
+
+    const { errors } = checkSource(await factsOf(server, { user: 'cloner' }), nothing);
+
+    expect(errors.map(({ facts }) => facts.grant)).toEqual([grant]);
+  } finally {
+    await server.query('DROP OWNED BY cloner');
+    await server.query('DROP ROLE cloner');
+  }
+});
+
+test('settings that rule a clone out are named with what mends them', async () => {
+  await using minimal = await startPrimary({
+    settings: { wal_level: 'minimal', max_wal_senders: '0', max_replication_slots: '0' },
+  });
+
+  const { errors, warnings } = checkSource(await factsOf(minimal), {
+    slot: true,
+    replicaSlot: true,
+  });
+
+  expect(errors.map(({ code, hint }) => [code, hint])).toEqual([
+    ['SOURCE_SETTINGS_UNSUITABLE', expect.stringContaining("SET wal_level = 'replica';")],
+    ['SOURCE_NO_WAL_SENDER', expect.stringContaining('SET max_wal_senders = 2;')],
+    ['SOURCE_SETTINGS_UNSUITABLE', expect.stringContaining('SET max_replication_slots = 2;')],
+  ]);
+  expect(warnings).toEqual([expect.stringContaining('no free replication slot')]);
+});
+
+test('a missing slot for the pin alone is a warning', async () => {
+  const facts = { ...(await factsOf(server)), slotsFree: 0 };
+
+  const { errors, warnings } = checkSource(facts, { slot: true, replicaSlot: false });
+
+  expect(errors).toEqual([]);
+  expect(warnings).toEqual([expect.stringContaining('max_replication_slots')]);
+});
+
+test('one slot does not do for the pin and the standby together', async () => {
+  const facts = { ...(await factsOf(server)), slotsFree: 1 };
+
+  expect(checkSource(facts, { slot: false, replicaSlot: true }).errors).toEqual([]);
+  expect(checkSource(facts, { slot: true, replicaSlot: true }).errors).toMatchObject([
+    { code: 'SOURCE_SETTINGS_UNSUITABLE', facts: { free: 1, wanted: 2 } },
+  ]);
+});
+
+test('a standby, an in-place tablespace and a path that is not UTF-8 are refused by name', async () => {
+  const facts = await factsOf(server);
+  const tablespace = { oid: '1', bytes: 0 };
+
+  const { errors } = checkSource(
+    {
+      ...facts,
+      inRecovery: true,
+      tablespaces: [
+        { ...tablespace, name: 'here', location: 'pg_tblspc/1' },
+        { ...tablespace, name: 'latin', location: '/srv/caf\ufffd' },
+      ],
+    },
+    nothing,
+  );
+
+  expect(errors.map(({ code, facts: seen }) => [code, seen])).toEqual([
+    ['NOT_SUPPORTED', {}],
+    ['SOURCE_LAYOUT_UNSUPPORTED', { path: '/srv/caf\ufffd' }],
+    ['SOURCE_LAYOUT_UNSUPPORTED', { tablespace: 'here' }],
+  ]);
+});
+
+test('a source that takes any standby for a synchronous one is a warning', async () => {
+  const facts = { ...(await factsOf(server)), synchronousStandbyNames: 'ANY 1 (*)' };
+
+  expect(checkSource(facts, nothing).warnings).toEqual([expect.stringContaining('(*)')]);
+});
