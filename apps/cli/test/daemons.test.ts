@@ -1,17 +1,19 @@
 /** The daemons as processes, beside a real Redis. What they do for a clone is tested in apps/e2e. */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { EXIT_STATUS } from '@pgcloned/contract';
-import { asPartsUser, freePort, partsEnvironment, startRedis } from '@pgcloned/testbed';
+import { freePort, listProcesses, startRedis } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
-import { COMMAND, makeWorkplace, type Workplace } from './pgcloned.ts';
+import { makeWorkplace, said, startPgcloned, type Workplace } from './pgcloned.ts';
 
 interface Daemon extends AsyncDisposable {
   /** Its line on standard output. */
-  readonly ready: { readonly url: string; readonly host: string; readonly tokenFile: string };
+  readonly ready: {
+    readonly url: string;
+    readonly host: string;
+    readonly tokenFile: string;
+    readonly pid: number;
+  };
   /** Sends SIGTERM; settles with the exit status. */
   readonly stop: () => Promise<number | null>;
 }
@@ -21,21 +23,13 @@ async function startDaemon(
   command: string,
   env: Readonly<Record<string, string>>,
 ): Promise<Daemon> {
-  const [file = '', ...args] = asPartsUser(
-    [process.execPath, COMMAND, '--json', '--log-level', 'warn', command],
-    'TERM',
-  );
-  const child = spawn(file, args, {
-    cwd: '/',
-    env: { ...partsEnvironment, ...workplace.environment, ...env },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  const exited = once(child, 'exit').then(([status]) => status as number | null);
+  const args = ['--json', '--log-level', 'warn', command];
+  const { child, ended } = startPgcloned(workplace, args, env);
+  const line = await said(child.stdout, /\n/);
   const stop = async () => {
     child.kill('SIGTERM');
-    return await exited;
+    return (await ended).status;
   };
-  const [line] = (await once(createInterface(child.stdout), 'line')) as [string];
   return {
     ready: JSON.parse(line) as Daemon['ready'],
     stop,
@@ -112,4 +106,47 @@ test('a state directory that cannot be made is told with a remedy', async () => 
   expect(status).toBe(EXIT_STATUS.usage);
   expect(stderr).toContain('cannot make the state directory');
   expect(stderr).toContain('PGCLONED_STATE_DIRECTORY');
+});
+
+test('`up` runs everything without a configuration, and leaves no process', async () => {
+  await using workplace = await makeWorkplace();
+  const env = { ...(await listenVariable()), PGCLONED_HOST: 'replica-1' };
+  await using up = await startDaemon(workplace, 'up', env);
+
+  const hosts = await workplace.pgcloned(['--json', 'host', 'list'], { env });
+  const status = await up.stop();
+
+  expect(up.ready.host).toBe('replica-1');
+  expect(JSON.parse(hosts.stdout)).toMatchObject({ name: 'replica-1', online: true });
+  expect(status).toBe(0);
+  const processes = await listProcesses();
+  expect(processes.filter(({ args }) => args.includes(workplace.path))).toEqual([]);
+});
+
+test('a second `up` on one state directory is refused, and the first goes on', async () => {
+  await using workplace = await makeWorkplace();
+  const env = await listenVariable();
+  await using _ = await startDaemon(workplace, 'up', env);
+
+  const second = await workplace.pgcloned(['up'], { env: await listenVariable() });
+  const list = await workplace.pgcloned(['clone', 'list'], { env });
+
+  expect(second.status).toBe(EXIT_STATUS.conflict);
+  expect(second.stderr).toContain('another pgcloned uses');
+  expect(list.status).toBe(0);
+});
+
+test('an API alone attaches to the Redis of `up`, and both take the token of the first start', async () => {
+  await using workplace = await makeWorkplace();
+  await using up = await startDaemon(workplace, 'up', {
+    ...(await listenVariable()),
+    PGCLONED_HOST: 'replica-1',
+  });
+  const env = await listenVariable();
+  await using api = await startDaemon(workplace, 'api', env);
+
+  const hosts = await workplace.pgcloned(['--json', 'host', 'list'], { env });
+
+  expect(api.ready.tokenFile).toBe(up.ready.tokenFile);
+  expect(hosts.stdout).toContain('replica-1');
 });

@@ -1,8 +1,11 @@
 /** Runs the real command as a child, as the user of the parts, with an environment of its own. */
+import { type ChildProcessByStdio, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { runAsPartsUser, scratchDirectory } from '@pgcloned/testbed';
+import { asPartsUser, partsEnvironment, runAsPartsUser, scratchDirectory } from '@pgcloned/testbed';
 
 export const COMMAND = fileURLToPath(new URL('../bin/pgcloned.js', import.meta.url));
 
@@ -52,4 +55,55 @@ export async function makeWorkplace(): Promise<Workplace> {
       await scratch[Symbol.asyncDispose]();
     },
   };
+}
+
+export interface RunningCommand extends AsyncDisposable {
+  readonly child: ChildProcessByStdio<null, Readable, Readable>;
+  /** Settles with the exit status once it has ended and its output was read. */
+  readonly ended: Promise<Outcome>;
+}
+
+/** Starts the command and leaves it running, for whoever wants to send it signals. */
+export function startPgcloned(
+  workplace: Workplace,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): RunningCommand {
+  const [file = '', ...rest] = asPartsUser([process.execPath, COMMAND, ...args], 'TERM');
+  const child = spawn(file, rest, {
+    cwd: '/',
+    env: { ...partsEnvironment, ...workplace.environment, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let stdout = '';
+  let stderr = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    stdout += text;
+  });
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text;
+  });
+  const ended = once(child, 'close').then(([status]) => ({
+    status: status as number | null,
+    stdout,
+    stderr,
+  }));
+  return {
+    child,
+    ended,
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGTERM');
+      await ended;
+    },
+  };
+}
+
+/** Settles when `stream` has said something that matches. */
+export async function said(stream: Readable, pattern: RegExp): Promise<string> {
+  let text = '';
+  for (;;) {
+    const [more] = (await once(stream, 'data')) as [string];
+    text += more;
+    if (pattern.test(text)) return text;
+  }
 }

@@ -50,7 +50,8 @@ export async function createClone(
     spec.locate,
   );
   if (options.wait === true) {
-    if (options.json !== true) process.stderr.write(`clone ${clone.id}\n`);
+    if (options.json === true) printJson({ event: 'started', id: clone.id });
+    else process.stderr.write(`clone ${clone.id}\n`);
     await follow(invocation, api, clone.id, options);
   } else if (options.json === true) printJson(clone);
   else {
