@@ -32,6 +32,7 @@ export { descendantsOf, type ListedProcess, listProcesses } from './process-list
 export { type PrivateRedis, startRedis } from './redis.ts';
 export { type ScratchDirectory, scratchDirectory } from './scratch-directory.ts';
 export { findSecrets, type SecretSearch, watchForSecrets } from './secrets.ts';
+export { type ServerProcess, startServerProcess } from './server-process.ts';
 export { type Source, startSource } from './source.ts';
 export { type SshdOptions, type SshServer, startSshd } from './sshd.ts';
 export { startWriteLoad, type WriteLoad, type WriteLoadOptions } from './write-load.ts';

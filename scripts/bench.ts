@@ -1,0 +1,314 @@
+/**
+ * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run.
+ *
+ * Ratios count, never times: here everything shares the machine's cores, disk and page cache. Rounds alternate between the
+ * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins. The bare rsyncs are the floor:
+ * equal lists, as many at a time as we run, a daemon without authentication, and the same syncfs every 0.7 s.
+ */
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { setTimeout as delay } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import {
+  freePort,
+  makeDirectory,
+  type Pgcloned,
+  runAsPartsUser,
+  type Source,
+  scratchDirectory,
+  startPgcloned,
+  startServerProcess,
+  startSource,
+  stopServer,
+  writePartsFile,
+} from '@pgcloned/testbed';
+
+const SMALL_TABLES_PER_GB = 750;
+const SYNC_INTERVAL_MS = 700;
+const WORKERS = Math.min(availableParallelism(), 8);
+
+const { values: options } = parseArgs({
+  options: {
+    rounds: { type: 'string', default: '3' },
+    /** Of the cluster; half of them in one table, half in thousands of small ones. */
+    gigabytes: { type: 'string', default: '3.5' },
+  },
+});
+const rounds = Number(options.rounds);
+const gigabytes = Number(options.gigabytes);
+
+interface CloneTimes {
+  /** From the POST until the API said that it has succeeded. */
+  readonly totalMs: number;
+  /** From the POST until the files were published. */
+  readonly publishedMs: number;
+  readonly phasesMs: ReadonlyMap<string, number>;
+}
+
+interface RsyncTimes {
+  readonly copyMs: number;
+  /** With the last syncfs. */
+  readonly totalMs: number;
+}
+
+await using scratch = await scratchDirectory();
+const replicas = join(scratch.path, 'replicas');
+await makeDirectory(replicas);
+console.log(`Filling a cluster with ${String(gigabytes)} GB …`);
+await using big = await startSource({
+  // autovacuum would write between the rounds.
+  settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
+});
+await fill(big);
+await using empty = await startSource({ settings: { fsync: 'on' } });
+await using pgcloned = await startPgcloned(scratch.path, {
+  worker: { dataRoots: [replicas] },
+  sources: { big: big.configuration, empty: empty.configuration },
+});
+
+const baseBackups: number[] = [];
+const clones: CloneTimes[] = [];
+const rsyncs: RsyncTimes[] = [];
+for (let round = 1; round <= rounds; round += 1) {
+  console.log(`Round ${String(round)} of ${String(rounds)} …`);
+  baseBackups.push(await settled((target) => baseBackup(big, target)));
+  clones.push(await settled((target) => clone(pgcloned, { source: 'big', target, start: false })));
+  rsyncs.push(await settled((target) => bareRsyncs(big, target)));
+}
+const starts: CloneTimes[] = [];
+for (let round = 1; round <= rounds; round += 1) {
+  starts.push(await settled((target) => clone(pgcloned, { source: 'empty', target, start: true })));
+}
+report();
+
+async function fill({ primary }: Source): Promise<void> {
+  const tables = Math.round(gigabytes * SMALL_TABLES_PER_GB);
+  const filler = 'repeat(md5(g::text), 30)';
+  // A kilobyte each: a heap of 0.7 MB with its index, its free space map and a TOAST table are five files.
+  await primary.query(`
+    DO $$ BEGIN
+      FOR i IN 1..${String(tables)} LOOP
+        EXECUTE format('CREATE TABLE small_%s (id int PRIMARY KEY, filler text)', i);
+        EXECUTE format('INSERT INTO small_%s SELECT g, ${filler} FROM generate_series(1, 600) g', i);
+        IF i % 100 = 0 THEN COMMIT; END IF;
+      END LOOP;
+    END $$`);
+  const rows = Math.round(gigabytes * 450_000);
+  await primary.query(
+    `CREATE TABLE large AS SELECT g, ${filler} FROM generate_series(1, ${String(rows)}) g`,
+  );
+  await primary.query('CHECKPOINT');
+  const [size] = await primary.query<{ gigabytes: string; files: string }>(
+    `select round(sum(pg_database_size(oid)) / 1e9, 2) as gigabytes,
+            (select count(*) from pg_class where relfilenode <> 0) as files from pg_database`,
+  );
+  console.log(
+    `${size?.gigabytes ?? ''} GB in some ${size?.files ?? ''} relations, ${String(WORKERS)} workers`,
+  );
+}
+
+/** Runs one contestant into a new directory, on an idle disk, and removes what it made. */
+async function settled<Times>(run: (target: string) => Promise<Times>): Promise<Times> {
+  const target = join(replicas, 'target');
+  await runAsPartsUser(['sync']);
+  try {
+    return await run(target);
+  } finally {
+    await stopServer(target);
+    await runAsPartsUser(['rm', '-rf', target]);
+  }
+}
+
+async function baseBackup({ primary, passFile, configuration }: Source, target: string) {
+  const { host, port, user } = configuration;
+  const startedAt = performance.now();
+  await runAsPartsUser(
+    [
+      ...[join(primary.binDirectory, 'pg_basebackup'), '-D', target, '-X', 'stream', '-c', 'fast'],
+      ...['-h', host, '-p', String(port), '-U', user],
+    ],
+    { env: { PGPASSFILE: passFile } },
+  );
+  return performance.now() - startedAt;
+}
+
+async function clone(
+  api: Pgcloned,
+  o: { readonly source: string; readonly target: string; readonly start: boolean },
+): Promise<CloneTimes> {
+  const startedAt = Date.now();
+  const created = await api.request('POST', '/v1/clones', {
+    source: { name: o.source },
+    target: { host: 'testbed', dataDirectory: o.target },
+    transfer: { workers: WORKERS },
+    replica: o.start
+      ? { start: true, waitFor: 'streaming', port: await freePort() }
+      : { waitFor: 'files' },
+  });
+  if (created.status !== 202) throw new Error(JSON.stringify(created.body));
+  const path = `/v1/clones/${String(created.body.id)}`;
+  let { body } = await api.request('GET', path);
+  while (body.endedAt === null) {
+    await delay(20);
+    ({ body } = await api.request('GET', path));
+  }
+  const totalMs = Date.now() - startedAt;
+  if (body.state !== 'succeeded') throw new Error(JSON.stringify(body.error));
+  const phases = body.progress.phases as readonly {
+    readonly name: string;
+    readonly startedAt: string;
+    readonly endedAt: string;
+  }[];
+  const published = phases.find(({ name }) => name === 'publish');
+  return {
+    totalMs,
+    publishedMs: Date.parse(published?.endedAt ?? '') - startedAt,
+    phasesMs: new Map(
+      phases.map(({ name, startedAt, endedAt }) => [
+        name,
+        Date.parse(endedAt) - Date.parse(startedAt),
+      ]),
+    ),
+  };
+}
+
+async function bareRsyncs({ primary, sshd }: Source, target: string): Promise<RsyncTimes> {
+  const lists = await equalLists(primary.dataDirectory, sshd.directory);
+  const port = await freePort();
+  const configFile = join(sshd.directory, 'rsyncd.conf');
+  await writePartsFile(
+    configFile,
+    `use chroot = no\naddress = 127.0.0.1\nport = ${String(port)}\n[data]\npath = ${primary.dataDirectory}\n`,
+  );
+  const daemon = await startServerProcess({
+    argv: ['rsync', '--daemon', '--no-detach', `--config=${configFile}`],
+    logFile: join(sshd.directory, 'rsyncd.log'),
+    deathSignal: 'TERM',
+    isReady: async () => {
+      const { status } = await runAsPartsUser(['rsync', `rsync://127.0.0.1:${String(port)}/`], {
+        accept: 'any',
+      });
+      return status === 0;
+    },
+  });
+  try {
+    await makeDirectory(target);
+    const startedAt = performance.now();
+    let isCopying = true;
+    const syncing = (async () => {
+      while (isCopying) {
+        await runAsPartsUser(['sync', '--file-system', target]);
+        await delay(SYNC_INTERVAL_MS);
+      }
+    })();
+    await Promise.all(
+      lists.map((list) =>
+        runAsPartsUser([
+          ...['rsync', '-a', '--whole-file', '--inplace', '--from0', `--files-from=${list}`],
+          ...[`rsync://127.0.0.1:${String(port)}/data/`, target],
+        ]),
+      ),
+    );
+    const copyMs = performance.now() - startedAt;
+    isCopying = false;
+    await runAsPartsUser(['sync', '--file-system', target]);
+    const totalMs = performance.now() - startedAt;
+    await syncing;
+    return { copyMs, totalMs };
+  } finally {
+    await daemon.stop('SIGTERM');
+  }
+}
+
+/** What a clone copies, in as many lists as there are workers: the largest file to the list that is shortest so far. */
+async function equalLists(dataDirectory: string, directory: string): Promise<string[]> {
+  const { stdout } = await runAsPartsUser([
+    ...['find', dataDirectory, '-type', 'f', '-not', '-path', `${dataDirectory}/pg_wal/*`],
+    ...['-not', '-name', 'postmaster.*', '-not', '-name', 'pg_internal.init*'],
+    ...['-printf', '%s\\t%P\\0'],
+  ]);
+  const files = stdout
+    .toString()
+    .split('\0')
+    .filter((line) => line !== '')
+    .map((line) => ({ bytes: Number.parseInt(line, 10), name: line.slice(line.indexOf('\t') + 1) }))
+    .toSorted((a, b) => b.bytes - a.bytes);
+  const lists = Array.from({ length: WORKERS }, () => ({ bytes: 0, names: [] as string[] }));
+  for (const file of files) {
+    const shortest = lists.reduce((least, list) => (list.bytes < least.bytes ? list : least));
+    shortest.bytes += file.bytes;
+    shortest.names.push(file.name);
+  }
+  const paths = lists.map((_, index) => join(directory, `list-${String(index)}`));
+  for (const [index, path] of paths.entries()) {
+    await writePartsFile(path, `${lists[index]?.names.join('\0') ?? ''}\0`);
+  }
+  return paths;
+}
+
+function report(): void {
+  const totals = clones.map(({ totalMs }) => totalMs);
+  const copies = clones.map(({ phasesMs }) => phasesMs.get('copy-files') ?? Number.NaN);
+  const bareCopies = rsyncs.map(({ copyMs }) => copyMs);
+  console.log('\nSeconds: median, and each round');
+  line('pg_basebackup', baseBackups);
+  line('bare rsyncs, copy', bareCopies);
+  line(
+    'bare rsyncs, with the last sync',
+    rsyncs.map(({ totalMs }) => totalMs),
+  );
+  line('pgcloned', totals);
+  phaseLines(clones);
+  line(
+    'empty cluster, published',
+    starts.map(({ publishedMs }) => publishedMs),
+  );
+  line(
+    'empty cluster, streaming',
+    starts.map(({ totalMs }) => totalMs),
+  );
+  phaseLines(starts);
+  console.log('');
+  verdict('pgcloned / pg_basebackup', median(totals) / median(baseBackups), 0.95);
+  verdict('copy-files / bare rsyncs', median(copies) / median(bareCopies), 1.05);
+  verdict(
+    'empty cluster: seconds to published',
+    median(starts.map((run) => run.publishedMs)) / 1000,
+    1.5,
+  );
+  verdict(
+    'empty cluster: seconds to streaming',
+    median(starts.map((run) => run.totalMs)) / 1000,
+    3,
+  );
+}
+
+function phaseLines(runs: readonly CloneTimes[]): void {
+  for (const name of runs[0]?.phasesMs.keys() ?? []) {
+    line(
+      `  ${name}`,
+      runs.map(({ phasesMs }) => phasesMs.get(name) ?? Number.NaN),
+    );
+  }
+}
+
+function line(name: string, timesMs: readonly number[]): void {
+  const seconds = (ms: number) => (ms / 1000).toFixed(2).padStart(8);
+  console.log(`${name.padEnd(36)}${seconds(median(timesMs))}  ${timesMs.map(seconds).join('')}`);
+}
+
+function verdict(name: string, value: number, limit: number): void {
+  const isMet = value <= limit;
+  console.log(
+    `${name.padEnd(36)}${value.toFixed(2).padStart(8)}   at most ${limit.toFixed(2)}: ${isMet ? 'met' : 'MISSED'}`,
+  );
+  if (!isMet) process.exitCode = 1;
+}
+
+function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  const upper = sorted[middle] ?? Number.NaN;
+  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? Number.NaN)) / 2;
+}
