@@ -97,6 +97,7 @@ export async function startDaemon(
   runner: CommandRunner,
   request: DaemonRequest,
 ): Promise<RsyncDaemon> {
+  request.signal.throwIfAborted();
   refuseOddNames(request);
   const user = `pgcloned-${randomBytes(6).toString('hex')}`;
   const password = randomBytes(32).toString('base64url');

@@ -63,7 +63,11 @@ export function explainExit(o: {
   const { status } = exit;
   if (status === STATUS.ok || status === STATUS.vanished) return [];
 
-  const facts = { module, exit: describeExit(exit), stderr: messages.slice(-20).join('\n') };
+  const facts = {
+    module,
+    exit: describeExit(exit),
+    stderr: messages.slice(-20).map(readable).join('\n'),
+  };
   const fail = (code: ErrorCode, message: string, hint: string) =>
     new CloneError(code, message, { facts, hint });
 

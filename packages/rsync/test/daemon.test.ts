@@ -7,7 +7,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { chmod, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -15,6 +15,8 @@ import {
   listProcesses,
   makeDirectory,
   partsUser,
+  runAsPartsUser,
+  runsAsRoot,
   type ScratchDirectory,
   scratchDirectory,
 } from '@pgcloned/testbed';
@@ -372,6 +374,22 @@ describe('', () => {
       code: 'REMOTE_COMMAND_FAILED',
       facts: { reason: expect.stringContaining('cannot make a directory below /proc') },
     });
+  });
+
+  test('under root it serves as the owner of the data, and no more', {
+    skip: !runsAsRoot,
+  }, async () => {
+    const asRoot = await localRunner({ directory: scratch.path, asOurselves: true });
+    await runAsPartsUser(['chmod', '0700', join(scratch.path, 'pgdata')]);
+    const versionFile = join(scratch.path, 'pgdata/PG_VERSION');
+    await chmod(versionFile, 0o600);
+    await using daemon = await startDaemon(asRoot, request);
+
+    await expect(fetchVersion(daemon)).rejects.toThrow('Permission denied');
+    await chown(versionFile, partsUser.uid, partsUser.gid);
+    expect(await fetchVersion(daemon)).toMatchObject({ bytes: 3 });
+    const { mode, uid } = await stat(await privateDirectory());
+    expect([mode & 0o777, uid]).toEqual([0o710, 0]);
   });
 
   test('a module may not have a name that means something to rsync', async () => {

@@ -1,0 +1,431 @@
+/**
+ * Transfers from a real daemon, of files that change, vanish or cannot be read.
+ *
+ * A gate between client and daemon lets some bytes through and then waits, so that a test can change a file in the middle
+ * of its transfer, whatever the speed of the machine.
+ */
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import {
+  appendFile,
+  chown,
+  open,
+  readFile,
+  rm,
+  stat,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import {
+  listProcesses,
+  makeDirectory,
+  mountFilesystem,
+  partsUser,
+  runAsPartsUser,
+  runsAsRoot,
+  type ScratchDirectory,
+  scratchDirectory,
+} from '@pgcloned/testbed';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { type RsyncDaemon, startDaemon, type TransferRequest, transfer } from '../src/index.ts';
+import { localRunner } from './local-runner.ts';
+
+let host: ScratchDirectory;
+let daemon: RsyncDaemon;
+let source: string;
+let scratch: ScratchDirectory;
+let target: string;
+let request: TransferRequest;
+
+beforeAll(async () => {
+  host = await scratchDirectory();
+  source = join(host.path, 'pgdata');
+  await makeDirectory(join(source, 'base/1'));
+  daemon = await startDaemon(await localRunner({ directory: host.path }), {
+    name: `pgcloned_${randomBytes(16).toString('hex')}_1`,
+    modules: [{ name: 'pgdata', path: source }],
+    connectAddress: '127.0.0.1',
+    bindAddress: null,
+    ports: { first: 45_000, last: 45_999 },
+    connectionsMax: 20,
+    leaseMs: 20_000,
+    directory: host.path,
+    signal: new AbortController().signal,
+  });
+});
+
+afterAll(async () => {
+  await daemon.stop(AbortSignal.timeout(10_000));
+  await host[Symbol.asyncDispose]();
+});
+
+beforeEach(async () => {
+  scratch = await scratchDirectory();
+  target = join(scratch.path, 'target dir');
+  await makeDirectory(join(target, 'base/1'));
+  request = {
+    endpoint: daemon,
+    daemon,
+    module: 'pgdata',
+    names: [],
+    destination: target,
+    compression: 'none',
+    compare: 'quick',
+    timeoutMs: 20_000,
+    inheritedFds: [],
+    onBytes: () => {},
+    signal: new AbortController().signal,
+  };
+});
+
+afterEach(async () => {
+  await scratch[Symbol.asyncDispose]();
+  expect((await clients()).map(({ args }) => args)).toEqual([]);
+});
+
+const clients = async () => (await listProcesses()).filter(({ args }) => args.includes(target));
+
+test('names of any bytes arrive, with content, mode and time', async () => {
+  const names = ['#x', ';y', ' z ', '-n', 'a\nb', '100%', 'q\'"\\#012', '\xff\xfe'].map(
+    (name) => `base/1/${name}`,
+  );
+  for (const name of names) {
+    const path = Buffer.from(`${source}/${name}`, 'latin1');
+    await writeFile(path, name, { mode: 0o640 });
+    await chown(path, partsUser.uid, partsUser.gid);
+  }
+  let bytesSeen = 0;
+
+  const outcome = await transfer({
+    ...request,
+    names,
+    onBytes: (bytesMore) => (bytesSeen += bytesMore),
+  });
+
+  const bytes = Buffer.from(names.join('')).length;
+  expect(outcome).toMatchObject({ bytes, again: [] });
+  expect(outcome.wireBytes).toBeGreaterThan(bytes);
+  expect(bytesSeen).toBe(bytes);
+  for (const name of names) {
+    const [from, to] = [source, target].map((root) => Buffer.from(`${root}/${name}`, 'latin1'));
+    expect(await readFile(to ?? '', 'latin1')).toBe(Buffer.from(name).toString('latin1'));
+    const [before, after] = await Promise.all([stat(from ?? ''), stat(to ?? '')]);
+    expect([after.mode, after.mtimeMs]).toEqual([before.mode, before.mtimeMs]);
+  }
+});
+
+test('files that are gone, or are no files any more, are skipped', async () => {
+  await writeFile(join(source, 'here'), 'x');
+  await runAsPartsUser(['ln', '-s', '/etc/passwd', join(source, 'base/1/link')]);
+
+  const outcome = await transfer({
+    ...request,
+    names: ['gone', 'base/1/link', 'here', 'no/where'],
+  });
+
+  expect(outcome).toMatchObject({ bytes: 1, again: [] });
+  await expect(stat(join(target, 'base/1/link'))).rejects.toThrow('ENOENT');
+});
+
+test('a file that vanishes after the listing is no error', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await writeFile(join(source, 'last'), 'x');
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big', 'last'] });
+  await gate.reached;
+  await rm(join(source, 'last'));
+  gate.open();
+
+  expect(await transferring).toMatchObject({ again: [] });
+});
+
+test('a file that is truncated while it is read has to be fetched again, by its name', async () => {
+  const name = 'base/1/truncated \xe9\n"';
+  const path = Buffer.from(`${source}/${name}`, 'latin1');
+  await writeFile(path, Buffer.alloc(64_000_000, 1));
+  await writeFile(join(source, 'whole'), 'x');
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: [name, 'whole'] });
+  await gate.reached;
+  await truncate(path, 8192);
+  gate.open();
+
+  expect((await transferring).again).toEqual([name]);
+  expect(await transfer({ ...request, names: [name], compare: 'ignore-times' })).toMatchObject({
+    bytes: 8192,
+    again: [],
+  });
+  expect((await stat(Buffer.from(`${target}/${name}`, 'latin1'))).size).toBe(8192);
+});
+
+test('a file that grows or is overwritten while it is read is fetched in its first size', async () => {
+  const path = join(source, 'grows');
+  await writeFile(path, Buffer.alloc(64_000_000, 1));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['grows'] });
+  await gate.reached;
+  await appendFile(path, 'more');
+  {
+    await using file = await open(path, 'r+');
+    await file.write('changed', 40_000_000);
+  }
+  gate.open();
+
+  expect(await transferring).toMatchObject({ bytes: 64_000_000, again: [] });
+});
+
+test('a file that may not be read is fatal and named', async () => {
+  await runAsPartsUser(['install', '--mode', '000', '/dev/null', join(source, 'base/1/closed')]);
+
+  const transferring = transfer({ ...request, names: ['base/1/closed'] });
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'TRANSFER_FAILED',
+    message: expect.stringMatching(/base\/1\/closed.*Permission denied/),
+    hint: expect.stringContaining('postgres'),
+  });
+});
+
+test('a directory that is missing in the target is fatal for what would be in it', async () => {
+  await writeFile(join(source, 'here'), 'x');
+
+  const transferring = transfer({
+    ...request,
+    names: ['here'],
+    destination: join(target, 'none/none'),
+  });
+
+  await expect(transferring).rejects.toMatchObject({ code: 'TRANSFER_FAILED' });
+});
+
+test('what is here already is compared as asked', async () => {
+  const [from, to] = [join(source, 'same'), join(target, 'same')];
+  const fetch = async (compare: TransferRequest['compare']) => {
+    await transfer({ ...request, names: ['same'], compare });
+    return await readFile(to, 'utf8');
+  };
+  const stale = async (time: number) => {
+    await writeFile(to, 'stale');
+    await utimes(to, time, time);
+  };
+  await writeFile(from, 'fresh');
+  await utimes(from, 1_700_000_000.5, 1_700_000_000.5);
+
+  await stale(1_700_000_000.5);
+  expect(await fetch('quick')).toBe('stale');
+  expect(await fetch('checksum')).toBe('fresh');
+  await stale(1_700_000_000.5);
+  expect(await fetch('ignore-times')).toBe('fresh');
+  await stale(1_700_000_000.25);
+  expect(await fetch('quick')).toBe('fresh');
+  await writeFile(to, 'longer than the source');
+  expect(await fetch('quick')).toBe('fresh');
+});
+
+test.each(['lz4', 'zstd'] as const)('%s sends less than there is', async (compression) => {
+  await writeFile(join(source, 'zeros'), Buffer.alloc(1_000_000));
+
+  const outcome = await transfer({ ...request, names: ['zeros'], compression });
+
+  expect(outcome.bytes).toBe(1_000_000);
+  expect(outcome.wireBytes).toBeLessThan(100_000);
+  expect(await readFile(join(target, 'zeros'))).toEqual(Buffer.alloc(1_000_000));
+});
+
+test('a target that is full is told as such', { skip: !runsAsRoot }, async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(8_000_000));
+  await using full = await mountFilesystem({ type: 'tmpfs', bytes: 1_000_000 });
+
+  const transferring = transfer({ ...request, names: ['big'], destination: full.path });
+
+  await expect(transferring).rejects.toMatchObject({ code: 'TARGET_NO_SPACE' });
+});
+
+test('a target that is read-only is told as such', { skip: !runsAsRoot }, async () => {
+  await writeFile(join(source, 'here'), 'x');
+  await using frozen = await mountFilesystem({ type: 'tmpfs', bytes: 1_000_000 });
+  await frozen.remount('ro');
+
+  const transferring = transfer({ ...request, names: ['here'], destination: frozen.path });
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'TRANSFER_FAILED',
+    message: expect.stringContaining('Read-only file system'),
+    hint: expect.stringContaining('writable'),
+  });
+});
+
+test('an abort ends rsync before the promise settles', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+  const controller = new AbortController();
+
+  const transferring = transfer({
+    ...request,
+    endpoint: gate,
+    names: ['big'],
+    signal: controller.signal,
+  });
+  await gate.reached;
+  controller.abort(new Error('cancelled'));
+
+  await expect(transferring).rejects.toThrow('cancelled');
+  expect(await clients()).toEqual([]);
+});
+
+test('a connection that goes silent is lost after the limit', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 1_000 });
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'SOURCE_LOST',
+    facts: { exit: 'exit status 30' },
+  });
+});
+
+test('an rsync that hangs itself is a stall, and is killed', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 1_000 });
+  // Whoever awaits it does so after the stop.
+  transferring.catch(() => {});
+  await gate.reached;
+  for (const { pid } of await clients()) process.kill(pid, 'SIGSTOP');
+
+  await expect(transferring).rejects.toMatchObject({ code: 'STALLED' });
+});
+
+test('an rsync that is killed is a loss', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
+  transferring.catch(() => {});
+  await gate.reached;
+  for (const { pid } of await clients()) process.kill(pid, 'SIGKILL');
+
+  await expect(transferring).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+});
+
+test('a connection that breaks is a loss', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
+  transferring.catch(() => {});
+  await gate.reached;
+  gate.breakConnections();
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'SOURCE_LOST',
+    facts: { exit: 'exit status 12' },
+  });
+});
+
+test('a port where nobody listens is a loss', async () => {
+  const gate = await openGate({ bytesBefore: 0 });
+  await gate[Symbol.asyncDispose]();
+
+  const transferring = transfer({ ...request, endpoint: gate, names: ['here'] });
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'SOURCE_LOST',
+    facts: { exit: 'exit status 10' },
+  });
+});
+
+test('a module that the daemon does not have is refused', async () => {
+  const transferring = transfer({ ...request, module: 'other', names: ['here'] });
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'RSYNCD_FAILED',
+    message: expect.stringContaining('Unknown module'),
+  });
+});
+
+test('rsync holds the descriptors that it is given', async () => {
+  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+  await using lock = await open(join(scratch.path, 'lock'), 'w');
+  await using gate = await openGate({ bytesBefore: 100_000 });
+
+  const transferring = transfer({
+    ...request,
+    endpoint: gate,
+    names: ['big'],
+    inheritedFds: [lock.fd],
+  });
+  await gate.reached;
+  const held = await Promise.all(
+    (await clients()).map(async ({ pid }) => (await stat(`/proc/${String(pid)}/fd/3`)).ino),
+  );
+  gate.open();
+  await transferring;
+
+  expect(new Set(held)).toEqual(new Set([(await lock.stat()).ino]));
+});
+
+interface Gate extends AsyncDisposable {
+  readonly address: string;
+  readonly port: number;
+  /** Settles when the first bytes have passed and the rest waits. */
+  readonly reached: Promise<void>;
+  readonly open: () => void;
+  readonly breakConnections: () => void;
+}
+
+async function openGate({ bytesBefore }: { readonly bytesBefore: number }): Promise<Gate> {
+  const reached = Promise.withResolvers<void>();
+  const opened = Promise.withResolvers<void>();
+  const clientSockets = new Set<Socket>();
+  const server = createServer((client) => {
+    clientSockets.add(client);
+    const upstream = connect(daemon.port, daemon.address);
+    let bytesPassed = 0;
+    const gate = new Transform({
+      highWaterMark: 65_536,
+      transform(chunk: Buffer, _encoding, callback) {
+        bytesPassed += chunk.length;
+        if (bytesPassed <= bytesBefore) {
+          callback(null, chunk);
+          return;
+        }
+        reached.resolve();
+        void opened.promise.then(() => {
+          callback(null, chunk);
+        });
+      },
+    });
+    // Either end may hang up at any time; the transfer tells the story.
+    pipeline(client, upstream).catch(() => {});
+    pipeline(upstream, gate, client).catch(() => {});
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { address, port } = server.address() as AddressInfo;
+  return {
+    address,
+    port,
+    reached: reached.promise,
+    open: opened.resolve,
+    breakConnections: () => {
+      for (const client of clientSockets) client.destroy();
+    },
+    [Symbol.asyncDispose]: async () => {
+      const closed = once(server, 'close');
+      server.close();
+      for (const client of clientSockets) client.destroy();
+      await closed;
+    },
+  };
+}
