@@ -77,7 +77,14 @@ export async function runCommand(
   return { ...exit, stdout: Buffer.concat(chunks), stderr: stderrTail() };
 }
 
-/** The signal only covers the start; afterwards the end of its input ends the command. */
+/**
+ * Starts a command that runs until the end of its input tells it to end.
+ *
+ * Aborting drops its channel: the command loses its input and output. If it does not end of that at once, `exited` settles
+ * without a status.
+ *
+ * @throws As `runCommand`.
+ */
 export async function startCommand(
   session: Session,
   ...[command, { signal, onLine }]: Parameters<CommandRunner['start']>
@@ -85,6 +92,13 @@ export async function startCommand(
   const { channel, exited, stderrTail } = await openChannel(session, command, signal);
   const lines = splitLines('utf8', onLine);
   channel.on('data', lines.push);
+  const dropped = Promise.withResolvers<Exit>();
+  const listener = addAbortListener(signal, () => {
+    channel.close();
+    setTimeout(() => {
+      dropped.resolve({ status: null, signal: null });
+    }, CLOSE_GRACE_MS).unref();
+  });
   return {
     writeLine: (line) => {
       // Nothing can be said to one that has ended or is lost; `exited` tells.
@@ -93,7 +107,8 @@ export async function startCommand(
     endInput: () => {
       channel.end();
     },
-    exited: exited.then((exit) => {
+    exited: Promise.race([exited, dropped.promise]).then((exit) => {
+      listener[Symbol.dispose]();
       lines.end();
       return exit;
     }),

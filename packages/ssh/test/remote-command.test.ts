@@ -159,6 +159,22 @@ test('a started command takes lines, gives lines, and ends with its input', asyn
   process.writeLine('to nobody');
 });
 
+test('a started command that is aborted loses its input', async () => {
+  await using sshd = await startSshd();
+  await using connection = await connectTo(sshd);
+  const file = join(sshd.directory, 'ended');
+  const controller = new AbortController();
+  const process = await connection.start(`cat; touch ${file}`, {
+    signal: controller.signal,
+    onLine: () => {},
+  });
+
+  controller.abort(new Error('user cancelled'));
+
+  expect(await process.exited).toEqual({ status: 0, signal: null });
+  expect(existsSync(file)).toBe(true);
+});
+
 test('a server that is killed is lost for everyone who waits on it', async () => {
   await using sshd = await startSshd();
   await using connection = await connectTo(sshd);
