@@ -15,6 +15,7 @@ export async function readHostFacts(o: {
   readonly postgresBin: string;
   readonly dataRoots: readonly string[];
   readonly sources: readonly string[];
+  readonly allowedSettings: readonly string[];
   readonly concurrency: number;
   readonly runningClones: readonly string[];
 }): Promise<HostFacts> {
@@ -26,6 +27,7 @@ export async function readHostFacts(o: {
     postgresMajors: await installedMajors(postgresBin),
     dataRoots: [...o.dataRoots],
     sources: [...o.sources],
+    allowedSettings: [...o.allowedSettings],
     runningClones: [...o.runningClones],
     filesystems: await filesystemsOf(o.dataRoots),
   };

@@ -21,7 +21,7 @@ import { openRunJournal, type RunJournal } from './run-journal.ts';
 import { reportEndedRuns, sweepDeadRuns } from './sweep.ts';
 
 /** How long the last records may take on their way to Redis when the worker stops; the journal keeps them otherwise. */
-const LAST_REPORTS_MS_MAX = 5_000;
+const LAST_REPORTS_MS_MAX = 2_000;
 
 const DAY_MS = 86_400_000;
 
@@ -105,6 +105,7 @@ export async function startWorker(
           postgresBin: worker.postgresBin,
           dataRoots: worker.dataRoots,
           sources: Object.keys(sources),
+          allowedSettings: worker.allowedSettings,
           concurrency: worker.concurrency,
           runningClones: [...jobs.keys()],
         }),
