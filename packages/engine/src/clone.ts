@@ -86,6 +86,7 @@ export async function runClone(
         const published = await phase('publish', () =>
           publish(run, ready, { stream, start, copy, stop }),
         );
+        await ready.closeSsh();
         await phase('start-replica', () => startReplica(run, ready, { stream, stop, published }));
 
         return {

@@ -10,7 +10,7 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
-import { listFiles, type RsyncDaemon, startDaemon, transfer } from '@pgcloned/rsync';
+import { listFiles, type RsyncDaemon, startDaemon, sweepHost, transfer } from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
 import { queueBatches } from '../copy/batches.ts';
 import { makeDirectories } from '../copy/directories.ts';
@@ -52,6 +52,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   const [listings, daemon] = await together([
     listFiles(ready.ssh, { roots: roots.map(({ source }) => source), signal }),
     openDaemon(run, ready, roots, workers),
+    sweepSource(run, ready),
   ]);
   const selections = roots.map(({ source }, index) => {
     const entries = listings[index] ?? null;
@@ -129,7 +130,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     return { ...copied, files: queue.filesTotal, tablespaces };
   } finally {
     await syncing.stop();
-    await daemon.stop(AbortSignal.timeout(plan.host.leaseMs));
+    await endDaemon(run, daemon);
   }
 }
 
@@ -189,6 +190,28 @@ async function openDaemon(
     },
   });
   return daemon;
+}
+
+/** What engines left there that died together with the guards of their leases. Not needed for this clone. */
+async function sweepSource({ observer, signal }: CloneRun, { ssh }: Ready): Promise<void> {
+  try {
+    for (const name of await sweepHost(ssh, { signal }))
+      observer.log('info', 'removed what a dead clone had left on the source', { name });
+  } catch (error) {
+    signal.throwIfAborted();
+    observer.log('warn', 'what dead clones left on the source could not be removed', {
+      reason: String(error),
+    });
+  }
+}
+
+/** Early, so that the source serves its files no longer than needed. If this fails, the cleanup has another try. */
+async function endDaemon({ plan, observer }: CloneRun, daemon: RsyncDaemon): Promise<void> {
+  try {
+    await daemon.stop(AbortSignal.timeout(plan.host.leaseMs));
+  } catch (error) {
+    observer.log('warn', 'the rsync daemon did not end at once', { reason: String(error) });
+  }
 }
 
 async function makeAllDirectories(

@@ -13,6 +13,7 @@ import {
   findBinDirectory,
   openSession,
   parsePostmasterPid,
+  probeReplication,
   readSourceFacts,
   resolveConnection,
   type Session,
@@ -35,6 +36,8 @@ import { refuseIfTooLarge } from '../target/space.ts';
 
 export interface Ready extends Claim {
   readonly ssh: SshConnection;
+  /** Once the clone is published: a hold of hours must not hang on a connection that nobody needs. */
+  readonly closeSsh: () => Promise<void>;
   /** The session that will run the backup (R3.1). */
   readonly session: Session;
   readonly settings: ConnectionSettings;
@@ -58,7 +61,11 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     source,
     plan.password === null ? {} : { password: plan.password },
   );
-  const [ssh, session] = await together([openSsh(run), openBackupSession(run, settings)]);
+  const [{ ssh, closeSsh }, session] = await together([
+    openSsh(run),
+    openBackupSession(run, settings),
+    probeReplication(settings, { applicationName: run.name, signal }),
+  ]);
   const facts = await readSourceFacts(session, signal);
   const { errors, warnings } = checkSource(facts, {
     slot: spec.wal.retention === 'pin',
@@ -98,6 +105,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const ready: Ready = {
     ...claim,
     ssh,
+    closeSsh,
     session,
     settings,
     facts,
@@ -117,7 +125,8 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   ]);
   if (ready.sameHost && spec.replica.role !== 'detached') {
     run.warn(
-      'source and replica share a host: CREATE TABLESPACE on the source would make both use one directory (R1.11)',
+      // R1.11
+      'source and replica share a host: CREATE TABLESPACE on the source would make both use one directory',
     );
   }
   return ready;
@@ -131,7 +140,12 @@ function refuseUnsupportedSource({ plan }: CloneRun): void {
   });
 }
 
-async function openSsh({ plan, signal, cleanup, watch }: CloneRun): Promise<SshConnection> {
+async function openSsh({
+  plan,
+  signal,
+  cleanup,
+  watch,
+}: CloneRun): Promise<Pick<Ready, 'ssh' | 'closeSsh'>> {
   const { source, host } = plan;
   const ssh = await connectSsh(
     {
@@ -159,15 +173,16 @@ async function openSsh({ plan, signal, cleanup, watch }: CloneRun): Promise<SshC
         }),
     ),
   );
+  const closeSsh = async () => {
+    unwatch();
+    await ssh[Symbol.asyncDispose]();
+  };
   cleanup.always({
     what: `SSH connection to ${ssh.label}`,
     remedy: 'It ends with the process that holds it.',
-    undo: async () => {
-      unwatch();
-      await ssh[Symbol.asyncDispose]();
-    },
+    undo: closeSsh,
   });
-  return ssh;
+  return { ssh, closeSsh };
 }
 
 async function openBackupSession(

@@ -15,7 +15,7 @@ import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
-import { prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
+import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
 import type { Ready } from './preflight.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
@@ -45,6 +45,7 @@ export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream>
 async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
   const places = [ready.data, ...(ready.wal === null ? [] : [ready.wal])];
   for (const place of places) await prepareClonePlace(run, ready, place);
+  run.observer.instance({ state: 'unfinished' });
   const temporary = { kind: 'temporary-wal', build: ready.temporaryWalDirectory } as const;
   const prepared = await prepareDirectory(temporary, {
     cloneId: run.plan.id,
@@ -74,8 +75,10 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
     remedy: `rm -r ${prepared.path}`,
     undo: async (_signal, error) => {
       // What is built aside serves nobody when it failed: the next clone builds under another name.
-      const isCancelled = toCloneError(error).code === 'CANCELLED';
-      if (isCancelled || place.build !== place.final) await removePrepared(prepared);
+      const isOfUse = place.build === place.final && !(await isUntouched(prepared));
+      if (isOfUse && toCloneError(error).code !== 'CANCELLED') return;
+      await removePrepared(prepared);
+      if (place.kind === 'data') run.observer.instance({ state: 'absent' });
     },
   });
 }
@@ -90,8 +93,9 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
     });
   } catch (error) {
     run.signal.throwIfAborted();
+    // R5.8
     run.warn(
-      `no temporary slot is to be had (${toCloneError(error).message}), so the source may remove WAL that is still needed; the clone then fails (R5.8)`,
+      `no temporary slot is to be had (${toCloneError(error).message}), so the source may remove WAL that is still needed; the clone then fails`,
     );
     return null;
   }

@@ -3,13 +3,14 @@
  * interrupted swap of a dead run, which is put right first.
  */
 import { readdir, readlink, realpath } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { isServerRunning, type SourceFacts, type Tablespace } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import { guardPath, inspectDirectory, refuseNesting } from './guard.ts';
 import {
   isMountPoint,
+  isWritable,
   makePlace,
   type Place,
   type TablespacePlace,
@@ -135,6 +136,12 @@ async function claimPlace(
     throw new CloneError('TARGET_INVALID', `${final} is a mount point and cannot be replaced`, {
       facts: { path: final },
       hint: 'Stop its server, empty the directory by hand and clone with ifExists: fail.',
+    });
+  }
+  if (!(await isWritable(dirname(final)))) {
+    throw new CloneError('TARGET_NOT_WRITABLE', `${dirname(final)} cannot be written`, {
+      facts: { path: final, directory: dirname(final) },
+      hint: 'To replace a cluster, a directory is made beside it: make the parent belong to the user that runs the worker.',
     });
   }
   return makePlace(kind, final, { cloneId: run.plan.id, replaces: true });

@@ -4,7 +4,7 @@
  * A place is one of them: where it will lie, where it is built, and where what it replaces goes. Without `replace` a
  * place is built where it will lie.
  */
-import { stat } from 'node:fs/promises';
+import { access, constants, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { CloneSpec } from '@pgcloned/contract';
 import type { DirectoryKind } from './marker.ts';
@@ -54,9 +54,20 @@ export async function temporaryWalPath(
 ): Promise<string> {
   if (target.temporaryWalDirectory !== null)
     return join(target.temporaryWalDirectory, `pgcloned-wal-${cloneId}`);
-  return (await isMountPoint(wal.final))
-    ? join(wal.build, `pgcloned-wal-${cloneId}`)
-    : `${wal.final}.pgcloned-wal-${cloneId}`;
+  const fitsBeside = !(await isMountPoint(wal.final)) && (await isWritable(dirname(wal.final)));
+  return fitsBeside
+    ? `${wal.final}.pgcloned-wal-${cloneId}`
+    : join(wal.build, `pgcloned-wal-${cloneId}`);
+}
+
+/** Whether entries can be made in a directory; true if it is yet to be made. */
+export async function isWritable(directory: string): Promise<boolean> {
+  try {
+    await access(directory, constants.W_OK | constants.X_OK);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT';
+  }
 }
 
 /** Whether a filesystem of its own is mounted there; false if nothing is there. */

@@ -44,6 +44,14 @@ export async function prepareDirectory(
   return { path, kind, madeFrom: madeParent ?? (isNew ? path : null) };
 }
 
+/** Whether nothing was written into it since. */
+export async function isUntouched({ path, kind }: PreparedDirectory): Promise<boolean> {
+  const names = await readdir(path);
+  return names.every(
+    (name) => name === LOST_AND_FOUND || join(path, name) === markerPath(path, kind),
+  );
+}
+
 /** Removes what was prepared, and the parents that were made for it as far as they are empty. */
 export async function removePrepared({ path, kind, madeFrom }: PreparedDirectory): Promise<void> {
   await emptyDirectory(path, kind);
