@@ -215,9 +215,9 @@ describe('while files are copied', () => {
   });
 
   test('an rsync daemon that is killed ends the clone with an error that says so', async () => {
-    const { ended } = await harm('daemon', async () => {
-      const daemon = (await listProcesses()).find(({ args }) =>
-        /^rsync --daemon .*pgcloned_/.test(args),
+    const { ended } = await harm('daemon', async (clone) => {
+      const daemon = (await listProcesses()).find(
+        ({ args }) => args.startsWith('rsync --daemon') && args.includes(clone.name()),
       );
       process.kill(daemon?.pid ?? 0, 'SIGKILL');
     });

@@ -25,6 +25,8 @@ export interface Ended {
 
 export interface Running {
   readonly process: RunningProcess;
+  /** `pgcloned_<id>_1`; empty until it has told its id. */
+  readonly name: () => string;
   /** Settles once the phase runs; rejects if the clone ends without it. */
   readonly reached: (phase: PhaseName) => Promise<void>;
   readonly ended: Promise<Ended>;
@@ -92,10 +94,9 @@ export async function startClone(
       reject(new Error(`the clone ended before: ${errorLines.join('\n')}`));
     const found = lines.findLast((line) => line.event === 'result');
     const failure = [...errorLines].reverse().find((line) => line.startsWith('{"error"'));
-    const id: string | undefined = lines.find(({ event }) => event === 'started')?.id;
     return {
       status,
-      name: id === undefined ? '' : `pgcloned_${id}_1`,
+      name: nameOf(lines),
       result: found,
       error: failure === undefined ? undefined : JSON.parse(failure).error,
       messages: lines.filter(({ event }) => event === 'message').map(({ text }) => text),
@@ -104,11 +105,17 @@ export async function startClone(
   });
   return {
     process: child,
+    name: () => nameOf(lines),
     reached: async (phase) => {
       await waitFor(phase).promise;
     },
     ended,
   };
+}
+
+function nameOf(lines: readonly Json[]): string {
+  const id: string | undefined = lines.find(({ event }) => event === 'started')?.id;
+  return id === undefined ? '' : `pgcloned_${id}_1`;
 }
 
 /** A clone from start to end. */
