@@ -73,7 +73,13 @@ const OWN_VARIABLES = ['PGCLONED_CONFIG', 'PGCLONED_URL', 'PGCLONED_TOKEN', 'PGC
 /** What Kubernetes puts into every container beside a Service called `pgcloned…`. */
 const KUBERNETES_VARIABLE = /_SERVICE_(?:HOST|PORT(?:_.*)?)$|_PORT(?:_\d+_.*)?$/;
 
+/**
+ * The variables of this process, with a HOME that is ours.
+ *
+ * `runuser` and `setpriv` leave the HOME of root. It is set right for the whole process, because libraries look for it too.
+ */
 export function readEnvironment(): Environment {
+  process.env.HOME = ownHome(process.env.HOME);
   return Object.freeze({ ...process.env });
 }
 
@@ -99,7 +105,7 @@ export async function readSettings(
   const configuration = validate(yaml, environment);
   const { stateDirectory, worker, api, sources } = configuration;
   const base = used === null ? '/' : dirname(resolve(used));
-  const home = homeDirectory(environment);
+  const home = homeOf(environment);
   return {
     file: used === null ? null : resolve(used),
     host: configuration.host ?? hostname(),
@@ -198,11 +204,16 @@ export function withAbsoluteFiles(
   };
 }
 
-/** HOME as psql takes it, unless it is another user's: `runuser` and `setpriv` leave root's there. */
-export function homeDirectory(environment: Environment): string {
-  const home = environment.HOME || passwdHome();
+/** HOME as psql takes it, unless it is another user's. */
+function ownHome(home: string | undefined): string {
+  if (!home) return passwdHome();
   const owner = statSync(home, { throwIfNoEntry: false })?.uid;
   return owner === undefined || owner === process.getuid?.() ? home : passwdHome();
+}
+
+/** For paths that begin with it. */
+export function homeOf({ HOME = '/' }: Environment): string {
+  return HOME;
 }
 
 function passwdHome(): string {

@@ -13,7 +13,7 @@ import {
   refuseUnsupported,
   type SourceConfiguration,
 } from '@pgcloned/contract';
-import { homeDirectory, type Settings, withAbsoluteFiles } from './config.ts';
+import { homeOf, type Settings, withAbsoluteFiles } from './config.ts';
 import type { Environment } from './invocation.ts';
 import {
   type LocatedYaml,
@@ -86,7 +86,7 @@ export async function readRunRequest({
     ? sourceOf(asked.name, settings)
     : withAbsoluteFiles(asked, {
         base: file === undefined || file === '-' ? process.cwd() : dirname(resolve(file)),
-        home: homeDirectory(environment),
+        home: homeOf(environment),
       });
   refuseSocketWithoutSsh(source);
   return {
@@ -134,6 +134,8 @@ function applyVariables(
     const path = key.split('.');
     const text = environment[name];
     if (!text || getIn(content, path) !== undefined) continue;
+    // A file that is named has the last word for the engine; for psql the variable has.
+    if (name === 'PGPASSFILE' && environment.PGPASSWORD) continue;
     setIn(content, path, key === 'source.port' && Number(text) ? Number(text) : text);
     origins.set(key, `environment variable ${name}`);
   }

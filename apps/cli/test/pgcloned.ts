@@ -9,7 +9,7 @@ import { asPartsUser, partsEnvironment, runAsPartsUser, scratchDirectory } from 
 
 export const COMMAND = fileURLToPath(new URL('../bin/pgcloned.js', import.meta.url));
 
-export interface Outcome {
+interface Outcome {
   readonly status: number | null;
   readonly stdout: string;
   readonly stderr: string;

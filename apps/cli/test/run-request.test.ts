@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { EXIT_STATUS } from '@pgcloned/contract';
 import { startSshd } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { homeDirectory, readSettings } from '../src/config.ts';
+import { readSettings } from '../src/config.ts';
 import { readRunRequest } from '../src/run-spec.ts';
 import { makeWorkplace, type Workplace } from './pgcloned.ts';
 
@@ -92,14 +92,24 @@ test('PGPASSWORD is handed on, but not for a source that has a file with passwor
   });
 });
 
+test('PGPASSWORD has more weight than PGPASSFILE, as for psql', async () => {
+  const both = await requested({
+    spec: TARGET,
+    env: { PGHOST: 'db', PGPASSWORD: 'secret', PGPASSFILE: '/srv/pass' },
+  });
+  const file = await requested({ spec: TARGET, env: { PGHOST: 'db', PGPASSFILE: '/srv/pass' } });
+
+  expect(both).toMatchObject({ password: 'secret', source: { passFile: null } });
+  expect(file).toMatchObject({ password: null, source: { passFile: '/srv/pass' } });
+});
+
 test('files are found relative to the SPEC, or to home with ~', async () => {
   const { source } = await requested({
     spec: `source: {host: db, passFile: pass, ssh: {privateKeyFile: ~/.ssh/clone}}\n${TARGET}`,
   });
 
   expect(source.passFile).toBe(`${workplace.path}/pass`);
-  const home = homeDirectory({ HOME: workplace.path });
-  expect(source.ssh.privateKeyFile).toBe(`${home}/.ssh/clone`);
+  expect(source.ssh.privateKeyFile).toBe(`${workplace.path}/.ssh/clone`);
 });
 
 test('the agent is asked when there is one, unless the SPEC says no', async () => {

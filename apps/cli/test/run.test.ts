@@ -18,7 +18,17 @@ let primary: PostgresServer;
 let sshd: SshServer;
 let workplace: Workplace;
 beforeAll(async () => {
-  [primary, sshd, workplace] = await Promise.all([startPrimary(), startSshd(), makeWorkplace()]);
+  [primary, sshd, workplace] = await Promise.all([
+    startPrimary({
+      hba: [
+        'host all,replication cloner 127.0.0.1/32 scram-sha-256',
+        'host all,replication all 127.0.0.1/32 trust',
+      ],
+    }),
+    startSshd(),
+    makeWorkplace(),
+  ]);
+  await primary.query("create role cloner superuser login replication password 'correct'");
 });
 afterAll(async () => {
   await Promise.all(
@@ -95,6 +105,43 @@ test('on a terminal a bar is drawn, and the totals stand below it', async () => 
 
   expect(stdout.toString()).toMatch(/\[4\/8\] copy-files +[█░]{30} +\d+ %/);
   expect(stdout.toString()).toMatch(/is ready in .*\/bar\r\n/);
+});
+
+test.each([
+  ['PGPASSWORD', async () => ({ PGPASSWORD: 'correct' })],
+  [
+    '~/.pgpass',
+    async () => {
+      const write = ['sh', '-c', 'umask 077; cat > "$1"', 'sh', `${workplace.path}/.pgpass`];
+      await runAsPartsUser(write, { input: '*:*:*:cloner:correct\n' });
+      return {};
+    },
+  ],
+] as const)('the password is taken from %s, as psql does it', async (name, prepare) => {
+  const env = await prepare();
+  const target = `${workplace.path}/by-${name.replaceAll(/\W/g, '')}`;
+
+  const { status, stderr } = await workplace.pgcloned(
+    [...runTo(target, '--user', 'cloner', '--progress', 'none')],
+    { env },
+  );
+
+  expect(stderr).not.toContain('hint');
+  expect(status).toBe(0);
+});
+
+test('a wrong password ends the command with status 3 and is not repeated', async () => {
+  const target = `${workplace.path}/refused`;
+
+  const { status, stderr } = await workplace.pgcloned(
+    [...runTo(target, '--user', 'cloner', '--progress', 'none')],
+    { env: { PGPASSWORD: 'hunter2' } },
+  );
+
+  expect(status).toBe(EXIT_STATUS.access);
+  expect(stderr).toContain('code: SOURCE_AUTHENTICATION_FAILED');
+  expect(stderr).not.toContain('hunter2');
+  expect(existsSync(target)).toBe(false);
 });
 
 test('a target that is not empty ends the command with status 5 and stays as it is', async () => {

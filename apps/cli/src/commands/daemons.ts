@@ -155,6 +155,9 @@ async function addWorker(
   { settings, log, parts, signal, sshAgentSocket }: Daemon,
   redisUrl: string,
 ): Promise<void> {
+  if (settings.worker.dataRoots.length === 0) {
+    log.warn('worker.dataRoots is empty: every clone will be refused until it names a directory');
+  }
   const { startWorker } = await import('@pgcloned/worker');
   parts.use(await startWorker({ ...settings, sshAgentSocket, redisUrl, logger: log, signal }));
 }

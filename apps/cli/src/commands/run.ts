@@ -7,7 +7,7 @@
 import { type Instance, type Leftover, LOG_LEVELS } from '@pgcloned/contract';
 import { type CloneObserver, type ClonePlan, runClone, trackProgress } from '@pgcloned/engine';
 import { v7 as uuidv7 } from 'uuid';
-import { homeDirectory, readLogLevel, readSettings, type Settings } from '../config.ts';
+import { homeOf, readLogLevel, readSettings, type Settings } from '../config.ts';
 import type { Environment, GlobalOptions, Invocation, ProgressOptions } from '../invocation.ts';
 import { print, printJson } from '../output.ts';
 import type { ProgressDisplay } from '../progress/display.ts';
@@ -142,7 +142,7 @@ function planOf(
   },
 ): ClonePlan {
   const { worker, stateDirectory, file } = settings;
-  const { keyFiles, knownHostsFiles } = sshDefaults(homeDirectory(environment));
+  const { keyFiles, knownHostsFiles } = sshDefaults(homeOf(environment));
   return {
     id: uuidv7().replaceAll('-', ''),
     attempt: 1,
