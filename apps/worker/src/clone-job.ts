@@ -152,6 +152,7 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
         return;
       }
       record.cancel();
+      keepJournal().catch(journalBroken);
       controller.abort(new CloneError('CANCELLED', 'the clone was cancelled'));
     },
   };

@@ -50,8 +50,14 @@ export async function reportEndedRuns(
   context: SweepContext & { readonly queue: HostQueue },
 ): Promise<void> {
   const { journal, queue, log } = context;
+  const open = await queue.openClones();
+  const wantsCancel = (id: string) =>
+    open.some(({ clone, cancelRequested }) => clone.id === id && cancelRequested);
   for (const run of await journal.list()) {
-    if (hasEnded(run.clone.state) && !run.reported) await reportRun(run, context);
+    const { clone, reported } = run;
+    if (!hasEnded(clone.state) || reported) continue;
+    const wasToEnd = clone.error?.code === 'WORKER_LOST' && wantsCancel(clone.id);
+    await reportRun(wasToEnd ? { ...run, clone: asCancelled(clone) } : run, context);
   }
   for (const { clone, fence } of await queue.openClones()) {
     if (clone.state === 'queued') continue;
@@ -59,6 +65,11 @@ export async function reportEndedRuns(
     if (run === undefined) log.warn({ cloneId: clone.id }, 'ended a clone that has no journal');
     await queue.confirm(run?.clone ?? lostClone(clone, await putAway(clone, context)), fence);
   }
+}
+
+/** Whoever asked for the cancel was told that the clone stops: its own end no longer counts. */
+function asCancelled(clone: Clone): Clone {
+  return { ...clone, state: 'cancelled', error: null };
 }
 
 async function putAway(

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { CloneError } from '@pgcloned/contract';
 import { type CloneStore, openCloneStore, openHostQueue } from '@pgcloned/queue';
 import {
@@ -243,18 +244,22 @@ test('a job that is given out twice is worked on once', async () => {
   expect(engine.calls).toHaveLength(1);
 });
 
+/** @returns Once the clone runs, in a worker that is killed then. */
+async function killWorkerDuring(id: string): Promise<void> {
+  const program = fileURLToPath(new URL('./dying-worker.ts', import.meta.url));
+  const child = spawn(process.execPath, [program, redis.url, scratch.path], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await once(child.stdout, 'data');
+  await eventually(async () => (await journalOf(id)).clone.phase === 'copy-files');
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+}
+
 test('a clone whose worker was killed ends as failed when the next one starts, and is not begun again', async () => {
   const clone = someClone();
   await store.create(clone);
-  const child = spawn(
-    process.execPath,
-    [join(import.meta.dirname, 'dying-worker.ts'), redis.url, scratch.path],
-    { stdio: ['ignore', 'pipe', 'inherit'] },
-  );
-  await once(child.stdout, 'data');
-  await eventually(async () => (await journalOf(clone.id)).clone.phase === 'copy-files');
-  child.kill('SIGKILL');
-  await once(child, 'exit');
+  await killWorkerDuring(clone.id);
   expect(await stateOf(clone.id)).toBe('running');
 
   const engine = playedEngine();
@@ -271,17 +276,23 @@ test('a clone whose worker was killed ends as failed when the next one starts, a
   expect(engine.calls.map(({ plan }) => plan.id)).toEqual([next.id]);
 });
 
+test('a clone that was to be cancelled when its worker was killed ends as cancelled', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  await killWorkerDuring(clone.id);
+  expect((await store.cancel(clone.id)).state).toBe('cancelling');
+
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+
+  expect(await store.get(clone.id)).toMatchObject({ state: 'cancelled', error: null });
+  expect(engine.swept).toEqual([clone.id]);
+});
+
 test('what a dead clone left and could not be put away is named with its remedy', async () => {
   const clone = someClone();
   await store.create(clone);
-  const child = spawn(
-    process.execPath,
-    [join(import.meta.dirname, 'dying-worker.ts'), redis.url, scratch.path],
-    { stdio: ['ignore', 'pipe', 'inherit'] },
-  );
-  await once(child.stdout, 'data');
-  child.kill('SIGKILL');
-  await once(child, 'exit');
+  await killWorkerDuring(clone.id);
 
   await using _worker = await startWorker(options(), {
     ...playedEngine(),
@@ -343,6 +354,8 @@ test('a Redis that is stopped and started again costs a clone nothing', async ()
 
   expect(engine.calls).toHaveLength(1);
   expect((await store.get(clone.id))?.result).toMatchObject({ bytes: 100 });
+  await store.create(someClone());
+  await eventually(() => engine.calls.length === 2);
 });
 
 test('a Redis that was emptied gets the record of the running clone again, up to its end', async () => {

@@ -11,7 +11,7 @@ import {
   Configuration,
   newClone,
 } from '@pgcloned/contract';
-import { type CloneObserver, type ClonePlan, trackProgress } from '@pgcloned/engine';
+import type { CloneObserver, ClonePlan } from '@pgcloned/engine';
 import { pino } from 'pino';
 import type { Engine, WorkerOptions } from '../src/index.ts';
 
@@ -95,13 +95,6 @@ export function publishNow(observer: CloneObserver): void {
   observer.phaseStarted('publish');
   observer.published();
   observer.phaseEnded('publish', 'done');
-}
-
-export function publishedProgress() {
-  const { observer, snapshot } = trackProgress();
-  observer.phaseStarted('publish');
-  observer.phaseEnded('publish', 'done');
-  return snapshot();
 }
 
 function someResult(plan: ClonePlan): CloneResult {

@@ -8,7 +8,7 @@ import { addAbortListener } from 'node:events';
 import { changedChannel } from './keys.ts';
 import { ask, type ConnectOptions, connectForMessages } from './redis-connection.ts';
 
-export interface ChangeWatch extends Disposable {
+interface ChangeWatch extends Disposable {
   /** Settles at the next change, after `timeoutMs` or when `signal` aborts. A change between two calls is not lost. */
   readonly next: (o: { readonly timeoutMs: number; readonly signal: AbortSignal }) => Promise<void>;
 }

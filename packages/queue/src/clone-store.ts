@@ -42,6 +42,7 @@ import {
   isPublished,
   notFound,
   presentClone,
+  presentQueued,
   RecordUnreadableError,
   readClone,
   type StoredClone,
@@ -66,13 +67,13 @@ const CANCEL_TRIES_MAX = 10;
 /** A host going away is no event of a clone, so those who wait look at it now and then. */
 const CONTACT_CHECK_MS = 5_000;
 
-export interface Idempotency {
+interface Idempotency {
   readonly key: string;
   /** Equal for equal requests. */
   readonly fingerprint: string;
 }
 
-export interface ListOptions {
+interface ListOptions {
   readonly state?: CloneState | undefined;
   readonly host?: string | undefined;
   /** `name`, or `name=value`. */
@@ -106,7 +107,11 @@ export interface CloneStore extends AsyncDisposable {
    * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED` unless it was cancelled before, `TOO_LATE_TO_CANCEL`.
    */
   readonly cancel: (id: string) => Promise<Clone>;
-  /** @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED` unless forced. */
+  /**
+   * Removes the record. One that is forced away while its worker lives comes back with the worker's next word.
+   *
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED` unless forced.
+   */
   readonly forget: (id: string, o: { readonly force: boolean }) => Promise<void>;
   /**
    * The whole record, then every log line and change after `lastEventId`, and `end` when it has ended. Ends without `end`
@@ -167,6 +172,8 @@ export async function openCloneStore(options: {
 
   const store: CloneStore = {
     create: async (clone, idempotency) => {
+      // Asked before, so that nothing can fail between the promise and the answer.
+      const host = await readHost(redis, clone.host);
       const { outcome, id } = await createRecord(redis, {
         id: clone.id,
         host: clone.host,
@@ -198,7 +205,7 @@ export async function openCloneStore(options: {
             olderThan: Date.now() - ENDED_KEPT_MS,
             countMax: ENDED_KEPT_MAX,
           }).catch(onError);
-          return { clone: await present(await find(id)), created: true };
+          return { clone: presentQueued(clone, host), created: true };
       }
     },
 

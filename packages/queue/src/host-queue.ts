@@ -35,7 +35,7 @@ const RECONCILE_MS = 15_000;
 /** BullMQ closes by waiting for answers of Redis; with Redis away they never come. */
 const CLOSE_MS_MAX = 3_000;
 
-export interface OpenClone {
+interface OpenClone {
   readonly clone: Clone;
   readonly fence: Fence;
   readonly cancelRequested: boolean;
@@ -129,6 +129,9 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     const stored = await readClone(redis, id);
     // Forgotten, or cancelled while it waited.
     if (stored === undefined || hasEnded(stored.clone.state)) return;
+    if (stored.clone.host !== host || stored.clone.spec.target.host !== host) {
+      throw new RecordUnreadableError(`the record of clone ${id} is not for host ${host}`);
+    }
     await options.run(stored.clone, data.contract);
   };
   const takeControl = ({ data }: { readonly data: CloneJob }): Promise<void> => {
@@ -239,7 +242,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
 function nameTaken(host: string): CloneError {
   return new CloneError('CONFIGURATION_INVALID', `another machine is registered as host ${host}`, {
     facts: { host },
-    hint: 'Give this machine a name of its own with the key host, or stop the worker on the other one.',
+    hint: 'Give this machine a name of its own with the key host, or stop the worker on the other one. One that died counts as alive for some seconds.',
   });
 }
 

@@ -64,7 +64,7 @@ export function presentClone(stored: StoredClone, host: KnownHost | undefined): 
   const { clone, cancelRequested } = stored;
   switch (clone.state) {
     case 'queued':
-      return { ...clone, waitingFor: reasonToWait(clone, host) };
+      return presentQueued(clone, host);
     case 'running':
     case 'cancelling': {
       // Past the point of no return the worker ignores the wish, so it is not shown either.
@@ -78,6 +78,11 @@ export function presentClone(stored: StoredClone, host: KnownHost | undefined): 
     case 'cancelled':
       return clone;
   }
+}
+
+/** The same for a clone that was written just now. */
+export function presentQueued(clone: Clone, host: KnownHost | undefined): Clone {
+  return { ...clone, waitingFor: reasonToWait(clone, host) };
 }
 
 function reasonToWait(clone: Clone, host: KnownHost | undefined): string | null {

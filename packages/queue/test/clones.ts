@@ -8,7 +8,8 @@ import {
   type HostFacts,
   newClone,
 } from '@pgcloned/contract';
-import { type HostQueue, type HostQueueOptions, openHostQueue } from '../src/index.ts';
+import type { HostQueueOptions } from '../src/host-queue.ts';
+import { type HostQueue, openHostQueue } from '../src/index.ts';
 
 let created = 0;
 
@@ -42,7 +43,7 @@ export function published(clone: Clone): Clone {
   return { ...clone, progress: { ...clone.progress, phases } };
 }
 
-export function hostFacts(facts: Partial<HostFacts> = {}): HostFacts {
+function hostFacts(facts: Partial<HostFacts> = {}): HostFacts {
   return {
     name: 'replica-1',
     machineId: 'machine-1',
@@ -59,25 +60,30 @@ export function hostFacts(facts: Partial<HostFacts> = {}): HostFacts {
   };
 }
 
+/** Claims each clone that it is given, as workers do, and then does what `run` says. */
 export async function openWorker(
   redisUrl: string,
   options: Partial<HostQueueOptions> = {},
 ): Promise<HostQueue> {
   const { host = 'replica-1', machineId = 'machine-1', workerId = 'worker-1' } = options;
-  return await openHostQueue({
+  const queue: HostQueue = await openHostQueue({
     redisUrl,
     host,
     machineId,
     workerId,
     concurrency: 2,
     facts: () => Promise.resolve(hostFacts({ name: host, machineId, workerId })),
-    run: () => Promise.resolve(),
     onCancelRequested: () => {},
     onFenceLost: () => {},
     onError: () => {},
     signal: new AbortController().signal,
     ...options,
+    run: async (clone, contract) => {
+      await queue.confirm(running(clone), { attempt: clone.attempt, workerId });
+      await options.run?.(clone, contract);
+    },
   });
+  return queue;
 }
 
 /** Asks until the answer is true; a bounded poll, for what nobody announces. */

@@ -1,5 +1,6 @@
 /** The worker's side, against a real Redis that is also stopped, started and emptied. */
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Clone } from '@pgcloned/contract';
 import { type PrivateRedis, startRedis } from '@pgcloned/testbed';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
@@ -101,29 +102,39 @@ test('a queued clone whose job got lost is started all the same', async () => {
   expect(await taken.promise).toBe(clone.id);
 });
 
-test('a record that was tampered with is not run', async () => {
+test.each<[string, (clone: Clone) => unknown]>([
+  [
+    'breaks a rule of the contract',
+    ({ spec, ...clone }) => ({
+      ...clone,
+      spec: { ...spec, target: { ...spec.target, dataDirectory: '../etc' } },
+    }),
+  ],
+  ['is of another host', (clone) => ({ ...clone, host: 'replica-2' })],
+  ['is of another clone', (clone) => ({ ...clone, id: clone.id.replaceAll(/./g, '0') })],
+  ['is no clone', () => []],
+])('a record that %s is not run', async (_, tamper) => {
   const [bad, good] = [someClone(), someClone()];
   await store.create(bad);
   await store.create(good);
   const raw = new Redis(redis.socket);
-  const tampered = {
-    ...bad,
-    spec: { ...bad.spec, target: { ...bad.spec.target, dataDirectory: 'etc' } },
-  };
-  await raw.hset(`pgcloned:clone:${bad.id}`, 'record', JSON.stringify(tampered));
+  await raw.hset(`pgcloned:clone:${bad.id}`, 'record', JSON.stringify(tamper(bad)));
   raw.disconnect();
   const taken: string[] = [];
+  const errors: Error[] = [];
   await using worker = await openWorker(redis.url, {
     run: (clone) => {
       taken.push(clone.id);
       return Promise.resolve();
     },
+    onError: (error) => errors.push(error),
   });
 
   worker.start();
-  await eventually(() => taken.length > 0);
+  await eventually(() => taken.length > 0 && errors.length > 0);
 
   expect(taken).toEqual([good.id]);
+  expect(errors[0]?.message).toContain(`the record of clone ${bad.id}`);
 });
 
 test('the record belongs to the worker that took the clone first', async () => {

@@ -1,8 +1,8 @@
 import { startRedis } from '@pgcloned/testbed';
 import { Redis } from 'ioredis';
 import { expect, test } from 'vitest';
-import { describeRedis, openCloneStore } from '../src/index.ts';
-import { redisAddress } from '../src/redis-connection.ts';
+import { openCloneStore } from '../src/index.ts';
+import { describeRedis, redisAddress } from '../src/redis-connection.ts';
 
 test.each([
   ['unix:///run/redis.sock', { path: '/run/redis.sock' }],

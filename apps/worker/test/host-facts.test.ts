@@ -1,0 +1,43 @@
+import { chmod, mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { HostFacts } from '@pgcloned/contract';
+import { scratchDirectory } from '@pgcloned/testbed';
+import { expect, test } from 'vitest';
+import { readHostFacts, readMachineId } from '../src/host-facts.ts';
+
+test('a host tells which versions are installed and how much room its roots have', async () => {
+  await using scratch = await scratchDirectory();
+  for (const major of [14, 16, 17]) {
+    const bin = join(scratch.path, String(major), 'bin');
+    await mkdir(bin, { recursive: true });
+    await writeFile(join(bin, 'postgres'), '');
+    if (major !== 17) await chmod(join(bin, 'postgres'), 0o755);
+  }
+
+  const facts = await readHostFacts({
+    name: 'replica-1',
+    machineId: 'm',
+    workerId: 'w',
+    postgresBin: join(scratch.path, '{major}/bin'),
+    dataRoots: [scratch.path, join(scratch.path, 'not-mounted')],
+    sources: ['orders'],
+    allowedSettings: [],
+    concurrency: 2,
+    runningClones: [],
+  });
+
+  expect(HostFacts.parse(facts)).toEqual(facts);
+  expect(facts.postgresMajors).toEqual([16]);
+  expect(facts.filesystems).toMatchObject([{ path: scratch.path }]);
+  expect(facts.filesystems[0]?.bytesFree).toBeGreaterThan(0);
+});
+
+test('a machine keeps its identity, and another state directory has another', async () => {
+  await using one = await scratchDirectory();
+  await using other = await scratchDirectory();
+
+  const identity = await readMachineId(one.path);
+
+  expect(await readMachineId(one.path)).toBe(identity);
+  expect(await readMachineId(other.path)).not.toBe(identity);
+});
