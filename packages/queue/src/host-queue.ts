@@ -30,6 +30,9 @@ import { RecordUnreadableError, readClone } from './stored-clone.ts';
 const LOCK_MS = 300_000;
 const STALLED_CHECK_MS = 60_000;
 
+/** How BullMQ speaks of a job whose keys or lock went with an outage. */
+const JOB_LOST = /missing (?:key|lock) for job|renew lock/i;
+
 const RECONCILE_MS = 15_000;
 
 /** BullMQ closes by waiting for answers of Redis; with Redis away they never come. */
@@ -120,18 +123,23 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     throw error;
   }
 
+  const readOwn = async (id: string): Promise<OpenClone | undefined> => {
+    const stored = await readClone(redis, id);
+    if (stored === undefined) return undefined;
+    const { host: owner, spec } = stored.clone;
+    if (owner === host && spec.target.host === host) return stored;
+    throw new RecordUnreadableError(`the record of clone ${id} is not for host ${host}`);
+  };
+
   let taking = false;
   let nameIsOurs = true;
   const takeClone = async ({ data }: { readonly data: CloneJob }): Promise<void> => {
     // A worker that waits for a job when it is paused still gets one. Its record stays queued and finds a job again.
     if (!taking || !nameIsOurs) return;
     const id = CloneId.parse(data.id);
-    const stored = await readClone(redis, id);
+    const stored = await readOwn(id);
     // Forgotten, or cancelled while it waited.
     if (stored === undefined || hasEnded(stored.clone.state)) return;
-    if (stored.clone.host !== host || stored.clone.spec.target.host !== host) {
-      throw new RecordUnreadableError(`the record of clone ${id} is not for host ${host}`);
-    }
     await options.run(stored.clone, data.contract);
   };
   const takeControl = ({ data }: { readonly data: CloneJob }): Promise<void> => {
@@ -148,9 +156,16 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
       stalledInterval: STALLED_CHECK_MS,
       maxStalledCount: 1_000,
     });
-    worker.on('error', onError);
+    const hear = (error: Error) => {
+      onError(
+        JOB_LOST.test(error.message)
+          ? new Error(`BullMQ has lost a job, which its clone does not need: ${error.message}`)
+          : error,
+      );
+    };
+    worker.on('error', hear);
     worker.on('failed', (_job, error) => {
-      onError(error);
+      hear(error);
     });
     return worker;
   };
@@ -165,7 +180,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     const clones = await Promise.all(
       ids.map(async (id) => {
         try {
-          return await readClone(redis, id);
+          return await readOwn(id);
         } catch (error) {
           if (!(error instanceof RecordUnreadableError)) throw error;
           if (!unreadable.has(id)) onError(error);
@@ -174,9 +189,9 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
         }
       }),
     );
-    return clones.filter(
-      (stored) => stored !== undefined && !hasEnded(stored.clone.state),
-    ) as OpenClone[];
+    return clones
+      .filter((stored) => stored !== undefined)
+      .filter(({ clone }) => !hasEnded(clone.state));
   };
 
   const reconcile = async (): Promise<void> => {

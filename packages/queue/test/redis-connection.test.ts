@@ -1,4 +1,4 @@
-import { startRedis } from '@pgcloned/testbed';
+import { freePort, startRedis } from '@pgcloned/testbed';
 import { Redis } from 'ioredis';
 import { expect, test } from 'vitest';
 import { openCloneStore } from '../src/index.ts';
@@ -26,8 +26,7 @@ test('a password that the server refuses appears in no error', async () => {
   await using server = await startRedis();
   const admin = new Redis(server.socket);
   await admin.config('SET', 'requirepass', 'right');
-  await admin.config('SET', 'port', '0');
-  const port = 20_000 + (process.pid % 10_000);
+  const port = await freePort();
   await admin.config('SET', 'port', port);
   admin.disconnect();
   const errors: Error[] = [];
