@@ -2,11 +2,10 @@
  * The directory in which the processes of this machine keep what must survive them, and in which the command line
  * finds the way to them: `token` is the admin token that was made at the first start.
  */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { type FileHandle, mkdir, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, type Token } from '@pgcloned/contract';
+import { lockFile } from '@pgcloned/process';
 import { hashOfToken, makeToken } from './token.ts';
 
 export function tokenFileOf(stateDirectory: string): string {
@@ -26,38 +25,17 @@ export async function makeStateDirectory(path: string): Promise<void> {
   }
 }
 
-const STATUS_LOCKED_BY_ANOTHER = 75;
-
 /**
  * Holds the state directory until it is disposed of, or this process dies.
  *
  * @throws {CloneError} `STATE_DIRECTORY_BUSY` if another process holds it.
  */
-export async function lockStateDirectory(path: string): Promise<AsyncDisposable> {
-  const file = await open(join(path, 'lock'), 'a', 0o600);
-  // The lock belongs to the open file, so it stays with us when `flock` has ended.
-  const flock = spawn(
-    'flock',
-    ['--exclusive', '--nonblock', '--conflict-exit-code', String(STATUS_LOCKED_BY_ANOTHER), '3'],
-    { stdio: ['ignore', 'ignore', 'inherit', file.fd] },
-  );
-  const status = await once(flock, 'exit').then(
-    ([exitStatus]) => exitStatus as number | null,
-    () => null,
-  );
-  if (status === 0) {
-    return {
-      [Symbol.asyncDispose]: async () => {
-        await file.close();
-      },
-    };
-  }
-  await file.close();
-  if (status !== STATUS_LOCKED_BY_ANOTHER) {
-    throw new CloneError('TOOL_MISSING', 'flock could not be run', {
-      hint: 'Install util-linux on this host.',
-    });
-  }
+export async function lockStateDirectory(
+  path: string,
+  signal: AbortSignal,
+): Promise<AsyncDisposable> {
+  const lock = await lockFile(join(path, 'lock'), { signal });
+  if (lock !== null) return lock;
   throw new CloneError('STATE_DIRECTORY_BUSY', `another pgcloned uses ${path}`, {
     hint: 'Stop the other one, or give this one a stateDirectory of its own.',
   });

@@ -13,7 +13,7 @@ import { SourceConfiguration } from './source.ts';
 const TEXT = /^[^\u0000-\u001f\u007f]*$/;
 
 /** An absolute path without `.` and `..` components. Blanks and other oddities are legal; a NUL or a line break is not. */
-export const AbsolutePath = z
+const AbsolutePath = z
   .string()
   .max(4096)
   .regex(/^\//, 'must be an absolute path')

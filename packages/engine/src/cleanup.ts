@@ -20,12 +20,12 @@ interface Step {
   readonly remedy: string;
 }
 
-export interface AlwaysStep extends Step {
+interface AlwaysStep extends Step {
   /** `signal` is the step's own time limit: that of the clone may be aborted already. */
   readonly undo: (signal: AbortSignal) => Promise<void>;
 }
 
-export interface FailureStep extends Step {
+interface FailureStep extends Step {
   readonly undo: (signal: AbortSignal, error: unknown) => Promise<void>;
 }
 

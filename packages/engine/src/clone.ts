@@ -78,8 +78,10 @@ export async function runClone(
         refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
 
         const ready = await phase('preflight', () => preflight(run));
-        const stream = await phase('stream-wal', () => streamWal(run, ready));
-        const start = await phase('start-backup', () => startBackup(run, ready, stream));
+        const pinned = await phase('stream-wal', () => streamWal(run, ready));
+        const { stream, ...start } = await phase('start-backup', () =>
+          startBackup(run, ready, pinned),
+        );
         const copy = await phase('copy-files', () => copyFiles(run, ready));
         const stop = await phase('stop-backup', () => stopBackup(run, ready, start, copy));
         await phase('collect-wal', () => collectWal(run, ready, { stream, start, stop }));

@@ -26,7 +26,7 @@ import {
 export async function up(invocation: Invocation, options: GlobalOptions): Promise<void> {
   await serve(invocation, options, async (daemon) => {
     const { settings, parts, log, fail } = daemon;
-    parts.use(await lockStateDirectory(settings.stateDirectory));
+    parts.use(await lockStateDirectory(settings.stateDirectory, daemon.signal));
     const redisUrl = await redisOf(settings, async (directory) => {
       const redis = parts.use(await startEmbeddedRedis({ directory, onError: reportTo(log) }));
       void redis.exited.then(fail);

@@ -6,7 +6,7 @@
  */
 import { type BackupStart, proveWal } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import type { Ready } from './preflight.ts';
+import type { Ready } from '../ready.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
 

@@ -17,12 +17,12 @@ import { makeDirectories } from '../copy/directories.ts';
 import { copyAll } from '../copy/pool.ts';
 import { startRateRelay } from '../copy/rate-relay.ts';
 import { type Selection, selectDataDirectory, selectTablespace } from '../copy/select.ts';
+import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
 import type { TablespacePlace } from '../target/layout.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
-import type { Ready } from './preflight.ts';
 import { prepareClonePlace } from './stream-wal.ts';
 
 const WORKERS_MAX_BY_DEFAULT = 8;
@@ -139,7 +139,11 @@ async function tablespacesNow(run: CloneRun, ready: Ready): Promise<readonly Tab
   const now = await readTablespaces(ready.session, run.signal);
   const known = new Map(ready.tablespaces.map((place) => [place.oid, place]));
   const added = now.filter(({ oid, location }) => known.get(oid)?.source !== location);
-  const places = await claimTablespaces(run, ready, { ...ready.facts, tablespaces: added });
+  const places = await claimTablespaces(run, ready, {
+    ...ready.facts,
+    tablespaces: added,
+    sameHost: ready.sameHost,
+  });
   return [
     ...ready.tablespaces.filter(({ oid, source }) =>
       now.some((one) => one.oid === oid && one.location === source),

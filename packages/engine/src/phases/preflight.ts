@@ -5,7 +5,7 @@
  * the target are locked, and the control connection and the backup session are open. The target comes first: a clone
  * that may not be written needs no source.
  */
-import { networkInterfaces } from 'node:os';
+
 import { CloneError } from '@pgcloned/contract';
 import {
   type ConnectionSettings,
@@ -20,36 +20,15 @@ import {
   type SourceFacts,
 } from '@pgcloned/postgres';
 import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
-import { connectSsh, type SshConnection } from '@pgcloned/ssh';
+import { connectSsh } from '@pgcloned/ssh';
 import { type CloneRun, together } from '../clone-run.ts';
+import { isOwnAddress } from '../own-address.ts';
+import type { Ready } from '../ready.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
 import { refuseExistingSlot } from '../replica/slot.ts';
-import {
-  type Claim,
-  claimTablespaces,
-  claimTarget,
-  refuseUnknownLocations,
-} from '../target/claim.ts';
-import type { TablespacePlace } from '../target/layout.ts';
+import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
-
-export interface Ready extends Claim {
-  readonly ssh: SshConnection;
-  /** Once the clone is published: a hold of hours must not hang on a connection that nobody needs. */
-  readonly closeSsh: () => Promise<void>;
-  /** The session that will run the backup (R3.1). */
-  readonly session: Session;
-  readonly settings: ConnectionSettings;
-  readonly facts: SourceFacts;
-  readonly probe: HostProbe;
-  readonly binDirectory: string;
-  readonly tablespaces: readonly TablespacePlace[];
-  /** `postgresql.conf` of this host for the data directory, where it lies outside (Debian); null: there is none. */
-  readonly hostConfiguration: string | null;
-  /** Whether source and replica share a machine. */
-  readonly sameHost: boolean;
-}
 
 export async function preflight(run: CloneRun): Promise<Ready> {
   const { plan, signal } = run;
@@ -64,7 +43,6 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const [{ ssh, closeSsh }, session] = await together([
     openSsh(run),
     openBackupSession(run, settings),
-    probeReplication(settings, { applicationName: run.name, signal }),
   ]);
   const facts = await readSourceFacts(session, signal);
   const { errors, warnings } = checkSource(facts, {
@@ -80,6 +58,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const [probe, binDirectory] = await together([
     probeHost(ssh, { dataDirectory: facts.dataDirectory, signal }),
     findBinDirectory(plan.host.postgresBin, facts.major, signal),
+    probeReplication(settings, { applicationName: run.name, signal }),
   ]);
   refuseUnfitHost(run, probe, facts);
   refuseOtherCluster(run, probe, facts);
@@ -87,7 +66,8 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   if (rsyncWarning !== null) run.warn(rsyncWarning);
 
   refuseUnknownLocations(run, facts.tablespaces);
-  const tablespaces = await claimTablespaces(run, claim, facts);
+  const sameHost = isOwnAddress(ssh.remoteAddress);
+  const tablespaces = await claimTablespaces(run, claim, { ...facts, sameHost });
   const hostConfiguration =
     spec.replica.configuration === 'source'
       ? null
@@ -113,7 +93,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     binDirectory,
     tablespaces,
     hostConfiguration,
-    sameHost: isOwnAddress(ssh.remoteAddress),
+    sameHost,
   };
   await refuseUnfitSettings(run, ready);
   await refuseIfTooLarge([
@@ -251,10 +231,4 @@ function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceF
     },
     hint: 'Check host, port, ssh.host and dataDirectory of the source.',
   });
-}
-
-export function isOwnAddress(address: string): boolean {
-  return Object.values(networkInterfaces())
-    .flat()
-    .some((one) => one?.address === address);
 }

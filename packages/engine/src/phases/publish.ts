@@ -23,13 +23,13 @@ import { CloneError } from '@pgcloned/contract';
 import { type BackupStart, formatTablespaceMap, segmentName } from '@pgcloned/postgres';
 import { syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
 import { configureReplica } from '../replica/configure.ts';
 import type { Place } from '../target/layout.ts';
 import { writeMarker } from '../target/marker.ts';
 import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import type { Copy } from './copy-files.ts';
-import type { Ready } from './preflight.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
 

@@ -7,22 +7,28 @@
 import { CloneError } from '@pgcloned/contract';
 import { type BackupStart, startBackup as start, walBytesBetween } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import type { Ready } from './preflight.ts';
-import type { WalStream } from './stream-wal.ts';
+import type { Ready } from '../ready.ts';
+import { openStream, type WalStream } from './stream-wal.ts';
 
+export interface Start extends BackupStart {
+  readonly stream: WalStream;
+}
+
+/** @param pinned The stream that runs already; null in unpinned mode, where it begins here. */
 export async function startBackup(
   run: CloneRun,
   ready: Ready,
-  stream: WalStream,
-): Promise<BackupStart> {
+  pinned: WalStream | null,
+): Promise<Start> {
   const backup = await start(ready.session, {
     label: `pgcloned ${run.plan.id}`,
     fast: true,
     signal: run.signal,
   });
   run.observer.wal({ startLsn: backup.startLsn });
+  const stream = pinned ?? (await openStream(run, ready, { pin: null, seedLsn: backup.startLsn }));
   const isCovered = walBytesBetween({ from: stream.seedLsn, to: backup.startLsn }) >= 0n;
-  if (backup.timeline === ready.facts.timeline && isCovered) return backup;
+  if (backup.timeline === ready.facts.timeline && isCovered) return { ...backup, stream };
   throw new CloneError('SOURCE_CHANGED', 'the backup does not start within the WAL stream', {
     facts: {
       startLsn: backup.startLsn,

@@ -19,9 +19,9 @@ import {
   walBytesBetween,
 } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
-import type { Ready } from './preflight.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';

@@ -19,9 +19,9 @@ import {
 } from '@pgcloned/postgres';
 import { readRemoteFile } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
 import { makeReplicaSlot } from '../replica/slot.ts';
 import type { Copy } from './copy-files.ts';
-import type { Ready } from './preflight.ts';
 
 const CONTROL_FILE_BYTES = 8192;
 

@@ -13,10 +13,10 @@ import { CloneError, toCloneError } from '@pgcloned/contract';
 import { pinWal, startWalReceiver, type WalPin, type WalReceiver } from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
-import type { Ready } from './preflight.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
 const FOLLOW_INTERVAL_MS = 2_000;
@@ -31,10 +31,22 @@ export interface WalStream {
   readonly seedLsn: string;
 }
 
-export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream> {
+/**
+ * @returns Null in unpinned mode: the checkpoint with which a backup begins lets the source remove all WAL before it, so
+ *   a stream from further back would lose a race against that, and begins with the backup instead (R5.8).
+ */
+export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream | null> {
   await prepareTarget(run, ready);
   const pin = run.plan.spec.wal.retention === 'pin' ? await pinIfPossible(run, ready) : null;
-  const seedLsn = pin?.restartLsn ?? ready.facts.redoLsn;
+  return pin === null ? null : await openStream(run, ready, { pin, seedLsn: pin.restartLsn });
+}
+
+/** Settles once WAL from the segment of `seedLsn` on is streaming. */
+export async function openStream(
+  run: CloneRun,
+  ready: Ready,
+  { pin, seedLsn }: Pick<WalStream, 'pin' | 'seedLsn'>,
+): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
   const receiver = await receive(run, ready, { directory, seedLsn });
   follow(run, pin, receiver);

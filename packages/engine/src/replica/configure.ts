@@ -9,7 +9,8 @@ import { access, constants, readFile, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
 import { appendSettings, primaryConninfo, resolveConnection } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import { isOwnAddress, type Ready } from '../phases/preflight.ts';
+import { isOwnAddress } from '../own-address.ts';
+import type { Ready } from '../ready.ts';
 import {
   neutralizePaths,
   readSourceConfiguration,

@@ -7,7 +7,7 @@ import { dirname, isAbsolute, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { effectiveSettings, STANDBY_MINIMUM_SETTINGS } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import type { Ready } from '../phases/preflight.ts';
+import type { Ready } from '../ready.ts';
 
 /** @throws {CloneError} `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library), `TARGET_INVALID` (the port). */
 export async function refuseUnfitSettings(run: CloneRun, ready: Ready): Promise<void> {

@@ -68,6 +68,7 @@ export async function claimTablespaces(
   claim: Claim,
   facts: Pick<SourceFacts, 'dataDirectory' | 'tablespaceDirectoryName'> & {
     readonly tablespaces: readonly Pick<Tablespace, 'oid' | 'location'>[];
+    readonly sameHost: boolean;
   },
 ): Promise<readonly TablespacePlace[]> {
   const mapping = run.plan.spec.target.tablespaces;
@@ -79,6 +80,7 @@ export async function claimTablespaces(
       continue;
     }
     const location = await guardPath(mapped ?? source, run.plan.host);
+    if (facts.sameHost) await refuseShared(location, source);
     refuseNesting([
       claim.data.final,
       ...(claim.wal === null ? [] : [claim.wal.final]),
@@ -128,10 +130,12 @@ async function claimPlace(
 ): Promise<Place> {
   const { ifExists } = run.plan.spec.target;
   const state = await inspectDirectory(final, kind);
-  const isFree = state === 'absent' || state === 'empty' || state === 'unfinished';
+  // A version directory is made by a server and removed with its tablespace: an empty one is in use, too.
+  const isFree =
+    state === 'absent' || state === 'unfinished' || (state === 'empty' && kind !== 'tablespace');
   if (isFree) return makePlace(kind, final, { cloneId: run.plan.id, replaces: false });
   const isKnown = kind === 'data' ? state === 'data-directory' : await belongsToReplaced();
-  if (ifExists !== 'replace' || !isKnown) throw notEmpty(final, ifExists, isKnown);
+  if (ifExists !== 'replace' || !isKnown) throw notEmpty(final, kind, ifExists, isKnown);
   if (await isMountPoint(final)) {
     throw new CloneError('TARGET_INVALID', `${final} is a mount point and cannot be replaced`, {
       facts: { path: final },
@@ -147,12 +151,34 @@ async function claimPlace(
   return makePlace(kind, final, { cloneId: run.plan.id, replaces: true });
 }
 
-function notEmpty(path: string, ifExists: string, isKnown: boolean): CloneError {
-  return new CloneError('TARGET_NOT_EMPTY', `${path} is not empty`, {
-    facts: { path, ifExists },
-    hint: isKnown
-      ? 'Choose another directory, or clone with ifExists: replace, which removes the old cluster once the new one is there.'
-      : 'Choose another directory: what lies there is not a part of a cluster that could be replaced.',
+function notEmpty(
+  path: string,
+  kind: DirectoryKind,
+  ifExists: string,
+  isKnown: boolean,
+): CloneError {
+  const another =
+    kind === 'tablespace'
+      ? 'Map the tablespace to another directory with target.tablespaces'
+      : 'Choose another directory';
+  return new CloneError(
+    'TARGET_NOT_EMPTY',
+    kind === 'tablespace' ? `${path} exists already` : `${path} is not empty`,
+    {
+      facts: { path, ifExists },
+      hint: isKnown
+        ? `${another}, or clone with ifExists: replace, which removes the old cluster once the new one is there.`
+        : `${another}: what lies there is not a part of a cluster that could be replaced.`,
+    },
+  );
+}
+
+/** Two clusters in one directory destroy each other's files (R1.11). */
+async function refuseShared(location: string, source: string): Promise<void> {
+  if (location !== (await realpath(source).catch(() => source))) return;
+  throw new CloneError('TARGET_INVALID', `the tablespace at ${source} is the source's own`, {
+    facts: { location, source },
+    hint: `Source and clone share a host: map ${source} to another directory with target.tablespaces.`,
   });
 }
 

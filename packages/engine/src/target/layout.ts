@@ -28,8 +28,8 @@ export interface TablespacePlace extends Place {
 /** Names beside a directory that belong to a clone of it all begin like this. */
 export const besidePrefix = (path: string) => `${basename(path)}.pgcloned-`;
 
-export const buildPath = (path: string, cloneId: string) => `${path}.pgcloned-${cloneId}`;
-export const oldPath = (path: string, cloneId: string) => `${path}.pgcloned-old-${cloneId}`;
+const buildPath = (path: string, cloneId: string) => `${path}.pgcloned-${cloneId}`;
+const oldPath = (path: string, cloneId: string) => `${path}.pgcloned-old-${cloneId}`;
 export const swapJournalPath = (dataDirectory: string) => `${dataDirectory}.pgcloned-swap.json`;
 
 /** A place that is built aside if there is something to replace, else where it will lie. */

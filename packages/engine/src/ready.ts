@@ -1,0 +1,23 @@
+/** What preflight has found and opened, and every later phase works with. */
+import type { ConnectionSettings, Session, SourceFacts } from '@pgcloned/postgres';
+import type { HostProbe } from '@pgcloned/rsync';
+import type { SshConnection } from '@pgcloned/ssh';
+import type { Claim } from './target/claim.ts';
+import type { TablespacePlace } from './target/layout.ts';
+
+export interface Ready extends Claim {
+  readonly ssh: SshConnection;
+  /** Once the clone is published: a hold of hours must not hang on a connection that nobody needs. */
+  readonly closeSsh: () => Promise<void>;
+  /** The session that will run the backup (R3.1). */
+  readonly session: Session;
+  readonly settings: ConnectionSettings;
+  readonly facts: SourceFacts;
+  readonly probe: HostProbe;
+  readonly binDirectory: string;
+  readonly tablespaces: readonly TablespacePlace[];
+  /** `postgresql.conf` of this host for the data directory, where it lies outside (Debian); null: there is none. */
+  readonly hostConfiguration: string | null;
+  /** Whether source and replica share a machine. */
+  readonly sameHost: boolean;
+}
