@@ -21,7 +21,7 @@ export interface HostConfiguration {
   };
   readonly sources: Configuration['sources'];
   /** Where the agent listens that sources with `ssh.agent` use; null: there is none. */
-  readonly sshAgentSocket?: string | null | undefined;
+  readonly sshAgentSocket: string | null;
 }
 
 /** @throws {CloneError} `SOURCE_UNKNOWN`, `NOT_SUPPORTED` for a source on this host. */
@@ -73,7 +73,7 @@ function hostPolicy({
     // A daemon uses the key that it was given; only `pgcloned run` tries those of its user.
     defaultSshKeyFiles: [],
     defaultKnownHostsFiles: [...userKnownHosts(), '/etc/ssh/ssh_known_hosts'],
-    sshAgentSocket: sshAgentSocket ?? null,
+    sshAgentSocket,
   };
 }
 

@@ -42,6 +42,7 @@ export function workerOptions(o: {
   });
   return {
     file: '/etc/pgcloned.yaml',
+    sshAgentSocket: null,
     host: 'replica-1',
     stateDirectory: join(o.directory, 'state'),
     worker: { ...worker, dataRoots: [o.directory] },
