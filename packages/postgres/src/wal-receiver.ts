@@ -87,7 +87,8 @@ const SERVER_OPTIONS = [
  *
  * @throws {CloneError} `WAL_REMOVED` if the source no longer has the seed, `SOURCE_NO_WAL_SENDER`,
  *   `SOURCE_RIGHTS_MISSING` with the missing line of pg_hba.conf, `SOURCE_AUTHENTICATION_FAILED`, `SOURCE_UNREACHABLE`,
- *   `SOURCE_LOST` if `session` ends, `WAL_RECEIVER_FAILED` for every other reason, with the program's own words.
+ *   `SOURCE_LOST` if `session` ends, `TARGET_NO_SPACE`, `WAL_RECEIVER_FAILED` for every other reason, with the program's
+ *   own words.
  */
 export async function startWalReceiver(options: WalReceiverOptions): Promise<WalReceiver> {
   const { directory, seed, signal, applicationName, session } = options;
@@ -242,6 +243,13 @@ async function explainEnd(
 }
 
 function brokenBy(cause: unknown): CloneError {
+  // Its own words about this host are in our language.
+  if (/: (?:No space left on device|Disk quota exceeded)$/m.test(stderr)) {
+    return new CloneError('TARGET_NO_SPACE', `there is no space left for WAL in ${directory}`, {
+      facts: { directory, stderr },
+      hint: 'Make room there, or choose a target.temporaryWalDirectory on a larger filesystem.',
+    });
+  }
   return new CloneError('WAL_RECEIVER_FAILED', 'the WAL stream cannot be watched', {
     facts: { reason: cause instanceof Error ? cause.message : String(cause) },
     cause,

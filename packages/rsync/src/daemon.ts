@@ -19,6 +19,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import { type CommandRunner, describeExit, type Finished, runProcess } from '@pgcloned/process';
+import { refuseFullTarget } from './exit-explanation.ts';
 import { remoteCommand } from './remote-script.ts';
 import { rsyncUrl } from './rsync-url.ts';
 import { unlessAborted, withLimit } from './waiting.ts';
@@ -364,6 +365,7 @@ async function readNonceUntilServed(
     const outcome = await readNonce(port, signal, request, credentials);
     if (outcome.nonce === credentials.nonce) return;
     const { status, stderr } = outcome.exit;
+    refuseFullTarget(stderr, { directory: request.directory, stderr });
     const waitedMs = performance.now() - begunMs;
     if (status !== null && RSYNC_STATUSES_NO_CONNECTION.includes(status)) {
       if (status !== RSYNC_STATUS_SOCKET || waitedMs > LISTEN_LIMIT_MS) {

@@ -7,7 +7,7 @@
  *
  * Messages come from rsync 3.1 to 3.5, in the locale C, as strings of latin1; older ones lack the `[sender] `.
  */
-import { CloneError, type ErrorCode } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, type ErrorFacts } from '@pgcloned/contract';
 import { describeExit, type Exit } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
 
@@ -22,7 +22,7 @@ const CHANGED = /^ERROR: (.*) failed verification -- update (?:retained|discarde
 const HARMLESS =
   /^WARNING: .* failed verification -- update .*\(will try again\)\.$|^(?:rsync: (?:\[\w+\] )?)?file has vanished: |^rsync (?:error|warning): |^$/;
 
-const NO_SPACE = /: (?:No space left on device \(28\)|Disk quota exceeded \(122\))$/;
+const NO_SPACE = /: (?:No space left on device \(28\)|Disk quota exceeded \(122\))$/m;
 
 const STATUS = {
   ok: 0,
@@ -71,13 +71,7 @@ export function explainExit(o: {
   const fail = (code: ErrorCode, message: string, hint: string) =>
     new CloneError(code, message, { facts, hint });
 
-  if (messages.some((message) => NO_SPACE.test(message))) {
-    throw fail(
-      'TARGET_NO_SPACE',
-      'the target has no space left',
-      'Free space on the file system of the target, or choose a larger one.',
-    );
-  }
+  refuseFullTarget(messages.join('\n'), facts);
   if (status === STATUS.partial) {
     const again = new Set<ByteName>();
     for (const message of messages) {
@@ -117,6 +111,15 @@ export function explainExit(o: {
     `rsync: ${reasonOf(messages) ?? describeExit(exit)}`,
     hintFor(messages.join('\n')),
   );
+}
+
+/** @throws {CloneError} `TARGET_NO_SPACE` if that is what rsync complains of. */
+export function refuseFullTarget(stderr: string, facts: ErrorFacts): void {
+  if (!NO_SPACE.test(stderr)) return;
+  throw new CloneError('TARGET_NO_SPACE', 'the target has no space left', {
+    facts,
+    hint: 'Make room on the filesystem of the target, or choose a larger one.',
+  });
 }
 
 /** The name that a harmless message is about; null if it is another message, or about nothing that was asked for. */
