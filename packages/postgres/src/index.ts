@@ -4,6 +4,8 @@ export { findBinDirectory } from './binaries.ts';
 export {
   appendSettings,
   effectiveSettings,
+  findHostConfiguration,
+  type HostConfiguration,
   primaryConninfo,
   quoteSetting,
 } from './configuration.ts';

@@ -12,7 +12,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, open } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type StartMethod } from '@pgcloned/contract';
 import { quoteForShell, runProcess } from '@pgcloned/process';
@@ -43,15 +43,22 @@ const LOG_LINES_SHOWN = 20;
 const LOG_BYTES_READ = 64 * 1024;
 
 /**
- * Settles once the postmaster lives and, if that takes only seconds, takes sessions. When it throws, no server runs.
+ * Settles once the postmaster lives and, if that takes only seconds, takes sessions. When it throws, it has started none.
  *
  * @returns `status` is `ready`, `standby` (takes no sessions by its configuration) or `starting` (still recovering).
- * @throws {CloneError} `REPLICA_START_FAILED` with the last lines of the log, `TOOL_MISSING`.
+ * @throws {CloneError} `REPLICA_START_FAILED` with the last lines of the log, `TARGET_IN_USE`, `TOOL_MISSING`.
  */
 export async function startServer(options: StartServerOptions): Promise<PostmasterPid> {
   const { dataDirectory, logFile, signal } = options;
   signal.throwIfAborted();
-  const [file = '', ...args] = await startCommand(options);
+  const other = await isServerRunning(dataDirectory);
+  if (other !== null) {
+    throw new CloneError('TARGET_IN_USE', 'a server runs on the data directory already', {
+      facts: { dataDirectory, pid: other.pid },
+      hint: `Stop it first: pg_ctl stop -D ${quoteForShell(dataDirectory)}`,
+    });
+  }
+  const [file = '', ...args] = startCommand(options);
   const logOffset = await sizeOf(logFile);
   try {
     const status = await runDetached({
@@ -115,8 +122,8 @@ export async function stopServer({
   );
 }
 
-async function startCommand(options: StartServerOptions): Promise<readonly string[]> {
-  const { method, binDirectory, dataDirectory, configFile, major, port, signal } = options;
+function startCommand(options: StartServerOptions): readonly string[] {
+  const { method, binDirectory, dataDirectory, configFile, major, port } = options;
   if ('command' in method) {
     const values: Record<string, string> = {
       dataDirectory,
@@ -128,12 +135,7 @@ async function startCommand(options: StartServerOptions): Promise<readonly strin
     );
   }
   if (method.method === 'pg_ctlcluster') {
-    return [
-      'pg_ctlcluster',
-      String(major),
-      await clusterName(dataDirectory, major, signal),
-      'start',
-    ];
+    return ['pg_ctlcluster', String(major), debianClusterName(options), 'start'];
   }
   const serverArgs = [
     '-D',
@@ -154,25 +156,9 @@ function startEnvironment({ method, dataDirectory }: StartServerOptions): Record
   return 'method' in method && method.method === 'pg_ctl' ? { PGDATA: dataDirectory } : {};
 }
 
-/** Debian calls a cluster by a name, which is the name of the directory of its configuration (R9.7). */
-async function clusterName(
-  dataDirectory: string,
-  major: number,
-  signal: AbortSignal,
-): Promise<string> {
-  const { stdout } = await runProcess(
-    { file: 'pg_lsclusters', args: ['--json'], env: { LC_ALL: 'C' } },
-    { signal },
-  );
-  const clusters = JSON.parse(stdout.toString()) as readonly {
-    readonly version: string;
-    readonly cluster: string;
-    readonly pgdata: string;
-  }[];
-  const found = clusters.find(
-    ({ version, pgdata }) => version === String(major) && pgdata === dataDirectory,
-  );
-  if (found !== undefined) return found.cluster;
+/** Debian calls a cluster by a name, and that is the name of the directory of its configuration (R9.7). */
+function debianClusterName({ configFile, dataDirectory, major }: StartServerOptions): string {
+  if (configFile !== null) return basename(dirname(configFile));
   throw new CloneError('REPLICA_START_FAILED', 'pg_ctlcluster knows no cluster of this directory', {
     facts: { dataDirectory, major },
     hint: `Make its configuration below /etc/postgresql/${String(major)} with data_directory = '${dataDirectory}', or set worker.start to method pg_ctl.`,

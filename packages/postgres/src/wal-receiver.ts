@@ -66,6 +66,8 @@ const DISPOSE_LIMIT_MS = 10_000;
 /** Attempts that bring not one more segment. */
 const FRUITLESS_RESTARTS_MAX = 3;
 const RESTART_PAUSE_MS = 500;
+const PROBES_MAX = 10;
+const PROBE_PAUSE_MS = 100;
 /** Where files come without an event: on a network filesystem. */
 const RECHECK_MS = 1_000;
 
@@ -161,7 +163,12 @@ async function startStreaming(
   signal: AbortSignal,
 ): Promise<RunningProcess> {
   const { binDirectory, settings, applicationName, directory, session, inheritedFds } = options;
-  signal.throwIfAborted();
+  // The WAL sender of a stream that broke may not have noticed yet, and has the same name.
+  const others = await session.query<{ pid: number }>(
+    'SELECT pid FROM pg_stat_replication WHERE application_name = $1',
+    [applicationName],
+    signal,
+  );
   const child = await startProcess(
     {
       file: join(binDirectory, 'pg_receivewal'),
@@ -187,8 +194,8 @@ async function startStreaming(
     for (;;) {
       const streaming = await session.query(
         `SELECT FROM pg_stat_replication
-          WHERE application_name = $1 AND state IN ('catchup', 'streaming')`,
-        [applicationName],
+          WHERE application_name = $1 AND pid <> ALL ($2) AND state IN ('catchup', 'streaming')`,
+        [applicationName, others.map(({ pid }) => pid)],
         signal,
       );
       if (streaming.length > 0) return child;
@@ -217,7 +224,7 @@ async function explainEnd(
   const { settings, applicationName, session, seed, directory } = options;
   const stderr = child.stderrTail();
   try {
-    await probeReplication(settings, { applicationName, signal });
+    await probePatiently(settings, { applicationName, signal });
     const next = (await completeUpTo(options)) ?? segmentStart(seed);
     const [found] = await session.query<{ oldest: string | null }>(
       `SELECT min(right(name, 16)) AS "oldest" FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'`,
@@ -236,13 +243,6 @@ async function explainEnd(
     if (error instanceof CloneError) return error;
     throw error;
   }
-  return new CloneError('WAL_RECEIVER_FAILED', `pg_receivewal ended with ${describeExit(exit)}`, {
-    facts: { directory, exitStatus: exit.status, stderr },
-    hint: 'See its words in the facts, and the log of the source at this time.',
-  });
-}
-
-function brokenBy(cause: unknown): CloneError {
   // Its own words about this host are in our language.
   if (/: (?:No space left on device|Disk quota exceeded)$/m.test(stderr)) {
     return new CloneError('TARGET_NO_SPACE', `there is no space left for WAL in ${directory}`, {
@@ -250,6 +250,30 @@ function brokenBy(cause: unknown): CloneError {
       hint: 'Make room there, or choose a target.temporaryWalDirectory on a larger filesystem.',
     });
   }
+  return new CloneError('WAL_RECEIVER_FAILED', `pg_receivewal ended with ${describeExit(exit)}`, {
+    facts: { directory, exitStatus: exit.status, stderr },
+    hint: 'See its words in the facts, and the log of the source at this time.',
+  });
+}
+
+/** The WAL sender of the program that has just ended may hold its place for a moment longer. */
+async function probePatiently(
+  settings: ConnectionSettings,
+  options: Parameters<typeof probeReplication>[1],
+): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await probeReplication(settings, options);
+      return;
+    } catch (error) {
+      const isTaken = error instanceof CloneError && error.code === 'SOURCE_NO_WAL_SENDER';
+      if (!isTaken || attempt === PROBES_MAX) throw error;
+      await delay(PROBE_PAUSE_MS, undefined, { signal: options.signal });
+    }
+  }
+}
+
+function brokenBy(cause: unknown): CloneError {
   return new CloneError('WAL_RECEIVER_FAILED', 'the WAL stream cannot be watched', {
     facts: { reason: cause instanceof Error ? cause.message : String(cause) },
     cause,

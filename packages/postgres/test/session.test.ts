@@ -1,6 +1,7 @@
 /** A session must not end by a timeout, and when it does end, its owner must know at once. */
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
+import type { CloneError } from '@pgcloned/contract';
 import { freePort, type PostgresServer, startPrimary } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { openSession, probeReplication } from '../src/index.ts';
@@ -225,7 +226,7 @@ test('a database that does not exist, a server that is down and a missing socket
   const codeOf = async (more: Parameters<typeof connectionTo>[1]) =>
     await openSession(connectionTo(server, more), { applicationName, signal }).then(
       () => 'opened',
-      ({ code }: { code: string }) => code,
+      (error: unknown) => (error as CloneError).code,
     );
 
   expect(await codeOf({ database: 'nowhere' })).toBe('CONFIGURATION_INVALID');

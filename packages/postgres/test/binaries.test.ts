@@ -1,0 +1,33 @@
+import { mkdir, symlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { findPostgres, scratchDirectory } from '@pgcloned/testbed';
+import { expect, test } from 'vitest';
+import { findBinDirectory } from '../src/index.ts';
+
+const { signal } = new AbortController();
+const binDirectory = findPostgres();
+const major = Number(/(\d+)\/bin$/.exec(binDirectory)?.[1]);
+
+test('the programs of a major version are found where the template says', async () => {
+  expect(await findBinDirectory('/usr/lib/postgresql/{major}/bin', major, signal)).toBe(
+    binDirectory,
+  );
+});
+
+test('a version that is not installed, and a directory of another version, are refused by name', async () => {
+  await using scratch = await scratchDirectory();
+  const template = join(scratch.path, '{major}', 'bin');
+  const other = String(major + 1);
+  await mkdir(join(scratch.path, other));
+  await symlink(binDirectory, join(scratch.path, other, 'bin'));
+
+  await expect(findBinDirectory(template, 99, signal)).rejects.toMatchObject({
+    code: 'TOOL_MISSING',
+    message: `${join(scratch.path, '99', 'bin', 'postgres')} is not there`,
+    hint: expect.stringContaining('Install PostgreSQL 99'),
+  });
+  await expect(findBinDirectory(template, major + 1, signal)).rejects.toMatchObject({
+    code: 'TOOL_MISSING',
+    message: expect.stringContaining(`holds PostgreSQL ${String(major)}`),
+  });
+});
