@@ -32,7 +32,7 @@ const WRAPPER_LIMIT_MS = 20_000;
 
 /** rsync listens some milliseconds after its start, on a loaded host a second or two. */
 const LISTEN_LIMIT_MS = 5_000;
-const LISTEN_POLL_MS = 50;
+const LISTEN_POLL_MS = 20;
 
 /** Whoever holds a port already may answer before the news that our rsync did not get it. */
 const PORT_TAKEN_NEWS_MS = 2_000;

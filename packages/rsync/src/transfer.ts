@@ -18,8 +18,8 @@ import { rsyncUrl } from './rsync-url.ts';
 /** Comparing by checksum reads both files in silence before the first byte is sent. */
 const CHECKSUM_PATIENCE = 10;
 
-/** rsync's own limit is the first to strike; ours is for an rsync that hangs itself. */
-const WATCH_PATIENCE = 2;
+/** rsync's own limit, which any byte satisfies, is the first to strike; ours counts progress, and is for an rsync that hangs itself. */
+const WATCH_PATIENCE = 5;
 
 /** A connection that takes longer is dropped by a firewall. */
 const CONNECT_SECONDS_MAX = 20;

@@ -18,7 +18,9 @@ import {
   runAsPartsUser,
   runsAsRoot,
   type ScratchDirectory,
+  type SshServer,
   scratchDirectory,
+  startSshd,
 } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import {
@@ -252,7 +254,61 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
   });
 });
 
-describe('', () => {
+describe('behind a real sshd', () => {
+  let sshd: SshServer;
+  let runner: LocalRunner;
+
+  beforeEach(async () => {
+    sshd = await startSshd({ settings: [`SetEnv TMPDIR=${remoteTemporary(scratch.path)}`] });
+    runner = await localRunner({ directory: scratch.path, sshd });
+  });
+
+  afterEach(async () => {
+    await sshd[Symbol.asyncDispose]();
+  });
+
+  test('a stopped daemon has left nothing when stop settles', async () => {
+    const daemon = await startDaemon(runner, request);
+    await fetchVersion(daemon);
+
+    await daemon.stop(request.signal);
+
+    expect(await leftOnHost()).toEqual([]);
+  });
+
+  test('a client that is killed takes it along', async () => {
+    const daemon = await startDaemon(runner, request);
+
+    process.kill(runner.pid(), 'SIGKILL');
+
+    expect(await daemon.lost).toMatchObject({ code: 'SOURCE_LOST' });
+    await hostIsClean();
+  });
+
+  test('a connection that freezes loses it when the lease is over', async () => {
+    const daemon = await startDaemon(runner, { ...request, leaseMs: 2_000 });
+    const transferring = await startSlowTransfer(daemon);
+
+    process.kill(runner.pid(), 'SIGSTOP');
+
+    await once(transferring, 'exit');
+    while ((await readdir(remoteTemporary(scratch.path))).length > 0) await delay(50);
+    process.kill(runner.pid(), 'SIGCONT');
+    expect(await daemon.lost).toMatchObject({ code: 'SOURCE_LOST' });
+    await hostIsClean();
+  });
+
+  test('an sshd that dies with its connections takes it along', async () => {
+    const daemon = await startDaemon(runner, request);
+
+    await sshd.kill();
+
+    expect(await daemon.lost).toMatchObject({ code: 'SOURCE_LOST' });
+    await hostIsClean();
+  });
+});
+
+describe('with what is unusual', () => {
   let runner: LocalRunner;
 
   beforeEach(async () => {
@@ -284,9 +340,8 @@ describe('', () => {
   });
 
   test('a connection beyond the limit is refused as something that may be tried again', async () => {
-    await writeFile(join(scratch.path, 'pgdata/big'), Buffer.alloc(4_000_000));
     await using daemon = await startDaemon(runner, { ...request, connectionsMax: 1 });
-    const slow = rsync(daemon, ['--bwlimit=100', 'big']);
+    const slow = await startSlowTransfer(daemon);
 
     const fetching = fetchVersion(daemon);
 

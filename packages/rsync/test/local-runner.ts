@@ -9,7 +9,7 @@ import { symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { CommandRunner, Exit } from '@pgcloned/process';
-import { asPartsUser, makeDirectory, partsEnvironment } from '@pgcloned/testbed';
+import { asPartsUser, makeDirectory, partsEnvironment, type SshServer } from '@pgcloned/testbed';
 
 export interface LocalRunner extends CommandRunner {
   /** The first directory of its PATH. */
@@ -26,6 +26,8 @@ export interface LocalRunnerOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Whether commands run as whoever runs the tests. */
   readonly asOurselves?: boolean;
+  /** A real sshd in between; `directory` must be its own then. */
+  readonly sshd?: SshServer;
   /** What the login shell says before it does anything. */
   readonly greeting?: string;
 }
@@ -41,8 +43,7 @@ export async function localRunner(options: LocalRunnerOptions): Promise<LocalRun
   await makeDirectory(remoteTemporary(directory));
   let last: ChildProcessWithoutNullStreams | undefined;
   const open = (command: string) => {
-    const login = ['sh', '-c', `${options.greeting ?? ''}\n${command}`];
-    const [file = '', ...args] = options.asOurselves === true ? login : asPartsUser(login);
+    const [file = '', ...args] = argv(command, options);
     last = spawn(file, args, {
       cwd: '/',
       detached: true,
@@ -89,6 +90,18 @@ export async function localRunner(options: LocalRunnerOptions): Promise<LocalRun
       };
     },
   };
+}
+
+function argv(command: string, { sshd, asOurselves, greeting }: LocalRunnerOptions): string[] {
+  if (sshd !== undefined) {
+    return [
+      ...['ssh', '-F', 'none', '-T', '-p', String(sshd.port), '-i', sshd.privateKeyFile],
+      ...['-o', `UserKnownHostsFile=${sshd.knownHostsFile}`, '-o', 'IdentitiesOnly=yes'],
+      ...[`${sshd.user}@${sshd.host}`, command],
+    ];
+  }
+  const login = ['sh', '-c', `${greeting ?? ''}\n${command}`];
+  return asOurselves === true ? login : asPartsUser(login);
 }
 
 async function exitOf(child: ChildProcessWithoutNullStreams): Promise<Exit> {

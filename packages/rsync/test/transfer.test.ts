@@ -31,8 +31,15 @@ import {
   type ScratchDirectory,
   scratchDirectory,
 } from '@pgcloned/testbed';
+import * as fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
-import { type RsyncDaemon, startDaemon, type TransferRequest, transfer } from '../src/index.ts';
+import {
+  listFiles,
+  type RsyncDaemon,
+  startDaemon,
+  type TransferRequest,
+  transfer,
+} from '../src/index.ts';
 import { localRunner } from './local-runner.ts';
 
 let host: ScratchDirectory;
@@ -117,6 +124,33 @@ test('names of any bytes arrive, with content, mode and time', async () => {
     const [before, after] = await Promise.all([stat(from ?? ''), stat(to ?? '')]);
     expect([after.mode, after.mtimeMs]).toEqual([before.mode, before.mtimeMs]);
   }
+});
+
+test('whatever bytes names are made of, what is listed is what arrives', async () => {
+  const runner = await localRunner({ directory: scratch.path });
+  const name = fc
+    .uint8Array({ minLength: 1, maxLength: 40 })
+    .map((bytes) => Buffer.from(bytes).toString('latin1'))
+    .filter((text) => !/[\0/]|^\.{1,2}$/.test(text));
+  const listed = async (root: string) => {
+    const [entries] = await listFiles(runner, { roots: [root], signal: request.signal });
+    return (entries ?? []).map((entry) => entry.name).toSorted();
+  };
+  await fc.assert(
+    fc.asyncProperty(fc.uniqueArray(name, { minLength: 1, maxLength: 50 }), async (names) => {
+      const [from, to] = [join(source, 'any'), join(target, 'any')];
+      for (const root of [from, to]) await makeDirectory(root);
+      for (const one of names) await writeFile(Buffer.from(`${from}/${one}`, 'latin1'), one);
+
+      const outcome = await transfer({ ...request, names: names.map((one) => `any/${one}`) });
+
+      expect(outcome.again).toEqual([]);
+      expect(await listed(from)).toEqual(names.toSorted());
+      expect(await listed(to)).toEqual(names.toSorted());
+      for (const root of [from, to]) await rm(root, { recursive: true });
+    }),
+    { numRuns: 10 },
+  );
 });
 
 test('files that are gone, or are no files any more, are skipped', async () => {
@@ -297,7 +331,7 @@ test('an rsync that hangs itself is a stall, and is killed', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
   await using gate = await openGate({ bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 1_000 });
+  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 400 });
   // Whoever awaits it does so after the stop.
   transferring.catch(() => {});
   await gate.reached;
