@@ -6,7 +6,9 @@
  * no older server is to be had; and that SSH leads to another cluster than SQL, by a cluster that was moved under a
  * running server, as a stale mount does it.
  */
-import { chmod, mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+
+import { existsSync } from 'node:fs';
+import { chmod, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { ErrorCode } from '@pgcloned/contract';
@@ -16,23 +18,23 @@ import {
   leftBehind,
   makeDirectory,
   mountFilesystem,
-  type PostgresServer,
   runAsPartsUser,
   runsAsRoot,
   type Source,
   type SshServer,
   scratchDirectory,
-  startCluster,
   startPrimary,
   startSource,
   startSshd,
   writePartsFile,
 } from '@pgcloned/testbed';
 import pg from 'pg';
-import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { type Ended, runClone, startClone } from './run-clone.ts';
 
 const WAL_SENDERS = 3;
+const SLOTS = 2;
+const MEGABYTE = 1_000_000;
 
 const owned = new AsyncDisposableStack();
 let source: Source;
@@ -41,7 +43,7 @@ let directory = '';
 beforeAll(async () => {
   source = owned.use(
     await startSource({
-      settings: { max_wal_senders: String(WAL_SENDERS), max_replication_slots: '1' },
+      settings: { max_wal_senders: String(WAL_SENDERS), max_replication_slots: String(SLOTS) },
     }),
   );
   directory = owned.use(await scratchDirectory()).path;
@@ -180,7 +182,9 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
   },
   {
     given: 'a key that the SSH server does not know',
-    wish: () => ({ source: { ssh: { ...sshOf(source), privateKeyFile: source.sshd.otherKeyFile } } }),
+    wish: () => ({
+      source: { ssh: { ...sshOf(source), privateKeyFile: source.sshd.otherKeyFile } },
+    }),
     code: 'SSH_AUTHENTICATION_FAILED',
     status: 3,
     message: `does not let`,
@@ -251,11 +255,7 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
         'REVOKE EXECUTE ON FUNCTION pg_backup_stop(boolean) FROM cloner',
         'GRANT EXECUTE ON FUNCTION pg_backup_stop(boolean) TO cloner;',
       ],
-      [
-        'the right to see settings',
-        'REVOKE pg_monitor FROM cloner',
-        'GRANT pg_monitor TO cloner;',
-      ],
+      ['the right to see settings', 'REVOKE pg_monitor FROM cloner', 'GRANT pg_monitor TO cloner;'],
       [
         'the attribute REPLICATION',
         'ALTER ROLE cloner NOREPLICATION',
@@ -275,7 +275,7 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
       code: 'SOURCE_RIGHTS_MISSING',
       status: 7,
       message: 'cloner may not',
-      hint: `Run as superuser in database postgres of the source: ${grant}`,
+      hint: `of the source: ${grant}`,
     }),
   ),
   {
@@ -314,24 +314,24 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
   {
     given: 'no free slot for the standby',
     wish: async (undo) => {
-      await takeSlot(undo);
+      await takeSlots(undo, SLOTS);
       return { replica: { slot: 'its_own' } };
     },
     code: 'SOURCE_SETTINGS_UNSUITABLE',
     status: 7,
     message: 'the source has too few replication slots for the standby',
-    hint: 'ALTER SYSTEM SET max_replication_slots = 3;',
+    hint: `ALTER SYSTEM SET max_replication_slots = ${String(SLOTS + 2)};`,
   },
   {
     given: 'a slot for the standby that exists already',
     wish: async (undo) => {
-      await takeSlot(undo);
-      return { replica: { slot: 'taken' }, more: { wal: { retention: 'none' } } };
+      await takeSlots(undo, 1);
+      return { replica: { slot: 'taken_1' }, more: { wal: { retention: 'none' } } };
     },
     code: 'SOURCE_SETTINGS_UNSUITABLE',
     status: 7,
-    message: /taken/,
-    hint: "SELECT pg_drop_replication_slot('taken')",
+    message: 'replication slot taken_1 exists already',
+    hint: "SELECT pg_drop_replication_slot('taken_1')",
   },
   {
     given: 'a data directory that is not the one to expect',
@@ -406,7 +406,9 @@ const TARGET_REFUSALS: readonly Refusal[] = [
   },
   {
     given: 'a target inside a data directory',
-    wish: () => ({ target: { dataDirectory: join(source.primary.dataDirectory, 'base', 'clone') } }),
+    wish: () => ({
+      target: { dataDirectory: join(source.primary.dataDirectory, 'base', 'clone') },
+    }),
     code: 'TARGET_INVALID',
     status: 7,
     message: 'the target lies inside the data directory ',
@@ -468,12 +470,12 @@ const TARGET_REFUSALS: readonly Refusal[] = [
     hint: 'belong to the user that runs',
   },
   {
-    given: 'a tablespace without a mapping, where its location is taken here',
+    given: 'a tablespace without a mapping on the host of the source',
     wish: () => ({ target: { tablespaces: {} } }),
-    code: 'TARGET_NOT_EMPTY',
-    status: 5,
-    message: 'is not empty',
-    hint: 'target.tablespaces',
+    code: 'TARGET_INVALID',
+    status: 7,
+    message: "is the source's own",
+    hint: /^Source and clone share a host: map .*fast to another directory with target\.tablespaces\.$/,
   },
   {
     given: 'a mapping of a tablespace into a place that is taken',
@@ -483,8 +485,8 @@ const TARGET_REFUSALS: readonly Refusal[] = [
     },
     code: 'TARGET_NOT_EMPTY',
     status: 5,
-    message: 'is not empty',
-    hint: 'target.tablespaces',
+    message: 'exists already',
+    hint: 'Map the tablespace to another directory with target.tablespaces',
   },
   {
     given: 'a mapping of a tablespace that the source does not have',
@@ -576,11 +578,11 @@ test('a source with wal_level minimal is refused with the statement that raises 
 
 test('without a free slot the clone is made all the same, and says that nothing kept the WAL', async () => {
   await using undo = new AsyncDisposableStack();
-  await takeSlot(undo);
+  await takeSlots(undo, SLOTS);
 
   const ended = await runClone(source, specOf({}));
 
-  expect(ended.status).toBe(0);
+  expect(ended.error).toBeUndefined();
   expect(ended.result.result.warnings).toContainEqual(
     saying('The source has no free replication slot (max_replication_slots), so WAL is not pinned'),
   );
@@ -588,6 +590,146 @@ test('without a free slot the clone is made all the same, and says that nothing 
   await undo.disposeAsync();
   await expectNothingLeft(ended);
 });
+
+test.each([
+  {
+    what: 'holds another cluster',
+    phase: 'preflight',
+    put: async (path: string) => {
+      await using other = await startPrimary({ dataDirectory: path });
+      await other.stop();
+    },
+  },
+  {
+    what: 'holds a copy of the cluster, with its postmaster.pid',
+    phase: 'stream-wal',
+    put: async (path: string) => {
+      await runAsPartsUser(['cp', '-aT', `${path}.moved`, path]);
+    },
+  },
+])('a data directory that $what is not taken for that of the running server', async (scene) => {
+  const { dataDirectory } = source.primary;
+  await using undo = new AsyncDisposableStack();
+  // The server goes on: it works in its directory, whatever that is called.
+  await rename(dataDirectory, `${dataDirectory}.moved`);
+  undo.defer(async () => {
+    await rm(dataDirectory, { recursive: true });
+    await rename(`${dataDirectory}.moved`, dataDirectory);
+  });
+  await scene.put(dataDirectory);
+  const before = await contentsOf(directory);
+
+  const ended = await runClone(source, specOf({}));
+
+  expect(ended.error).toMatchObject({
+    code: 'SOURCE_MISMATCH',
+    phase: scene.phase,
+    message: 'SQL and SSH lead to different clusters',
+    hint: saying('Check host, port'),
+  });
+  expect(ended.status).toBe(7);
+  expect(await contentsOf(directory)).toBe(before);
+  await expectNothingLeft(ended);
+});
+
+describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mount,', () => {
+  test('a target that is too small is refused, with what is free and what is needed', async () => {
+    await using small = await mountFilesystem({ type: 'tmpfs', bytes: 16 * MEGABYTE });
+    const dataDirectory = join(small.path, 'main');
+
+    const ended = await runClone(source, specOf({ target: { dataDirectory } }));
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'preflight',
+      message: saying(/ has 15\.\d MB free, and \d+\.\d MB are needed$/),
+      hint: 'Make room there, or choose a target on a larger filesystem.',
+    });
+    expect(ended.status).toBe(7);
+    expect(await readdir(small.path)).toEqual([]);
+    await expectNothingLeft(ended);
+  });
+
+  test('a target that fills up during the copy ends it, and the next clone into it works', async () => {
+    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 100 * MEGABYTE });
+    const dataDirectory = join(filesystem.path, 'main');
+    const running = await startClone(
+      source,
+      specOf({ target: { dataDirectory }, more: { transfer: { maxRate: 8 * MEGABYTE } } }),
+    );
+    await running.reached('copy-files');
+    await fill(filesystem.path);
+
+    const ended = await running.ended;
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'copy-files',
+      hint: saying(/[Mm]ake room/),
+    });
+    expect(ended.status).toBe(7);
+    expect(isStartable(dataDirectory)).toBe(false);
+    await expectNothingLeft(ended);
+    await rm(join(filesystem.path, 'filler'));
+    expect((await runClone(source, specOf({ target: { dataDirectory } }))).error).toBeUndefined();
+  });
+
+  test('a directory for WAL that fills up ends the clone', async () => {
+    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 40 * MEGABYTE });
+    const running = await startClone(
+      source,
+      specOf({
+        target: { temporaryWalDirectory: filesystem.path },
+        more: { transfer: { maxRate: MEGABYTE } },
+      }),
+    );
+    await running.reached('copy-files');
+    for (let segment = 0; segment < 4; segment += 1)
+      await source.primary.query(
+        "SELECT pg_logical_emit_message(true, '', 'fills'), pg_switch_wal()",
+      );
+
+    const ended = await running.ended;
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'copy-files',
+      message: saying(filesystem.path),
+      hint: saying(/[Mm]ake room/),
+    });
+    expect(ended.status).toBe(7);
+    expect(await readdir(filesystem.path)).toEqual([]);
+    await expectNothingLeft(ended);
+  });
+
+  test('a read-only filesystem is told from one of somebody else', async () => {
+    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 16 * MEGABYTE });
+    await filesystem.remount('ro');
+    const dataDirectory = join(filesystem.path, 'main');
+
+    const ended = await runClone(source, specOf({ target: { dataDirectory } }));
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NOT_WRITABLE',
+      phase: 'preflight',
+      message: saying('cannot be written'),
+      hint: 'Mount the filesystem read-write, or choose another target.',
+    });
+    expect(ended.status).toBe(7);
+    await expectNothingLeft(ended);
+  });
+});
+
+function isStartable(dataDirectory: string): boolean {
+  return existsSync(join(dataDirectory, 'global', 'pg_control'));
+}
+
+/** With a file that takes what is left. */
+async function fill(path: string): Promise<void> {
+  await runAsPartsUser(['dd', 'if=/dev/zero', `of=${join(path, 'filler')}`, 'bs=1M'], {
+    accept: [1],
+  });
+}
 
 function sshOf({
   sshd,
@@ -646,11 +788,14 @@ async function takeWalSender(undo: AsyncDisposableStack): Promise<void> {
   undo.defer(() => client.end());
 }
 
-async function takeSlot(undo: AsyncDisposableStack): Promise<void> {
-  await source.primary.query("SELECT pg_create_physical_replication_slot('taken')");
-  undo.defer(async () => {
-    await source.primary.query("SELECT pg_drop_replication_slot('taken')");
-  });
+async function takeSlots(undo: AsyncDisposableStack, count: number): Promise<void> {
+  for (let taken = 1; taken <= count; taken += 1) {
+    const name = `taken_${String(taken)}`;
+    await source.primary.query('SELECT pg_create_physical_replication_slot($1)', [name]);
+    undo.defer(async () => {
+      await source.primary.query('SELECT pg_drop_replication_slot($1)', [name]);
+    });
+  }
 }
 
 /** A port that leads to `port`, where the server's texts are replaced by others of the same length. */
