@@ -109,7 +109,9 @@ function explain(error: FastifyError | Error): CloneError {
   const { code: fastifyCode, validationContext } = error as FastifyError;
   switch (validationContext) {
     case 'body':
-      return new CloneError('REQUEST_INVALID', 'the body breaks a rule');
+      return new CloneError('REQUEST_INVALID', 'the body breaks a rule', {
+        hint: 'Mend each place that `errors` points to; `/docs` describes every field.',
+      });
     case 'params':
       return new CloneError('NOT_FOUND', 'there is nothing with such a name');
     case undefined:
