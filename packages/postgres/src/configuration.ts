@@ -4,9 +4,7 @@
  * The last assignment of a setting wins, also over the included files before it, and `postgresql.auto.conf` is read
  * after everything else. So settings are appended there and nothing that stands in the files is ever edited (R9.4).
  */
-import { readdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import type { ConnectionSettings } from './connection-settings.ts';
 
@@ -111,62 +109,6 @@ export async function effectiveSettings<Name extends string>({
   };
   await settleAll(Array.from({ length: QUERIES_AT_ONCE }, ask));
   return values as Record<Name, string>;
-}
-
-export interface HostConfiguration {
-  readonly configFile: string;
-  /** The server's own settings for where these lie; may be anywhere. */
-  readonly hbaFile: string;
-  readonly identFile: string;
-}
-
-/**
- * The configuration that this host keeps outside of `dataDirectory` for it, as Debian does in
- * /etc/postgresql/MAJOR/NAME (R9.7). The configurations of other clusters may be broken; they are passed over.
- */
-export async function findHostConfiguration({
-  binDirectory,
-  major,
-  dataDirectory,
-  root = '/etc/postgresql',
-  signal,
-}: {
-  readonly binDirectory: string;
-  readonly major: number;
-  readonly dataDirectory: string;
-  readonly root?: string;
-  readonly signal: AbortSignal;
-}): Promise<HostConfiguration | null> {
-  const parent = join(root, String(major));
-  for (const name of await entriesOf(parent)) {
-    try {
-      const found = await effectiveSettings({
-        binDirectory,
-        dataDirectory: join(parent, name),
-        configFile: null,
-        names: ['data_directory', 'config_file', 'hba_file', 'ident_file'],
-        signal,
-      });
-      if (resolve(found.data_directory) !== resolve(dataDirectory)) continue;
-      return {
-        configFile: found.config_file,
-        hbaFile: found.hba_file,
-        identFile: found.ident_file,
-      };
-    } catch (error) {
-      if (!(error instanceof CloneError) || error.code !== 'PROCESS_FAILED') throw error;
-    }
-  }
-  return null;
-}
-
-async function entriesOf(directory: string): Promise<readonly string[]> {
-  try {
-    return (await readdir(directory)).toSorted();
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
-    throw error;
-  }
 }
 
 /** Like `Promise.all`, but settles only after the last of them has. */

@@ -46,11 +46,6 @@ export async function connectClient(
   throw explainRefusal(telling, settings, options);
 }
 
-/** The address of this end of the connection; null over a unix socket. */
-export function localAddressOf(client: Client): string | null {
-  return socketOf(client).localAddress ?? null;
-}
-
 /** Ends the connection without a word. Settles once it is closed. */
 export async function destroyClient(client: Client): Promise<void> {
   const socket = socketOf(client);

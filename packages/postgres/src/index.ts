@@ -4,8 +4,6 @@ export { findBinDirectory } from './binaries.ts';
 export {
   appendSettings,
   effectiveSettings,
-  findHostConfiguration,
-  type HostConfiguration,
   primaryConninfo,
   quoteSetting,
 } from './configuration.ts';

@@ -8,6 +8,7 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
 
 interface SharedMemory {
   readonly key: bigint;
@@ -55,7 +56,10 @@ export function parsePostmasterPid(lines: readonly string[]): PostmasterPid | nu
   };
 }
 
-/** @returns What the file says, or null if no server runs on `dataDirectory`. */
+/**
+ * @returns What the file says, or null if no server runs on `dataDirectory`.
+ * @throws {CloneError} `TARGET_NOT_WRITABLE` if the directory is another user's, so that it cannot be told.
+ */
 export async function isServerRunning(dataDirectory: string): Promise<PostmasterPid | null> {
   const content = await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').catch(
     nullIfMissing,
@@ -110,7 +114,12 @@ function systemV(digits: string): bigint {
 }
 
 function nullIfMissing(error: unknown): null {
-  const { code } = error as NodeJS.ErrnoException;
+  const { code, path } = error as NodeJS.ErrnoException;
   if (code === 'ENOENT' || code === 'ENOTDIR') return null;
-  throw error;
+  if (code !== 'EACCES') throw error;
+  throw new CloneError('TARGET_NOT_WRITABLE', `${path ?? 'postmaster.pid'} may not be read`, {
+    facts: { path: path ?? null },
+    hint: 'Run pgcloned as the user that owns the data directory.',
+    cause: error,
+  });
 }

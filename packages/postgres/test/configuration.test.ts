@@ -7,7 +7,6 @@ import { expect, test } from 'vitest';
 import {
   appendSettings,
   effectiveSettings,
-  findHostConfiguration,
   formatPassfileLine,
   primaryConninfo,
   quoteSetting,
@@ -98,41 +97,6 @@ test('a configuration outside the data directory is read with its includes', asy
   });
 
   expect(settings).toEqual({ max_connections: '77', config_file: configFile });
-});
-
-test('the configuration that the host keeps for a data directory is found, among others that are broken', async () => {
-  await using scratch = await scratchDirectory();
-  const dataDirectory = join(scratch.path, 'data');
-  const files: Readonly<Record<string, string>> = {
-    'a broken one': 'no such setting at all',
-    other: `data_directory = '/somewhere/else'`,
-    main: `include_dir = 'conf.d'\nhba_file = '/srv/hba'\nident_file = '/srv/ident'`,
-  };
-  const major = 15;
-  for (const [name, content] of Object.entries(files)) {
-    const directory = join(scratch.path, String(major), name);
-    await mkdir(join(directory, 'conf.d'), { recursive: true });
-    await writeFile(join(directory, 'postgresql.conf'), `${content}\n`);
-    await writeFile(
-      join(directory, 'conf.d', 'x.conf'),
-      `data_directory = ${quoteSetting(dataDirectory)}\n`,
-    );
-  }
-  const find = async (directory: string) =>
-    await findHostConfiguration({
-      binDirectory,
-      major,
-      dataDirectory: directory,
-      root: scratch.path,
-      signal,
-    });
-
-  expect(await find(`${dataDirectory}/`)).toEqual({
-    configFile: join(scratch.path, String(major), 'main', 'postgresql.conf'),
-    hbaFile: '/srv/hba',
-    identFile: '/srv/ident',
-  });
-  expect(await find(join(scratch.path, 'nobody'))).toBeNull();
 });
 
 test("a configuration that is not valid fails with the server's own words", async () => {

@@ -3,7 +3,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chown, mkdir, readFile, readlink, rename, rm } from 'node:fs/promises';
+import { chown, mkdir, readFile, readlink, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -42,8 +42,8 @@ interface Caller extends AsyncDisposable {
 }
 
 async function call(
-  name: 'startServer' | 'stopServer',
-  options: Omit<StartServerOptions, 'signal'>,
+  name: 'startServer' | 'stopServer' | 'isServerRunning',
+  options: Partial<StartServerOptions>,
 ): Promise<Caller> {
   const fixture = fileURLToPath(new URL('fixtures/calls.ts', import.meta.url));
   const [file = '', ...args] = asPartsUser(
@@ -217,6 +217,32 @@ test('a command that is not there or fails is told apart', async () => {
   await expect(start('sh', '-c', 'echo no such unit >&2; exit 5')).rejects.toMatchObject({
     code: 'REPLICA_START_FAILED',
     facts: { exitStatus: 5, log: 'no such unit' },
+  });
+});
+
+test('in doubt a server runs: its pid may be that of another user', async () => {
+  await using scratch = await scratchDirectory();
+  // Process 1 is alive, and an ordinary user may neither signal it nor see where it works.
+  await writeFile(
+    join(scratch.path, 'postmaster.pid'),
+    ['1', scratch.path, '1700000000', '5432', '', '', '', 'ready', ''].join('\n'),
+  );
+
+  await using caller = await call('isServerRunning', { dataDirectory: scratch.path });
+
+  expect(caller.answer.value).toMatchObject({ pid: 1 });
+});
+
+test.runIf(runsAsRoot)('a data directory of another user is refused by name', async () => {
+  await using scratch = await scratchDirectory();
+  const dataDirectory = join(scratch.path, 'closed');
+  await mkdir(dataDirectory, { mode: 0o700 });
+
+  await using caller = await call('isServerRunning', { dataDirectory });
+
+  expect(caller.answer.error).toMatchObject({
+    code: 'TARGET_NOT_WRITABLE',
+    facts: { path: join(dataDirectory, 'postmaster.pid') },
   });
 });
 
