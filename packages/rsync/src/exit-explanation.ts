@@ -26,7 +26,6 @@ const NO_SPACE = /: (?:No space left on device \(28\)|Disk quota exceeded \(122\
 
 const STATUS = {
   ok: 0,
-  noCompressionInCommon: 4,
   daemonRefused: 5,
   socket: 10,
   fileIo: 11,
@@ -99,13 +98,6 @@ export function explainExit(o: {
       'See whether the source host and the network to it are up.',
     );
   }
-  if (status === STATUS.noCompressionInCommon) {
-    throw fail(
-      'TRANSFER_FAILED',
-      'rsync on the source host does not know what was asked for',
-      'Use rsync 3.2.0 or newer on both hosts, or no compression.',
-    );
-  }
   throw fail(
     'TRANSFER_FAILED',
     `rsync: ${reasonOf(messages) ?? describeExit(exit)}`,
@@ -157,6 +149,9 @@ function hintFor(message: string): string {
   }
   if (/Input\/output error \(5\)/.test(message)) {
     return 'A disk fails to read or write this file: see the kernel log of its host before anything else.';
+  }
+  if (/compress/.test(message)) {
+    return 'Use rsync 3.2.0 or newer on both hosts, or no compression.';
   }
   if (/Read-only file system \(30\)/.test(message)) return 'Make the target writable.';
   return UNKNOWN_HINT;

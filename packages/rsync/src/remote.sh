@@ -99,6 +99,7 @@ serve() { # CLONE LEASE_SECONDS USER CONNECTIONS_MAX CLIENTS ADDRESS [MODULE PAT
 
   # A signal that came before the guard awaits it would kill the guard.
   trap '' USR1
+  guard=
   stand_guard </dev/null >/dev/null 2>&1 &
   guard=$!
   { echo "$guard" >"$directory/guard" && configure "$@"; } || end
@@ -125,14 +126,34 @@ stand_guard() {
   end
 }
 
-# Killing the listener alone would leave its connections: R7.7. The first signal ends every rsync but not us, so that
-# nobody writes into the directory any more; the second one ends whoever is left, us included.
+# The first signal ends what waits for rsync, so that nobody takes our deed for a failure of rsync, and the main shell if
+# the guard does this; the last one ends whoever is left, us included.
 end() {
   trap '' TERM HUP INT PIPE
   kill -TERM "-$main"
-  rm -rf -- "$directory" || { sleep 1 && rm -rf -- "$directory"; }
+  kill_rsync "$directory"
+  rm -rf -- "$directory"
+  if [ -n "$guard" ]; then
+    kill -KILL "$guard"
+    wait "$guard"
+  fi 2>/dev/null
   say gone
   kill -KILL "-$main"
+}
+
+# Killing the listener alone would leave its connections (R7.7), and rsync takes its time over milder signals. Returns when
+# none is left; one that hangs in the kernel is given up.
+kill_rsync() { # DIRECTORY
+  attempts=0
+  while [ "$attempts" -lt 100 ]; do
+    # The pattern goes by standard input: among the arguments of grep it would find grep.
+    pids=$(printf '%s\n' "--config=$1/rsyncd.conf" |
+      grep -l -F -f /dev/stdin -- /proc/[0-9]*/cmdline 2>/dev/null | sed 's,[^0-9],,g')
+    [ -n "$pids" ] || return
+    # shellcheck disable=SC2086 # one word per process
+    kill -KILL $pids 2>/dev/null
+    attempts=$((attempts + 1))
+  done
 }
 
 configure() { # [MODULE PATH]…
@@ -198,10 +219,7 @@ sweep_directory() { # DIRECTORY
   guard=
   if [ -e "$directory/guard" ]; then read -r guard <"$directory/guard"; fi
   if is_wrapper "$clone" "$main" || is_wrapper "$clone" "$guard"; then return; fi
-  # The pattern goes by standard input: among the arguments of grep it would find grep.
-  printf '%s\n' "--config=$directory/rsyncd.conf" |
-    grep -l -F -f /dev/stdin -- /proc/[0-9]*/cmdline 2>/dev/null |
-    while IFS=/ read -r _ _ pid _; do kill -KILL "$pid"; done
+  kill_rsync "$directory"
   # Without our mark only an empty one: it broke off before there was a guard.
   if [ -e "$directory/guard" ]; then rm -rf -- "$directory"; else rmdir -- "$directory"; fi &&
     printf '%s\n' "$clone"
