@@ -98,9 +98,17 @@ afterEach(async () => {
 const clients = async () => (await listProcesses()).filter(({ args }) => args.includes(target));
 
 test('names of any bytes arrive, with content, mode and time', async () => {
-  const names = ['#x', ';y', ' z ', '-n', 'a\nb', '100%', 'q\'"\\#012', '\xff\xfe'].map(
-    (name) => `base/1/${name}`,
-  );
+  const names = [
+    '#x',
+    ';y',
+    ' z ',
+    '-n',
+    'a\nb',
+    '100%',
+    'q\'"\\#012',
+    'a\\[b*?\\',
+    '\xff\xfe',
+  ].map((name) => `base/1/${name}`);
   for (const name of names) {
     const path = Buffer.from(`${source}/${name}`, 'latin1');
     await writeFile(path, name, { mode: 0o640 });
