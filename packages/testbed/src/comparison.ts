@@ -16,7 +16,11 @@ export async function waitForReplay(
   primary: PostgresServer,
   standby: PostgresServer,
 ): Promise<void> {
-  const [goal] = await primary.query<{ lsn: string }>('select pg_current_wal_insert_lsn() as lsn');
+  // A record of our own: behind a switch of segments the insert position lies where no record ends, and an idle primary
+  // writes the next one only within 15 s.
+  const [goal] = await primary.query<{ lsn: string }>(
+    "select pg_logical_emit_message(true, 'testbed', '') as lsn",
+  );
   let last = '';
   let movedAt = Date.now();
   for (;;) {
