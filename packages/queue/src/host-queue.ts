@@ -104,8 +104,11 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     onError,
   });
 
+  let hasLeft = false;
   const register = async (): Promise<void> => {
     const facts = JSON.stringify(await options.facts());
+    // Whoever has said goodbye must not come back with a late word.
+    if (hasLeft) return;
     const registered = await registerHost(redis, {
       name: host,
       machineId,
@@ -140,7 +143,11 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     const stored = await readOwn(id);
     // Forgotten, or cancelled while it waited.
     if (stored === undefined || hasEnded(stored.clone.state)) return;
-    await options.run(stored.clone, data.contract);
+    const work = options.run(stored.clone, data.contract);
+    // Or those who wait behind it would not be told why until the next heartbeat.
+    register().catch(onError);
+    await work;
+    register().catch(onError);
   };
   const takeControl = ({ data }: { readonly data: CloneJob }): Promise<void> => {
     options.onCancelRequested(CloneId.parse(data.id));
@@ -238,6 +245,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     appendLog: publisher.appendLog,
     [Symbol.asyncDispose]: async () => {
       taking = false;
+      hasLeft = true;
       clearInterval(heartbeat);
       clearInterval(reconciliation);
       const leaving = leaveHost(redis, host, workerId).catch(onError);
