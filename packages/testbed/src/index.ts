@@ -17,7 +17,13 @@ export {
   runsAsRoot,
   writePartsFile,
 } from './parts-user.ts';
-export { type Answer, PGCLONED, type Pgcloned, startPgcloned } from './pgcloned.ts';
+export {
+  type Answer,
+  PGCLONED,
+  type Pgcloned,
+  type PgclonedOptions,
+  startPgcloned,
+} from './pgcloned.ts';
 export {
   adoptServer,
   findPostgres,

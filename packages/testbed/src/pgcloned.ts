@@ -1,5 +1,5 @@
 /**
- * `pgcloned up` from this checkout, as the parts' user, and requests to its API.
+ * `pgcloned up` from this checkout, or API and worker each alone, as the parts' user, and requests to the API.
  *
  * The product is known here as a command and an HTTP API only: what is tested with it is what a user gets.
  */
@@ -16,6 +16,15 @@ export const PGCLONED = fileURLToPath(
   new URL('../../../apps/cli/bin/pgcloned.js', import.meta.url),
 );
 
+/** A command that stays. */
+export type PgclonedPart = 'up' | 'api' | 'worker';
+
+export interface PgclonedOptions {
+  /** What runs, each as a process of its own, in the order in which they start. Default: `up` alone. */
+  readonly parts?: readonly PgclonedPart[];
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 export interface Pgcloned extends AsyncDisposable {
   readonly url: string;
   /** Of the role admin. */
@@ -23,13 +32,20 @@ export interface Pgcloned extends AsyncDisposable {
   readonly tokenFile: string;
   readonly configFile: string;
   readonly stateDirectory: string;
+  /** Of all parts. */
   readonly logFile: string;
+  /** Of the only part, or of the one that started first. */
   readonly pid: number;
   /** `body` is sent as JSON; an answer that is not JSON is text. */
-  request(method: string, path: string, body?: unknown): Promise<Answer>;
-  /** SIGTERM (default) lets it tidy up, SIGKILL does not. */
-  stop(signal?: 'SIGTERM' | 'SIGKILL'): Promise<void>;
-  /** Starts it again with the same configuration and state. */
+  request(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<Answer>;
+  /** SIGTERM (default) lets it tidy up, SIGKILL does not. Without `part` all of them, in reverse order. */
+  stop(signal?: 'SIGTERM' | 'SIGKILL', part?: PgclonedPart): Promise<void>;
+  /** Starts what does not run, with the same configuration and state. */
   start(): Promise<void>;
 }
 
@@ -47,6 +63,7 @@ export interface Answer {
 export async function startPgcloned(
   directory: string,
   configuration: Readonly<Record<string, unknown>>,
+  { parts = ['up'], env = {} }: PgclonedOptions = {},
 ): Promise<Pgcloned> {
   const configFile = join(directory, 'pgcloned.yaml');
   const stateDirectory = join(directory, 'state');
@@ -57,8 +74,20 @@ export async function startPgcloned(
   const content = { host: 'testbed', stateDirectory, api: { listen }, ...configuration };
   await writePartsFile(configFile, JSON.stringify(content, null, 2));
   const tokenFile = join(stateDirectory, 'token');
-  let server: ServerProcess | null = null;
+  const servers = new Map<PgclonedPart, ServerProcess>();
   let token = '';
+
+  const startPart = async (part: PgclonedPart): Promise<ServerProcess> => {
+    const saidBefore = existsSync(logFile) ? statSync(logFile).size : 0;
+    return await startServerProcess({
+      argv: [process.execPath, PGCLONED, part, '--config', configFile],
+      // The home of the parts' user may hold keys and passwords that no test is about.
+      env: { HOME: directory, ...env },
+      logFile,
+      deathSignal: 'TERM',
+      isReady: () => readFileSync(logFile).subarray(saidBefore).includes('pgcloned is ready'),
+    });
+  };
 
   const pgcloned: Pgcloned = {
     url,
@@ -70,30 +99,28 @@ export async function startPgcloned(
       return token;
     },
     get pid() {
-      return server?.pid ?? 0;
+      return [...servers.values()][0]?.pid ?? 0;
     },
     start: async () => {
-      const saidBefore = existsSync(logFile) ? statSync(logFile).size : 0;
-      server = await startServerProcess({
-        argv: [process.execPath, PGCLONED, 'up', '--config', configFile],
-        // The home of the parts' user may hold keys and passwords that no test is about.
-        env: { HOME: directory },
-        logFile,
-        deathSignal: 'TERM',
-        isReady: () => readFileSync(logFile).subarray(saidBefore).includes('pgcloned is ready'),
-      });
+      for (const part of parts) {
+        if (!servers.has(part)) servers.set(part, await startPart(part));
+      }
       token = (await readFile(tokenFile, 'utf8')).trim();
     },
-    stop: async (signal = 'SIGTERM') => {
-      await server?.stop(signal);
-      server = null;
+    stop: async (signal = 'SIGTERM', only) => {
+      for (const part of [...servers.keys()].reverse()) {
+        if (only !== undefined && part !== only) continue;
+        await servers.get(part)?.stop(signal);
+        servers.delete(part);
+      }
     },
-    request: async (method, path, body) => {
+    request: async (method, path, body, headers = {}) => {
       const response = await fetch(`${url}${path}`, {
         method,
         headers: {
           authorization: `Bearer ${token}`,
           ...(body !== undefined && { 'content-type': 'application/json' }),
+          ...headers,
         },
         ...(body !== undefined && { body: JSON.stringify(body) }),
       });
@@ -109,6 +136,11 @@ export async function startPgcloned(
       await pgcloned.stop();
     },
   };
-  await pgcloned.start();
-  return pgcloned;
+  try {
+    await pgcloned.start();
+    return pgcloned;
+  } catch (error) {
+    await pgcloned.stop();
+    throw error;
+  }
 }

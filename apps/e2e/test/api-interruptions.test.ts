@@ -1,0 +1,302 @@
+/**
+ * Clones of `pgcloned up` that are cancelled, or whose worker is stopped or killed: the record tells the truth, the
+ * source is as before, the target cannot be started, and the next clone into it works.
+ *
+ * Phases that last milliseconds are held where the real parts allow it: an sshd, a checkpointer or a WAL sender that is
+ * suspended answers as late as one on a machine that swaps.
+ */
+import { existsSync } from 'node:fs';
+import { type Clone, PHASES, type PhaseName } from '@pgcloned/contract';
+import {
+  adoptServer,
+  descendantsOf,
+  freePort,
+  listProcesses,
+  startCluster,
+  stopServer,
+  waitForReplay,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Product, SLOW, startProduct } from './product.ts';
+
+const LEASE_SECONDS = 3;
+
+const owned = new AsyncDisposableStack();
+let product: Product;
+
+beforeAll(async () => {
+  product = owned.use(
+    await startProduct({ worker: { concurrency: 1, leaseSeconds: LEASE_SECONDS } }),
+  );
+});
+
+afterAll(async () => {
+  await owned.disposeAsync();
+});
+
+const cancel = async (id: string) =>
+  await product.pgcloned.request('POST', `/v1/clones/${id}/cancel`);
+
+const read = async (id: string) =>
+  (await product.pgcloned.request('GET', `/v1/clones/${id}`)).body as Clone;
+
+const hasControlFile = ({ spec }: Clone) =>
+  existsSync(`${spec.target.dataDirectory}/global/pg_control`);
+
+/** Suspends processes; disposing resumes those that are still there. */
+function suspend(pids: readonly number[]): Disposable {
+  expect(pids).not.toEqual([]);
+  for (const pid of pids) process.kill(pid, 'SIGSTOP');
+  return {
+    [Symbol.dispose]: () => {
+      for (const pid of pids) if (existsSync(`/proc/${String(pid)}`)) process.kill(pid, 'SIGCONT');
+    },
+  };
+}
+
+async function backendsOf(type: string): Promise<readonly number[]> {
+  const rows = await product.source.primary.query<{ pid: number }>(
+    'SELECT pid FROM pg_stat_activity WHERE backend_type = $1',
+    [type],
+  );
+  return rows.map(({ pid }) => pid);
+}
+
+describe('a cancel through the API', () => {
+  /** All into one directory, so that each also shows that the one before was no obstacle. */
+  const NAME = 'cancelled';
+
+  async function expectCancelled(id: string): Promise<Clone> {
+    const clone = await product.ended(id);
+    expect(clone).toMatchObject({
+      state: 'cancelled',
+      error: null,
+      result: null,
+      instance: { state: 'absent' },
+      leftovers: [],
+    });
+    expect(existsSync(clone.spec.target.dataDirectory)).toBe(false);
+    await product.expectNothingLeft(clone);
+    return clone;
+  }
+
+  test('ends a queued clone at once, and it is never begun', async () => {
+    const running = await product.create(NAME, { transfer: SLOW });
+    await product.reached(running.id, 'copy-files');
+    const { id } = await product.create('queued');
+    const waiting = await product.until(id, ({ waitingFor }) => waitingFor !== null);
+
+    const answer = await cancel(id);
+    const again = await cancel(id);
+    await cancel(running.id);
+    await expectCancelled(running.id);
+    const next = await product.ended((await product.create('after it')).id);
+
+    expect(waiting).toMatchObject({ state: 'queued', waitingFor: expect.stringMatching(/1 of 1/) });
+    expect(answer).toMatchObject({ status: 202, body: { state: 'cancelled', startedAt: null } });
+    expect(again).toMatchObject({ status: 202, body: answer.body });
+    expect(next.state).toBe('succeeded');
+    expect(await read(id)).toEqual(answer.body);
+    expect(existsSync(product.at('queued'))).toBe(false);
+  });
+
+  test('while the sshd of the source does not answer', async () => {
+    using _ = suspend([product.source.sshd.pid]);
+    const { id } = await product.create(NAME);
+    await product.reached(id, 'preflight');
+
+    const answer = await cancel(id);
+
+    expect(answer).toMatchObject({ status: 202, body: { state: 'cancelling' } });
+    expect((await expectCancelled(id)).phase).toBe('preflight');
+  });
+
+  test('while the checkpoint of the backup takes its time', async () => {
+    using _ = suspend(await backendsOf('checkpointer'));
+    const { id } = await product.create(NAME);
+    await product.reached(id, 'start-backup');
+
+    expect((await cancel(id)).status).toBe(202);
+
+    expect((await expectCancelled(id)).phase).toBe('start-backup');
+  });
+
+  test('while files are copied, and asking again changes nothing', async () => {
+    const { id } = await product.create(NAME, { transfer: SLOW });
+    const begun = await product.until(id, ({ progress }) => progress.bytesDone > 1_000_000);
+    expect(existsSync(begun.spec.target.dataDirectory)).toBe(true);
+
+    const first = await cancel(id);
+    const second = await cancel(id);
+    await expectCancelled(id);
+    const third = await cancel(id);
+
+    expect(first).toMatchObject({ status: 202, body: { state: 'cancelling' } });
+    expect(second.status).toBe(202);
+    expect(third).toMatchObject({ status: 202, body: { state: 'cancelled' } });
+  });
+
+  test('while WAL does not arrive', async () => {
+    const { id } = await product.create(NAME, { transfer: SLOW });
+    await product.reached(id, 'copy-files');
+    {
+      using _ = suspend(await backendsOf('walsender'));
+      await product.reached(id, 'collect-wal');
+
+      expect((await cancel(id)).status).toBe(202);
+
+      await product.ended(id);
+    }
+    expect((await expectCancelled(id)).phase).toBe('collect-wal');
+  });
+
+  // They cannot be held: the cancel may meet the next phase.
+  const BRIEF: readonly PhaseName[] = ['stream-wal', 'stop-backup', 'publish'];
+
+  test.each(BRIEF)('as soon as phase %s begins', async (phase) => {
+    const name = `${NAME} ${phase}`;
+    const { id } = await product.create(name);
+    await product.reached(id, phase);
+
+    const answer = await cancel(id);
+
+    const clone = await product.ended(id);
+    if (clone.state === 'cancelled') {
+      expect(answer.status).toBe(202);
+      await expectCancelled(id);
+      expect((await product.ended((await product.create(name)).id)).state).toBe('succeeded');
+    } else {
+      expect(PHASES.indexOf(clone.phase ?? 'preflight')).toBeGreaterThanOrEqual(
+        PHASES.indexOf('publish'),
+      );
+      expect(clone.state).toBe('succeeded');
+      expect(hasControlFile(clone)).toBe(true);
+      await product.expectNothingLeft(clone);
+    }
+  });
+
+  test('comes too late once the clone is published, which then waits for whoever starts it', async () => {
+    const { id } = await product.create('published', { replica: { waitFor: 'streaming' } });
+    const published = await product.until(id, ({ phase }) => phase === 'start-replica');
+
+    const answer = await cancel(id);
+
+    expect(answer).toMatchObject({
+      status: 409,
+      body: { code: 'TOO_LATE_TO_CANCEL', hint: expect.stringMatching(/Wait until it has ended/) },
+    });
+    expect((await read(id)).state).toBe('running');
+    await using standby = await startCluster(published.spec.target.dataDirectory);
+    expect((await product.ended(id)).state).toBe('succeeded');
+    expect(await cancel(id)).toMatchObject({ status: 409, body: { code: 'CLONE_ENDED' } });
+    await standby.stop();
+    await product.expectNothingLeft(published);
+  });
+});
+
+describe('when `pgcloned up` ends while it copies', () => {
+  /** A clone in the middle of its copy. */
+  async function copying(name: string): Promise<Clone> {
+    const { id } = await product.create(name, { transfer: SLOW });
+    return await product.until(id, ({ progress }) => progress.bytesDone > 1_000_000);
+  }
+
+  async function expectUnfinished(clone: Clone): Promise<void> {
+    expect(hasControlFile(clone)).toBe(false);
+    expect(existsSync(clone.spec.target.dataDirectory)).toBe(true);
+  }
+
+  async function expectNextCloneWorks(name: string): Promise<void> {
+    const next = await product.ended((await product.create(name)).id);
+    expect(next).toMatchObject({ state: 'succeeded', error: null });
+    expect(hasControlFile(next)).toBe(true);
+    await product.expectNothingLeft(next);
+  }
+
+  test('by SIGTERM, the clone has failed, can be asked for again, and left nothing', async () => {
+    const clone = await copying('stopped');
+
+    await product.pgcloned.stop('SIGTERM');
+
+    await product.expectNothingLeft(clone);
+    await expectUnfinished(clone);
+    await product.pgcloned.start();
+    expect(await read(clone.id)).toMatchObject({
+      state: 'failed',
+      phase: 'copy-files',
+      attempt: 1,
+      result: null,
+      error: {
+        code: 'WORKER_STOPPED',
+        phase: 'copy-files',
+        retryable: true,
+        hint: 'Ask for the clone again.',
+      },
+      leftovers: [],
+    });
+    await expectNextCloneWorks('stopped');
+  });
+
+  test('by kill -9, the source is clean, and the next start ends the record and does not run it again', async () => {
+    const { pgcloned } = product;
+    const clone = await copying('killed');
+    const waiting = await product.create('waiting');
+
+    await pgcloned.stop('SIGKILL');
+
+    // The source host only: what lies on ours is put away at the next start.
+    const withinMs = (LEASE_SECONDS + 30) * 1000;
+    await product.expectNothingLeft(clone, { withinMs, directories: [] });
+    await expectUnfinished(clone);
+    await pgcloned.start();
+    await product.expectNothingLeft(clone);
+    expect(await read(clone.id)).toMatchObject({
+      state: 'failed',
+      contact: 'ok',
+      phase: 'copy-files',
+      attempt: 1,
+      result: null,
+      error: {
+        code: 'WORKER_LOST',
+        phase: 'copy-files',
+        retryable: true,
+        facts: { published: false },
+        hint: expect.stringMatching(/^Ask for the clone again/),
+      },
+      leftovers: [],
+    });
+    // The host has one slot, so a job that came back would run before or instead of the one that waited.
+    expect((await product.ended(waiting.id)).state).toBe('succeeded');
+    expect(
+      product.logged(clone.id).filter((message) => message === 'phase preflight begins'),
+    ).toHaveLength(1);
+    await expectNextCloneWorks('killed');
+    expect((await read(clone.id)).state).toBe('failed');
+  });
+});
+
+test('a replica that was started survives the end of `pgcloned up`, by SIGTERM and by kill -9', async () => {
+  const { pgcloned, source } = product;
+  const port = await freePort();
+  const dataDirectory = product.at('survivor', 'main');
+  await using _ = { [Symbol.asyncDispose]: () => stopServer(dataDirectory) };
+  const { id } = await product.create('survivor', {
+    replica: { start: true, waitFor: 'streaming', port },
+  });
+  expect((await product.ended(id)).state).toBe('succeeded');
+  await using standby = await adoptServer(dataDirectory);
+  const { pid } = standby;
+
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    await pgcloned.stop(signal);
+    await source.primary.query(`CREATE TABLE after_${signal} ()`);
+    await waitForReplay(source.primary, standby);
+    await pgcloned.start();
+  }
+
+  expect(standby.pid).toBe(pid);
+  expect(
+    descendantsOf(pgcloned.pid, await listProcesses()).map((child) => child.pid),
+  ).not.toContain(pid);
+  expect((await read(id)).instance).toMatchObject({ state: 'running', port });
+});
