@@ -12,7 +12,7 @@ import { dropSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { lockDirectories } from './target/locks.ts';
-import { hasControlFile, readMarker } from './target/marker.ts';
+import { hasControlFile, isPublished, readMarker } from './target/marker.ts';
 import { removeMarked, removeStrays } from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
 
@@ -52,11 +52,7 @@ export async function sweepClone(
   await removeStrays({ kind: 'data', final: dataDirectory });
   if (walDirectory !== dataDirectory) await removeStrays({ kind: 'wal', final: walDirectory });
 
-  const marker = await readMarker(dataDirectory, 'data');
-  return {
-    published: marker?.cloneId === id && (await hasControlFile(dataDirectory)),
-    leftovers,
-  };
+  return { published: await isPublished(dataDirectory, id), leftovers };
 }
 
 /** The source may be down just now; then whoever reads the record knows what to do. */

@@ -18,6 +18,7 @@ import {
   startServer,
   walBytesBetween,
 } from '@pgcloned/postgres';
+import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { clusterNameOf } from '../replica/configure.ts';
@@ -36,8 +37,14 @@ interface Done {
 
 export async function startReplica(run: CloneRun, ready: Ready, done: Done): Promise<void> {
   const { replica } = run.plan.spec;
-  if (replica.start) await start(run, ready);
-  if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
+  try {
+    if (replica.start) await start(run, ready);
+    if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
+  } catch (error) {
+    // It may be wanted back now.
+    for (const { old } of done.published.places) if (old !== null) leaveReplaced(run, old);
+    throw error;
+  }
   await done.stream.pin?.release();
   await removeReplaced(run, done.published);
 }
@@ -114,9 +121,13 @@ async function removeReplaced(run: CloneRun, { places }: Published): Promise<voi
         path: old,
         reason: String(error),
       });
-      run.observer.leftover({ what: `replaced directory ${old}`, remedy: `rm -r ${old}` });
+      leaveReplaced(run, old);
     }
   }
+}
+
+function leaveReplaced({ observer }: CloneRun, old: string): void {
+  observer.leftover({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
 }
 
 async function died(ready: Ready): Promise<CloneError> {

@@ -16,6 +16,7 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
+import { isPublished } from '../target/marker.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
@@ -86,6 +87,7 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
     what: `unfinished directory ${prepared.path}`,
     remedy: `rm -r ${prepared.path}`,
     undo: async (_signal, error) => {
+      if (await isPublished(ready.data.final, run.plan.id)) return;
       // What is built aside serves nobody when it failed: the next clone builds under another name.
       const isOfUse = place.build === place.final && !(await isUntouched(prepared));
       if (isOfUse && toCloneError(error).code !== 'CANCELLED') return;

@@ -80,6 +80,12 @@ export async function unfinishedCloneIn(
   return abandoned ? marker : null;
 }
 
+/** Whether the directory holds this clone, complete: then it is the user's. */
+export async function isPublished(dataDirectory: string, cloneId: string): Promise<boolean> {
+  const marker = await readMarker(dataDirectory, 'data');
+  return marker?.cloneId === cloneId && (await hasControlFile(dataDirectory));
+}
+
 export async function hasControlFile(dataDirectory: string): Promise<boolean> {
   return await exists(join(dataDirectory, 'global', 'pg_control'));
 }

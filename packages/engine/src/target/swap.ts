@@ -9,7 +9,7 @@ import { readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { syncDirectory, writeDurably } from '@pgcloned/process';
 import { type Place, swapJournalPath } from './layout.ts';
-import { exists, hasControlFile, markerPath, readMarker, writeMarker } from './marker.ts';
+import { exists, isPublished, markerPath, writeMarker } from './marker.ts';
 
 interface SwapJournal {
   readonly cloneId: string;
@@ -40,8 +40,7 @@ export async function swapIntoPlace(
 export async function recoverSwap(dataDirectory: string): Promise<'none' | 'kept' | 'reverted'> {
   const journal = await readJournal(dataDirectory);
   if (journal === null) return 'none';
-  const marker = await readMarker(dataDirectory, 'data');
-  const published = marker?.cloneId === journal.cloneId && (await hasControlFile(dataDirectory));
+  const published = await isPublished(dataDirectory, journal.cloneId);
   if (!published) {
     for (const place of journal.places.toReversed())
       await putBack(place, journal.cloneId, dataDirectory);
