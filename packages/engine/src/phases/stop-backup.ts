@@ -49,8 +49,7 @@ export async function stopBackup(
   );
   refuseForeignControlFile(controlFile, ready, start);
   const { slot } = run.plan.spec.replica;
-  if (slot !== null)
-    await makeReplicaSlot(run, { ...ready, slotName: slot, directory: ready.data.build });
+  if (slot !== null) await makeReplicaSlot(run, { ...ready, slotName: slot });
   const backup = await stop(ready.session, signal);
   const tablespacesAfter = await readTablespaces(ready.session, signal);
   refuseOtherTablespaces(

@@ -11,6 +11,8 @@ import { CloneError } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
 import { writeDurably } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
+import type { Place } from '../target/layout.ts';
+import { isPublished } from '../target/marker.ts';
 
 const NOTE = 'pgcloned.replica-slot';
 
@@ -42,21 +44,25 @@ export async function makeReplicaSlot(
     session,
     settings,
     slotName,
-    directory,
+    data,
   }: {
     readonly session: Session;
     readonly settings: ConnectionSettings;
     readonly slotName: string;
-    /** Where the clone is built. */
-    readonly directory: string;
+    readonly data: Place;
   },
 ): Promise<void> {
-  await writeDurably(join(directory, NOTE), slotName);
+  await writeDurably(join(data.build, NOTE), slotName);
   run.cleanup.onFailure({
     what: `replication slot ${slotName} on ${settings.host}:${String(settings.port)}`,
     remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
     undo: async (signal) => {
       await dropSlot(settings, { slotName, applicationName: run.name, signal });
+      // Whoever starts it later needs it, but until then it would fill the disk of the source.
+      if (await isPublished(data.final, run.plan.id))
+        run.observer.log('warn', 'the slot of the replica was dropped; make it again with', {
+          sql: `SELECT pg_create_physical_replication_slot('${slotName}', true)`,
+        });
     },
   });
   await session.query(
