@@ -4,6 +4,7 @@
  *
  * What is copied is compared with what PostgreSQL's own pg_basebackup takes from the same idle cluster.
  */
+import { existsSync } from 'node:fs';
 import { mkdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
@@ -21,7 +22,7 @@ import {
   writePartsFile,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { runClone } from './run-clone.ts';
+import { runClone, startClone } from './run-clone.ts';
 
 const owned = new AsyncDisposableStack();
 let directory = '';
@@ -173,6 +174,39 @@ describe('a source with a path that a shell or rsync could take for something el
     await waitForReplay(source.primary, standby);
     expect(await compareTables(source.primary, standby)).toEqual([]);
     expect(await entriesOf(home, 1)).toEqual(['d main', 'd out']);
+  });
+
+  test('a tablespace that is made during the copy ends the clone, since it would be missing', async () => {
+    const target = {
+      dataDirectory: at('changed', 'main'),
+      tablespaces: { [at('out side')]: at('changed', 'out') },
+    };
+    const running = await startClone(source, {
+      target,
+      transfer: { maxRate: 6_000_000, workers: 2 },
+    });
+    await running.reached('copy-files');
+    await expect.poll(() => existsSync(join(target.dataDirectory, 'base', '1'))).toBe(true);
+    await source.primary.createTablespace('late', at('late'));
+
+    const { error, status, name } = await running.ended;
+
+    await source.primary.query('DROP TABLESPACE late');
+    expect(error).toMatchObject({
+      code: 'SOURCE_CHANGED',
+      phase: 'stop-backup',
+      message: 'tablespaces were created or dropped during the copy',
+      hint: 'Clone again, and add a mapping for each new tablespace.',
+    });
+    expect(status).toBe(8);
+    expect(existsSync(join(target.dataDirectory, 'global', 'pg_control'))).toBe(false);
+    expect(
+      await leftBehind({
+        names: [name],
+        servers: [source.primary],
+        directories: [at('changed')],
+      }),
+    ).toEqual([]);
   });
 
   test.each([
