@@ -5,7 +5,7 @@
  * All of ours is appended to `postgresql.auto.conf`, which the server reads last, so nothing in the other files can
  * undo it (R9.4). The source's own text of that file is kept beside it.
  */
-import { access, constants, readFile, stat, writeFile } from 'node:fs/promises';
+import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
 import { appendSettings, primaryConninfo, resolveConnection } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
@@ -49,6 +49,8 @@ export async function configureReplica(
     await writeFile(join(directory, name), text, { mode: fileMode });
   };
   if (ready.hostConfiguration === null) await bringSourceFiles(run, ready, put);
+  // Two of them would leave in doubt which one counts (R9.7).
+  else await rm(join(directory, 'postgresql.conf'), { force: true });
 
   const original = await readFile(join(directory, AUTO_CONF), 'utf8').catch(() => '');
   await put(`pgcloned.${AUTO_CONF}.original`, original);
