@@ -226,6 +226,7 @@ describe('when `pgcloned up` ends while it copies', () => {
       phase: 'copy-files',
       attempt: 1,
       result: null,
+      instance: { state: 'unfinished' },
       error: {
         code: 'WORKER_STOPPED',
         phase: 'copy-files',
@@ -250,12 +251,14 @@ describe('when `pgcloned up` ends while it copies', () => {
     await expectUnfinished(clone);
     await pgcloned.start();
     await product.expectNothingLeft(clone);
-    expect(await read(clone.id)).toMatchObject({
+    const ended = await read(clone.id);
+    expect(ended).toMatchObject({
       state: 'failed',
       contact: 'ok',
       phase: 'copy-files',
       attempt: 1,
       result: null,
+      instance: { state: 'unfinished' },
       error: {
         code: 'WORKER_LOST',
         phase: 'copy-files',
@@ -265,6 +268,11 @@ describe('when `pgcloned up` ends while it copies', () => {
       },
       leftovers: [],
     });
+    expect(ended.progress.phases).toContainEqual(
+      expect.objectContaining({ name: 'copy-files', state: 'failed', endedAt: ended.endedAt }),
+    );
+    expect(ended.progress.bytesDone).toBeGreaterThanOrEqual(clone.progress.bytesDone);
+    expect(ended.progress.bytesPerSecond).toBe(0);
     // The host has one slot, so a job that came back would run before or instead of the one that waited.
     expect((await product.ended(waiting.id)).state).toBe('succeeded');
     expect(

@@ -4,9 +4,16 @@
  * A run that died is not taken up again: what it had copied belongs to a backup that its session ended. Its record ends as
  * failed and retryable at once, whatever BullMQ still believes about its job.
  */
-import { type Clone, CloneError, hasEnded, type Leftover, nextState } from '@pgcloned/contract';
+import {
+  type Clone,
+  CloneError,
+  hasEnded,
+  type Leftover,
+  nextState,
+  type Progress,
+} from '@pgcloned/contract';
 import type { sweepClone } from '@pgcloned/engine';
-import type { HostQueue } from '@pgcloned/queue';
+import type { HostQueue, OpenClone } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { reportRun } from './clone-job.ts';
 import { type HostConfiguration, planClone } from './clone-plan.ts';
@@ -51,13 +58,13 @@ export async function reportEndedRuns(
 ): Promise<void> {
   const { journal, queue, log } = context;
   const open = await queue.openClones();
-  const wantsCancel = (id: string) =>
-    open.some(({ clone, cancelRequested }) => clone.id === id && cancelRequested);
   for (const run of await journal.list()) {
     const { clone, reported } = run;
     if (!hasEnded(clone.state) || reported) continue;
-    const wasToEnd = clone.error?.code === 'WORKER_LOST' && wantsCancel(clone.id);
-    await reportRun(wasToEnd ? { ...run, clone: asCancelled(clone) } : run, context);
+    const last = open.find((one) => one.clone.id === clone.id);
+    const wasLost = clone.error?.code === 'WORKER_LOST';
+    const ended = wasLost && last !== undefined ? withLastWord(clone, last) : clone;
+    await reportRun({ ...run, clone: ended }, context);
   }
   for (const { clone, fence } of await queue.openClones()) {
     if (clone.state === 'queued') continue;
@@ -67,9 +74,31 @@ export async function reportEndedRuns(
   }
 }
 
-/** Whoever asked for the cancel was told that the clone stops: its own end no longer counts. */
-function asCancelled(clone: Clone): Clone {
-  return { ...clone, state: 'cancelled', error: null };
+/** What Redis knows better than the journal, which was last written when a phase began. */
+function withLastWord(clone: Clone, { clone: last, cancelRequested }: OpenClone): Clone {
+  const known =
+    last.phase === clone.phase
+      ? {
+          progress: brokenOff(last.progress, clone.endedAt),
+          instance: last.instance.state === 'running' ? last.instance : clone.instance,
+        }
+      : {};
+  // Whoever asked for the cancel was told that the clone stops: its own end no longer counts.
+  const end = cancelRequested ? ({ state: 'cancelled', error: null } as const) : {};
+  return { ...clone, ...known, ...end };
+}
+
+/** Nothing goes on in it any more. */
+function brokenOff(progress: Progress, endedAt: string | null): Progress {
+  return {
+    ...progress,
+    bytesPerSecond: 0,
+    etaSeconds: null,
+    phases: progress.phases.map((phase) =>
+      phase.state === 'running' ? { ...phase, state: 'failed', endedAt } : phase,
+    ),
+    workers: progress.workers.map((worker) => ({ ...worker, bytesPerSecond: 0 })),
+  };
 }
 
 async function putAway(
@@ -116,10 +145,16 @@ function lostClone(
   });
   error.phase = clone.phase;
   const state = nextState(clone.state, 'fail') ?? clone.state;
+  const endedAt = new Date().toISOString();
   return {
     ...clone,
     state,
-    endedAt: new Date().toISOString(),
+    endedAt,
+    progress: brokenOff(clone.progress, endedAt),
+    instance:
+      published && clone.instance.state === 'unfinished'
+        ? { ...clone.instance, state: 'stopped' }
+        : clone.instance,
     error: state === 'failed' ? recordError(error) : null,
     leftovers: [...clone.leftovers, ...leftovers],
   };

@@ -265,10 +265,14 @@ test('a clone whose worker was killed ends as failed when the next one starts, a
   const engine = playedEngine();
   await using _worker = await startWorker(options(), engine);
 
-  expect(await store.get(clone.id)).toMatchObject({
+  const ended = await store.get(clone.id);
+  expect(ended).toMatchObject({
     state: 'failed',
     error: { code: 'WORKER_LOST', retryable: true, phase: 'copy-files' },
   });
+  expect(ended?.progress.phases).toContainEqual(
+    expect.objectContaining({ name: 'copy-files', state: 'failed', endedAt: ended?.endedAt }),
+  );
   expect(engine.swept).toEqual([clone.id]);
   const next = someClone();
   await store.create(next);

@@ -38,7 +38,7 @@ const RECONCILE_MS = 15_000;
 /** BullMQ closes by waiting for answers of Redis; with Redis away they never come. */
 const CLOSE_MS_MAX = 3_000;
 
-interface OpenClone {
+export interface OpenClone {
   readonly clone: Clone;
   readonly fence: Fence;
   readonly cancelRequested: boolean;
