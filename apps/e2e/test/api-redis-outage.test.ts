@@ -1,6 +1,6 @@
 /**
  * API and worker as processes of their own beside a Redis that is stopped or emptied, and an API that is killed, in the
- * middle of a copy: the clone goes on, is made once, and its record is whole in the end.
+ * middle of a copy: the clone goes on, is made once, and its record is whole in the end. A worker that is killed is missed.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -25,6 +25,7 @@ beforeAll(async () => {
     await startProduct({
       parts: ['api', 'worker'],
       configuration: { redis: redis.url },
+      worker: { leaseSeconds: 3 },
       source: { settings: { log_statement: 'all' } },
     }),
   );
@@ -186,4 +187,31 @@ test('an API that is killed costs a clone nothing, nor those who watch it an eve
   expect((await request('GET', `/v1/clones/${clone.id}`)).body.state).toBe('running');
   await expectMadeOnce(clone);
   await expectAllSaid(await watching, clone);
+});
+
+test('a worker that is killed is missed, and what is wished meanwhile comes true when it is back', async () => {
+  const clone = await copying('missed', SLOW);
+
+  await product.pgcloned.stop('SIGKILL', 'worker');
+  const missed = await product.until(clone.id, ({ contact }) => contact === 'lost');
+  const [host] = (await request('GET', '/v1/hosts')).body.hosts;
+  const cancel = await request('POST', `/v1/clones/${clone.id}/cancel`);
+  const next = await product.create('after the worker');
+  await product.pgcloned.start();
+
+  expect(missed).toMatchObject({ state: 'running', phase: 'copy-files' });
+  expect(missed.lostSince).toBe(host.lastSeenAt);
+  expect(host.online).toBe(false);
+  expect(cancel).toMatchObject({ status: 202, body: { state: 'cancelling', contact: 'lost' } });
+  expect(next).toMatchObject({
+    state: 'queued',
+    waitingFor: expect.stringMatching(/offline since/),
+  });
+  expect((await request('GET', `/v1/clones/${clone.id}`)).body).toMatchObject({
+    state: 'cancelled',
+    contact: 'ok',
+    error: null,
+  });
+  expect((await product.ended(next.id)).state).toBe('succeeded');
+  await product.expectNothingLeft(clone);
 });
