@@ -29,6 +29,8 @@ export interface Running {
   readonly name: () => string;
   /** Settles once the phase runs; rejects if the clone ends without it. */
   readonly reached: (phase: PhaseName) => Promise<void>;
+  /** Settles once this share of all bytes is copied; rejects if the clone ends before. */
+  readonly copied: (share: number) => Promise<void>;
   readonly ended: Promise<Ended>;
 }
 
@@ -59,11 +61,16 @@ export async function startClone(
     waiting.set(phase, known);
     return known;
   };
+  let wantedShare = Number.POSITIVE_INFINITY;
+  const share = Promise.withResolvers<void>();
+  share.promise.catch(() => {});
   const onLine = (line: string) => {
     const said: Json = JSON.parse(line);
     lines.push(said);
     for (const { name, state } of said.progress?.phases ?? [])
       if (state !== 'waiting') waitFor(name).resolve();
+    const { bytesDone = 0, bytesTotal = 0 } = said.progress ?? {};
+    if (bytesTotal > 0 && bytesDone >= wantedShare * bytesTotal) share.resolve();
   };
   const [file = '', ...args] = asPartsUser([
     process.execPath,
@@ -90,7 +97,7 @@ export async function startClone(
     { onLine, onErrorLine: (line) => errorLines.push(line), killAfterMs: 60_000 },
   );
   const ended = child.exited.then(({ status }): Ended => {
-    for (const { reject } of waiting.values())
+    for (const { reject } of [...waiting.values(), share])
       reject(new Error(`the clone ended before: ${errorLines.join('\n')}`));
     const found = lines.findLast((line) => line.event === 'result');
     const failure = [...errorLines].reverse().find((line) => line.startsWith('{"error"'));
@@ -108,6 +115,10 @@ export async function startClone(
     name: () => nameOf(lines),
     reached: async (phase) => {
       await waitFor(phase).promise;
+    },
+    copied: async (wanted) => {
+      wantedShare = wanted;
+      await share.promise;
     },
     ended,
   };

@@ -74,6 +74,9 @@ export const CloneResult = z
     bytes: Bytes,
     files: Bytes,
     wireBytes: Bytes.meta({ description: 'What went over the network for them' }),
+    keptBytes: Bytes.meta({
+      description: 'Of `bytes`: what an earlier attempt had brought already',
+    }),
     durationMs: Bytes,
     warnings: z.array(z.string()),
     verification: z

@@ -100,6 +100,7 @@ export async function runClone(
           bytes: copy.bytes,
           files: copy.files,
           wireBytes: copy.wireBytes,
+          keptBytes: copy.keptBytes,
           durationMs: Date.now() - startedAtMs,
           warnings,
           verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },

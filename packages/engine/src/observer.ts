@@ -22,7 +22,12 @@ export interface CloneObserver {
     readonly workers: number;
   }): void;
   /** What was copied since the last call; `bytes` is negative where a batch that failed is sent again. */
-  copied(step: { readonly worker: number; readonly bytes: number; readonly files: number }): void;
+  copied(step: {
+    /** Null: here before any worker began. */
+    readonly worker: number | null;
+    readonly bytes: number;
+    readonly files: number;
+  }): void;
   wal(positions: { readonly startLsn?: string; readonly receivedLsn?: string }): void;
   /** Something the user should know although the clone goes on. */
   warning(text: string): void;

@@ -57,12 +57,15 @@ export function trackProgress(now: () => number = Date.now): ProgressTracker {
       copyPlanned(plan) {
         progress.bytesTotal = plan.bytesTotal;
         progress.filesTotal = plan.filesTotal;
+        progress.filesDone = 0;
+        meter.total = 0;
+        meter.samples = [];
         workers = Array.from({ length: plan.workers }, () => ({ total: 0, samples: [] }));
       },
       copied({ worker, bytes, files }) {
         meter.total += bytes;
         progress.filesDone += files;
-        const one = workers[worker];
+        const one = worker === null ? undefined : workers[worker];
         if (one !== undefined) one.total += bytes;
       },
       wal({ startLsn, receivedLsn }) {

@@ -37,6 +37,8 @@ export interface TransferRequest {
   readonly module: string;
   /** Files, relative to the module, without `./`. */
   readonly names: readonly ByteName[];
+  /** Most of the files is here already: only the differences are sent. */
+  readonly delta: boolean;
   /** A directory that holds the directories of all names. */
   readonly destination: string;
   readonly compression: 'none' | 'lz4' | 'zstd';
@@ -125,7 +127,7 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
 }
 
 function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
-  const { endpoint, daemon, module, names, compression, compare, destination } = request;
+  const { endpoint, daemon, module, names, compression, compare, delta, destination } = request;
   const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
   return [
     // Names in messages byte for byte, but for control characters.
@@ -133,8 +135,7 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
     '--perms',
     '--times',
     '--no-implied-dirs',
-    // A delta costs reading on both sides, and the target is fresh.
-    '--whole-file',
+    ...(delta ? DELTA_OPTIONS : ['--whole-file']),
     // No second copy of a gigabyte under a temporary name; the clone cannot start before it is whole.
     '--inplace',
     '--from0',
@@ -157,6 +158,9 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
     `${destination}/`,
   ];
 }
+
+/** Relations change by pages of 8 kB, and stay where they are. */
+const DELTA_OPTIONS = ['--no-whole-file', '--block-size=8192'];
 
 const COMPARE_OPTIONS = {
   quick: ['--modify-window=-1'],

@@ -86,6 +86,7 @@ async function fetchVersion(daemon: RsyncDaemon, change: Partial<RsyncDaemon> = 
     destination: join(scratch.path, 'here'),
     compression: 'none',
     compare: 'ignore-times',
+    delta: false,
     timeoutMs: 10_000,
     inheritedFds: [],
     onBytes: () => {},

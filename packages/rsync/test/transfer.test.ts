@@ -83,6 +83,7 @@ beforeEach(async () => {
     destination: target,
     compression: 'none',
     compare: 'quick',
+    delta: false,
     timeoutMs: 20_000,
     inheritedFds: [],
     onBytes: () => {},

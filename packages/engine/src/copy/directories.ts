@@ -17,7 +17,7 @@ export async function makeDirectories(
 }
 
 /** A path below `root` whose rest may be any bytes. */
-function bytePath(root: string, name: ByteName): Buffer {
+export function bytePath(root: string, name: ByteName): Buffer {
   return Buffer.concat([Buffer.from(`${root}/`), Buffer.from(name, 'latin1')]);
 }
 

@@ -10,17 +10,35 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
-import { listFiles, type RsyncDaemon, startDaemon, sweepHost, transfer } from '@pgcloned/rsync';
+import {
+  type ByteName,
+  listFiles,
+  type RsyncDaemon,
+  type SourceEntry,
+  startDaemon,
+  sweepHost,
+  type TransferRequest,
+  transfer,
+} from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
-import { queueBatches } from '../copy/batches.ts';
+import { type Batch, queueBatches } from '../copy/batches.ts';
 import { makeDirectories } from '../copy/directories.ts';
+import { type CopyJournal, openCopyJournal } from '../copy/journal.ts';
 import { copyAll } from '../copy/pool.ts';
 import { startRateRelay } from '../copy/rate-relay.ts';
-import { type Selection, selectDataDirectory, selectTablespace } from '../copy/select.ts';
+import {
+  listLocal,
+  markIncomplete,
+  type Reconciliation,
+  reconcile,
+  removeAll,
+} from '../copy/reconcile.ts';
+import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
 import type { TablespacePlace } from '../target/layout.ts';
+import { isWithin } from '../target/locks.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import { prepareClonePlace } from './stream-wal.ts';
@@ -33,6 +51,8 @@ export interface Copy {
   readonly bytes: number;
   readonly files: number;
   readonly wireBytes: number;
+  /** Of `bytes`: what an earlier attempt had brought already. */
+  readonly keptBytes: number;
   /** The tablespaces that were copied: the set at the start of the backup (R1.9). */
   readonly tablespaces: readonly TablespacePlace[];
 }
@@ -41,6 +61,14 @@ interface Root {
   readonly module: string;
   readonly source: string;
   readonly destination: string;
+}
+
+/** What is to be done for one root. */
+interface RootPlan extends Root, Reconciliation {
+  readonly directories: readonly ByteName[];
+  readonly entries: ReadonlyMap<ByteName, SourceEntry>;
+  /** What lies there now. */
+  readonly localBytes: number;
 }
 
 export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
@@ -54,32 +82,43 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     openDaemon(run, ready, roots, workers),
     sweepSource(run, ready),
   ]);
-  const selections = roots.map(({ source }, index) => {
-    const entries = listings[index] ?? null;
-    // A version directory that nobody has written into yet may be missing (R1.8); PGDATA may not.
-    if (entries === null && index > 0) return { files: [], directories: [] };
-    if (entries === null) throw vanished(source);
-    return index === 0
-      ? selectDataDirectory(entries, {
-          tablespacesInside: inside(ready, tablespaces),
-          logDirectory: relativeLogDirectory(ready),
-        })
-      : selectTablespace(entries);
+  for (const place of tablespaces) await prepareClonePlace(run, ready, place);
+  await using journal = await openCopyJournal(ready.data.build, {
+    identity: ready.facts,
+    listedAtNs: ready.probe.now,
   });
+  const plans: RootPlan[] = [];
+  for (const [index, root] of roots.entries())
+    plans.push(await planRoot({ ready, tablespaces, root, listing: listings[index], journal }));
   await refuseIfTooLarge(
-    roots.map(({ destination }, index) => ({
+    plans.map(({ destination, kept, delta, whole, localBytes }) => ({
       path: destination,
-      bytes: (selections[index]?.files ?? []).reduce((sum, { bytes }) => sum + bytes, 0),
+      bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
     })),
   );
-  for (const place of tablespaces) await prepareClonePlace(run, ready, place);
-  await makeAllDirectories(roots, selections, ready.facts.dataDirectoryMode);
+  for (const { destination, obsolete, delta, directories } of plans) {
+    await removeAll(destination, obsolete);
+    await markIncomplete(destination, delta);
+    await makeDirectories(destination, directories, ready.facts.dataDirectoryMode);
+  }
 
+  const kept = plans.flatMap((one) => one.kept);
   const queue = queueBatches(
-    selections.map(({ files }) => files),
+    plans.flatMap(({ whole, delta }) => [whole, delta]),
     { workers },
   );
-  observer.copyPlanned({ bytesTotal: queue.bytesTotal, filesTotal: queue.filesTotal, workers });
+  observer.copyPlanned({
+    bytesTotal: queue.bytesTotal + sumOf(kept),
+    filesTotal: queue.filesTotal + kept.length,
+    workers,
+  });
+  observer.copied({ worker: null, bytes: sumOf(kept), files: kept.length });
+  if (journal.isContinued)
+    observer.log('info', 'an earlier copy is brought up to date', {
+      keptBytes: sumOf(kept),
+      deltaBytes: sumOf(plans.flatMap(({ delta }) => delta)),
+      removedNames: plans.reduce((sum, { obsolete }) => sum + obsolete.length, 0),
+    });
   await using relay =
     plan.spec.transfer.maxRate === null
       ? null
@@ -108,9 +147,10 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
         observer.log(level, message, fields);
       },
       transfer: async (batch, { repeat: why, onBytes, signal: batchSignal }) => {
-        const root = roots[batch.root];
+        const root = plans[Math.floor(batch.root / 2)];
         if (root === undefined) throw new Error('a batch without a root');
-        const again = why === 'changed' ? 'ignore-times' : 'quick';
+        const isDelta = batch.root % 2 === 1;
+        if (why === null) await journal.add(root.module, entriesOf(batch, root));
         return await transfer({
           endpoint: relay ?? daemon,
           daemon,
@@ -119,7 +159,8 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
           destination: root.destination,
           compression:
             plan.spec.transfer.compression === 'auto' ? 'none' : plan.spec.transfer.compression,
-          compare: plan.spec.transfer.checksum ? 'checksum' : again,
+          compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(isDelta, why),
+          delta: isDelta,
           timeoutMs: plan.host.stallMs,
           inheritedFds: ready.lockFds,
           onBytes,
@@ -127,12 +168,73 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
         });
       },
     });
-    return { ...copied, files: queue.filesTotal, tablespaces };
+    return {
+      wireBytes: copied.wireBytes,
+      bytes: queue.bytesTotal + sumOf(kept),
+      files: queue.filesTotal + kept.length,
+      keptBytes: sumOf(kept),
+      tablespaces,
+    };
   } finally {
     await syncing.stop();
     await endDaemon(run, daemon);
   }
 }
+
+/**
+ * Equal size and time mean equal content only for what this very run has sent (R6.9): that is asked for when a batch
+ * broke off. What lay there before, and a file that changed while it was read, are compared by content.
+ */
+function comparisonFor(
+  isDelta: boolean,
+  why: 'broke-off' | 'changed' | null,
+): TransferRequest['compare'] {
+  return why === 'changed' || isDelta ? 'ignore-times' : 'quick';
+}
+
+function entriesOf({ names }: Batch, { entries }: RootPlan): readonly SourceEntry[] {
+  return names.flatMap((name) => entries.get(name) ?? []);
+}
+
+async function planRoot({
+  ready,
+  tablespaces,
+  root,
+  listing,
+  journal,
+}: {
+  readonly ready: Ready;
+  readonly tablespaces: readonly TablespacePlace[];
+  readonly root: Root;
+  readonly listing: readonly SourceEntry[] | null | undefined;
+  readonly journal: CopyJournal;
+}): Promise<RootPlan> {
+  const isDataDirectory = root.source === ready.facts.dataDirectory;
+  // A version directory that nobody has written into yet may be missing (R1.8); PGDATA may not.
+  if (listing == null && isDataDirectory) throw vanished(root.source);
+  const tablespacesInside = isDataDirectory ? inside(ready, tablespaces) : [];
+  const logDirectory = relativeLogDirectory(ready);
+  const selection = isDataDirectory
+    ? selectDataDirectory(listing ?? [], { tablespacesInside, logDirectory })
+    : selectTablespace(listing ?? []);
+  const entries = new Map((listing ?? []).map((entry) => [entry.name, entry]));
+  const local = await listLocal(root.destination);
+  const reconciliation = reconcile({
+    selection,
+    entries,
+    local,
+    isVouched: (entry) => journal.vouchesFor(root.module, entry),
+    isSpared: (name) => OURS.test(name) || tablespacesInside.some((one) => isWithin(name, one)),
+  });
+  const localBytes = [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+  return { ...root, ...reconciliation, directories: selection.directories, entries, localBytes };
+}
+
+/** Of this run, or of the filesystem. */
+const OURS = /^(?:\.pgcloned-marker|\.pgcloned-journal|pgcloned-wal-[0-9a-f]+|lost\+found)(?:\/|$)/;
+
+const sumOf = (files: readonly { readonly bytes: number }[]) =>
+  files.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** The set at this moment, which is after the start of the backup (R1.9). */
 async function tablespacesNow(run: CloneRun, ready: Ready): Promise<readonly TablespacePlace[]> {
@@ -215,16 +317,6 @@ async function endDaemon({ plan, observer }: CloneRun, daemon: RsyncDaemon): Pro
     await daemon.stop(AbortSignal.timeout(plan.host.leaseMs));
   } catch (error) {
     observer.log('warn', 'the rsync daemon did not end at once', { reason: String(error) });
-  }
-}
-
-async function makeAllDirectories(
-  roots: readonly Root[],
-  selections: readonly Selection[],
-  mode: number,
-): Promise<void> {
-  for (const [index, { destination }] of roots.entries()) {
-    await makeDirectories(destination, selections[index]?.directories ?? [], mode);
   }
 }
 

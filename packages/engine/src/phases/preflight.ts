@@ -22,6 +22,7 @@ import {
 import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import { connectSsh } from '@pgcloned/ssh';
 import { type CloneRun, together } from '../clone-run.ts';
+import { bytesIn } from '../copy/reconcile.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
@@ -97,11 +98,17 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   };
   await refuseUnfitSettings(run, ready);
   await refuseIfTooLarge([
-    { path: claim.data.build, bytes: facts.databaseBytes ?? 0 },
-    ...tablespaces.map(({ build, oid }) => ({
-      path: build,
-      bytes: facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0,
-    })),
+    {
+      path: claim.data.build,
+      bytes: (facts.databaseBytes ?? 0) - (await bytesIn(claim.data.build)),
+    },
+    ...(await Promise.all(
+      tablespaces.map(async ({ build, oid }) => ({
+        path: build,
+        bytes:
+          (facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0) - (await bytesIn(build)),
+      })),
+    )),
   ]);
   if (ready.sameHost && spec.replica.role !== 'detached') {
     run.warn(

@@ -13,6 +13,7 @@ import { CloneError, toCloneError } from '@pgcloned/contract';
 import { pinWal, startWalReceiver, type WalPin, type WalReceiver } from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
+import { isContinuable } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
@@ -82,6 +83,7 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
     cloneId: run.plan.id,
     dataDirectory: ready.data.final,
     mode: ready.facts.dataDirectoryMode,
+    keepContents: place.kind !== 'wal' && (await isContinuable(ready.data.build, ready.facts)),
   });
   run.cleanup.onFailure({
     what: `unfinished directory ${prepared.path}`,

@@ -27,15 +27,22 @@ export interface PreparedDirectory {
 /**
  * Makes the directory of a place, or empties it if an unfinished clone lies there, and marks it.
  *
+ * @param keepContents What lies there is an earlier copy of the same cluster, for the copy to build upon.
  * @param mode Of the directory itself: that of the source's data directory (R6.11).
  */
 export async function prepareDirectory(
   place: Pick<Place, 'kind' | 'build'>,
-  options: { readonly cloneId: string; readonly dataDirectory: string; readonly mode: number },
+  options: {
+    readonly cloneId: string;
+    readonly dataDirectory: string;
+    readonly mode: number;
+    readonly keepContents?: boolean;
+  },
 ): Promise<PreparedDirectory> {
   const { kind, build: path } = place;
-  const { cloneId, dataDirectory, mode } = options;
-  if ((await unfinishedCloneIn(path, kind)) !== null) await emptyDirectory(path, kind);
+  const { cloneId, dataDirectory, mode, keepContents = false } = options;
+  if (!keepContents && (await unfinishedCloneIn(path, kind)) !== null)
+    await emptyDirectory(path, kind);
   // The parents are not ours to restrict: other clones may share them.
   const madeParent = await mkdir(dirname(path), { recursive: true });
   const isNew = !(await exists(path));

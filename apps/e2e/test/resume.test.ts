@@ -1,0 +1,80 @@
+/**
+ * A clone that died in the middle is taken up by the next one into the same directory: what is still the same on the
+ * source is not sent again, everything else is, and nothing stale survives (physics R6.9, R6.10).
+ */
+import { readdir, rename, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  adoptServer,
+  checkChecksums,
+  compareTables,
+  findDamage,
+  freePort,
+  installAmcheck,
+  type PostgresServer,
+  type Source,
+  scratchDirectory,
+  startSource,
+  startWriteLoad,
+  waitForReplay,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { runClone, startClone } from './run-clone.ts';
+
+const owned = new AsyncDisposableStack();
+let source: Source;
+let directory = '';
+
+beforeAll(async () => {
+  source = owned.use(
+    await startSource({ settings: { max_wal_size: '64MB' }, initdbArgs: ['--data-checksums'] }),
+  );
+  directory = owned.use(await scratchDirectory()).path;
+  await installAmcheck(source.primary);
+  await source.primary.query(
+    'CREATE TABLE cold AS SELECT i, md5(i::text) FROM generate_series(1, 600000) i',
+  );
+  await source.primary.query('CREATE INDEX ON cold (i)');
+});
+
+afterAll(async () => {
+  await owned.disposeAsync();
+});
+
+async function expectEqual(primary: PostgresServer, standby: PostgresServer): Promise<void> {
+  await waitForReplay(primary, standby);
+  expect(await compareTables(primary, standby)).toEqual([]);
+  expect(await findDamage(standby)).toBe('');
+  await standby.stop('fast');
+  expect(await checkChecksums(standby)).toBeGreaterThan(0);
+}
+
+test('what was copied before a kill is kept as far as it is unchanged, and the clone is equal and whole', async () => {
+  const dataDirectory = join(directory, 'killed', 'main');
+  await using load = await startWriteLoad(source.primary);
+  const spec = { target: { dataDirectory }, transfer: { maxRate: 15_000_000, workers: 2 } };
+  const killed = await startClone(source, spec);
+  await killed.copied(0.7);
+  process.kill(killed.process.pid, 'SIGKILL');
+  await killed.ended;
+  // Whatever lies there without being on the source must not survive: ghost rows, a foreign signal, a stale link.
+  const base = join(dataDirectory, 'base');
+  const [database = ''] = await readdir(base);
+  await writeFile(join(base, database, '1259.1'), Buffer.alloc(8192, 1));
+  await writeFile(join(dataDirectory, 'recovery.signal'), '');
+
+  const { status, result, stderr } = await runClone(source, {
+    target: { dataDirectory },
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+
+  expect(stderr).toBe('');
+  expect(status).toBe(0);
+  expect(result.result.keptBytes).toBeGreaterThan(10_000_000);
+  expect(result.result.wireBytes).toBeLessThan(
+    result.result.bytes - result.result.keptBytes + 5_000_000,
+  );
+  await using standby = await adoptServer(dataDirectory);
+  await load.stop();
+  await expectEqual(source.primary, standby);
+});

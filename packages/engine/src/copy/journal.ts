@@ -1,0 +1,154 @@
+/**
+ * The journal of a copy: what the files of the source looked like when they were listed, of those that were begun.
+ *
+ * It lies in the unfinished clone and is what a later attempt may rely on: a file that is still the same on the source
+ * (inode, size, modification and change time, all by the source's clock) and complete here need not be sent again (R6.9).
+ * It is believed only for the same cluster and timeline, and only if this host has not been restarted since: then an
+ * entry may be on the disk although the file that it stands for is not.
+ *
+ * Lines of JSON, appended to: one for each attempt, then one for each batch.
+ */
+import { type FileHandle, open, readFile, truncate } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ByteName, SourceEntry } from '@pgcloned/rsync';
+
+/** Kernels stamp times in ticks of milliseconds; what changed so shortly before the listing may have changed after it. */
+const SETTLED_NS = 2_000_000_000n;
+
+export const JOURNAL_NAME = '.pgcloned-journal';
+
+export interface CopyIdentity {
+  readonly systemIdentifier: string;
+  readonly timeline: number;
+}
+
+type Stamp = Pick<SourceEntry, 'inode' | 'bytes' | 'mtimeNs' | 'ctimeNs'>;
+
+interface Vouched extends Stamp {
+  readonly listedAtNs: bigint;
+}
+
+export interface CopyJournal extends AsyncDisposable {
+  /** Whether the file that was last sent under this name is still what the source has now. */
+  readonly vouchesFor: (root: string, entry: SourceEntry) => boolean;
+  /** Whether anything of an earlier attempt may be relied on. */
+  readonly isContinued: boolean;
+  /** These files are about to be sent, as they were when listed. */
+  readonly add: (root: string, entries: readonly SourceEntry[]) => Promise<void>;
+}
+
+/**
+ * Opens the journal of an unfinished clone, or begins one.
+ *
+ * @param listedAtNs A moment before the listing of this attempt, by the clock of the source.
+ */
+export async function openCopyJournal(
+  directory: string,
+  { identity, listedAtNs }: { readonly identity: CopyIdentity; readonly listedAtNs: bigint },
+): Promise<CopyJournal> {
+  const path = join(directory, JOURNAL_NAME);
+  const begun = { ...identity, bootId: await readBootId() };
+  const known = believe(await readWholeLines(path), begun);
+  const file: FileHandle = await open(path, known === null ? 'w' : 'a', 0o600);
+  await append(file, { begin: { ...begun, listedAtNs: String(listedAtNs) } });
+  return {
+    isContinued: known !== null,
+    vouchesFor(root, entry) {
+      const vouched = known?.get(keyOf(root, entry.name));
+      if (vouched === undefined) return false;
+      const isSame =
+        vouched.inode === entry.inode &&
+        vouched.bytes === entry.bytes &&
+        vouched.mtimeNs === entry.mtimeNs &&
+        vouched.ctimeNs === entry.ctimeNs;
+      const settledAtNs = vouched.listedAtNs - SETTLED_NS;
+      return isSame && entry.mtimeNs < settledAtNs && entry.ctimeNs < settledAtNs;
+    },
+    add: async (root, entries) => {
+      await append(file, {
+        root,
+        files: entries.map(({ name, inode, bytes, mtimeNs, ctimeNs }) => [
+          name,
+          String(inode),
+          bytes,
+          String(mtimeNs),
+          String(ctimeNs),
+        ]),
+      });
+    },
+    [Symbol.asyncDispose]: async () => {
+      await file.close();
+    },
+  };
+}
+
+/** Whether a directory holds an earlier copy of this very cluster that is worth keeping. */
+export async function isContinuable(directory: string, identity: CopyIdentity): Promise<boolean> {
+  const lines = await readWholeLines(join(directory, JOURNAL_NAME));
+  return believe(lines, { ...identity, bootId: await readBootId() }) !== null;
+}
+
+async function readBootId(): Promise<string> {
+  return (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+}
+
+interface BeginLine {
+  readonly begin: CopyIdentity & { readonly bootId: string; readonly listedAtNs: string };
+}
+
+interface BatchLine {
+  readonly root: string;
+  readonly files: readonly (readonly [string, string, number, string, string])[];
+}
+
+/** @returns Null if the lines are of another cluster, timeline or boot, or are none. */
+function believe(
+  lines: readonly (BeginLine | BatchLine)[],
+  { systemIdentifier, timeline, bootId }: CopyIdentity & { readonly bootId: string },
+): ReadonlyMap<string, Vouched> | null {
+  const known = new Map<string, Vouched>();
+  let listedAtNs: bigint | null = null;
+  for (const line of lines) {
+    if ('begin' in line) {
+      const { begin } = line;
+      const isOurs =
+        begin.systemIdentifier === systemIdentifier &&
+        begin.timeline === timeline &&
+        begin.bootId === bootId;
+      if (!isOurs) return null;
+      listedAtNs = BigInt(begin.listedAtNs);
+      continue;
+    }
+    if (listedAtNs === null) return null;
+    for (const [name, inode, bytes, mtimeNs, ctimeNs] of line.files) {
+      known.set(keyOf(line.root, name), {
+        inode: BigInt(inode),
+        bytes,
+        mtimeNs: BigInt(mtimeNs),
+        ctimeNs: BigInt(ctimeNs),
+        listedAtNs,
+      });
+    }
+  }
+  return listedAtNs === null ? null : known;
+}
+
+/** What follows the last line feed was being written when an engine died; it is cut off. */
+async function readWholeLines(path: string): Promise<readonly (BeginLine | BatchLine)[]> {
+  const text = await readFile(path, 'utf8').catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
+    throw error;
+  });
+  const whole = text.slice(0, text.lastIndexOf('\n') + 1);
+  if (whole !== text) await truncate(path, Buffer.byteLength(whole));
+  return whole
+    .split('\n')
+    .slice(0, -1)
+    .map((line) => JSON.parse(line) as BeginLine | BatchLine);
+}
+
+async function append(file: FileHandle, line: object): Promise<void> {
+  await file.appendFile(`${JSON.stringify(line)}\n`);
+}
+
+const keyOf = (root: string, name: ByteName) => `${root}/${name}`;
