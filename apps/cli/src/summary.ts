@@ -31,11 +31,14 @@ export function formatResult({ result, instance, leftovers }: Outcome): readonly
 }
 
 function formatTotals(result: CloneResult): readonly string[] {
-  const { bytes, files, wireBytes, durationMs, startLsn, stopLsn, timeline } = result;
+  const { bytes, files, wireBytes, keptBytes, durationMs, startLsn, stopLsn, timeline } = result;
   const rate = durationMs === 0 ? 0 : Math.round((bytes * 1000) / durationMs);
   return formatRows([
     ['copied', `${formatBytes(bytes)} in ${String(files)} files`],
     ['over the wire', formatBytes(wireBytes)],
+    ...(keptBytes === 0
+      ? []
+      : [['kept', `${formatBytes(keptBytes)} of an earlier attempt`] as const]),
     ['duration', `${formatDuration(durationMs)} (${formatBytes(rate)}/s)`],
     ['WAL', `${startLsn} to ${stopLsn}, timeline ${String(timeline)}`],
     ['system', result.systemIdentifier],

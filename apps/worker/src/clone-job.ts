@@ -50,19 +50,22 @@ export interface CloneJobContext {
 export function startCloneJob(clone: Clone, contract: number, context: CloneJobContext): CloneJob {
   const { queue, journal, workerId } = context;
   const log = context.log.child({ cloneId: clone.id });
-  const fence = { attempt: clone.attempt, workerId };
   const controller = new AbortController();
   const finished = Promise.withResolvers<void>();
   let journaled = Promise.resolve();
   const record = startRunRecord(clone, {
     changed: () => {
-      queue.publish(record.snapshot(), fence);
+      publish();
     },
     line: (line) => {
       writeToLog(log, line);
       if (line.level !== 'debug') queue.appendLog(clone.id, line);
     },
   });
+  const publish = () => {
+    const snapshot = record.snapshot();
+    queue.publish(snapshot, { attempt: snapshot.attempt, workerId });
+  };
   const keepJournal = (): Promise<void> => {
     const run: Run = { clone: record.snapshot(), workerId, reported: false };
     // One that failed does not keep the next from being tried.
@@ -102,14 +105,12 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
     }
     // Somebody else's, or of a worker that lost its state: not ours to begin.
     if (clone.state !== 'queued') return;
-    const claim = await queue.confirm(record.snapshot(), fence);
+    const claim = await queue.confirm(record.snapshot(), { attempt: clone.attempt, workerId });
     if (claim !== 'stored') {
       log.info({ claim }, 'clone is not begun');
       return;
     }
-    const ticker = setInterval(() => {
-      queue.publish(record.snapshot(), fence);
-    }, TICK_MS);
+    const ticker = setInterval(publish, TICK_MS);
     try {
       await keepJournal();
       const plan = planOf(clone, contract, context.host);

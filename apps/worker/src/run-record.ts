@@ -65,7 +65,9 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
     snapshot: () => ({ ...record, phase: tracker.phase(), progress: tracker.snapshot() }),
     isPublished: tracker.isPublished,
     cancel: () => {
-      change({ state: nextState(record.state, 'cancel') ?? record.state });
+      // Between two attempts it waits, but it has things to tidy up all the same.
+      const state = nextState(record.state, 'start') ?? record.state;
+      change({ state: nextState(state, 'cancel') ?? state });
     },
     succeed: (result) => {
       end('finish', { result });
@@ -79,12 +81,20 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       phaseStarted: (name) => {
         tracker.observer.phaseStarted(name);
         log('info', `phase ${name} begins`);
-        listener.changed();
+        const state = nextState(record.state, 'start') ?? record.state;
+        change({ state, waitingFor: null });
       },
       phaseEnded: (name, state) => {
         tracker.observer.phaseEnded(name, state);
         log('info', `phase ${name} ${state === 'done' ? 'is done' : state}`);
         listener.changed();
+      },
+      interrupted: (next) => {
+        tracker.observer.interrupted(next);
+        const { error, attempt, pauseMs } = next;
+        log('warn', `interrupted: ${error.message}`, { code: error.code, attempt, pauseMs });
+        const state = nextState(record.state, 'interrupt') ?? record.state;
+        change({ state, attempt, waitingFor: `the next attempt, after: ${error.message}` });
       },
       published: () => {
         tracker.observer.published();

@@ -108,6 +108,7 @@ function someResult(plan: ClonePlan): CloneResult {
     bytes: 100,
     files: 1,
     wireBytes: 100,
+    keptBytes: 0,
     durationMs: 1,
     warnings: [],
     verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },

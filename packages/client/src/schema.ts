@@ -468,6 +468,8 @@ export interface components {
             files: number;
             /** @description What went over the network for them */
             wireBytes: number;
+            /** @description Of `bytes`: what an earlier attempt had brought already */
+            keptBytes: number;
             durationMs: number;
             warnings: string[];
             /** @description Which proofs were made, and how they ended */

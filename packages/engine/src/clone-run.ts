@@ -3,6 +3,7 @@ import type { CloneError } from '@pgcloned/contract';
 import type { Cleanup } from './cleanup.ts';
 import type { CloneObserver } from './observer.ts';
 import type { ClonePlan } from './plan.ts';
+import type { LockSet } from './target/locks.ts';
 
 export interface CloneRun {
   readonly plan: ClonePlan;
@@ -11,7 +12,15 @@ export interface CloneRun {
   readonly warn: (text: string) => void;
   /** Aborts when the caller cancels, when the deadline passes and when something watched is lost. */
   readonly signal: AbortSignal;
+  /** Runs at the end of the attempt. */
   readonly cleanup: Cleanup;
+  /** Runs at the end of the last attempt: what the next one can use. */
+  readonly lasting: Cleanup;
+  readonly locks: LockSet;
+  /** Directories that an attempt of this clone has begun to fill. */
+  readonly filled: Set<string>;
+  /** Counts what went over the network, failed transfers included. */
+  readonly sent: (wireBytes: number) => void;
   /** Slot, sessions and the remote directory are all called like this: `pgcloned_<id>_<attempt>`. */
   readonly name: string;
   /**

@@ -6,9 +6,11 @@
  * next clone into it may use. What could not be undone is reported as a leftover. See ARCHITECTURE.md for the order and
  * its reasons, which are those of physics section 0.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   CloneError,
   type CloneResult,
+  type Leftover,
   type PhaseName,
   refuseForbiddenSettings,
   refuseUnsupported,
@@ -26,6 +28,8 @@ import { startReplica } from './phases/start-replica.ts';
 import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
+import { startRetryBudget } from './retry-budget.ts';
+import { makeLockSet } from './target/locks.ts';
 
 export interface RunCloneOptions {
   readonly observer: CloneObserver;
@@ -34,7 +38,8 @@ export interface RunCloneOptions {
 }
 
 /**
- * Makes the clone of `plan`.
+ * Makes the clone of `plan`, in several attempts if something breaks off that may pass: each builds upon what the one
+ * before has copied.
  *
  * @throws {CloneError} With `phase` set to the phase that failed.
  */
@@ -43,80 +48,145 @@ export async function runClone(
   { observer, signal }: RunCloneOptions,
 ): Promise<CloneResult> {
   const startedAtMs = Date.now();
+  const deadline = new AbortController();
+  using _ = abortAtDeadline(plan.spec.deadline, deadline);
+  const wholeSignal = AbortSignal.any([signal, deadline.signal]);
+  const locks = makeLockSet(plan.id);
+  const filled = new Set<string>();
+  const warnings = new Set<string>();
+  let wireBytes = 0;
+  return await withCleanup(async (lasting) => {
+    lasting.always({
+      what: `locks on ${plan.spec.target.dataDirectory}`,
+      remedy: 'They end with the process that holds them.',
+      undo: async () => {
+        await locks[Symbol.asyncDispose]();
+      },
+    });
+    const budget = startRetryBudget();
+    for (let attempt = plan.attempt; ; attempt += 1) {
+      try {
+        const result = await runAttempt(
+          { ...plan, attempt },
+          {
+            observer,
+            signal: wholeSignal,
+            lasting,
+            locks,
+            filled,
+            warn: (text) => {
+              warnings.add(text);
+              observer.warning(text);
+            },
+            sent: (bytes) => {
+              wireBytes += bytes;
+            },
+          },
+        );
+        return {
+          ...result,
+          wireBytes,
+          durationMs: Date.now() - startedAtMs,
+          warnings: [...warnings],
+        };
+      } catch (error) {
+        const failure = toCloneError(error);
+        // Bad input shows in the first preflight: it gets its answer at once.
+        const isFirstLook = failure.phase === 'preflight' && filled.size === 0 && attempt === 1;
+        const pauseMs = isFirstLook ? null : budget.pauseAfter(failure);
+        if (pauseMs === null) throw failure;
+        observer.interrupted({ attempt: attempt + 1, error: failure, pauseMs });
+        await pause(pauseMs, wholeSignal);
+      }
+    }
+  }, reportLeftovers(observer));
+}
+
+type AttemptOptions = Pick<
+  CloneRun,
+  'observer' | 'signal' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
+>;
+
+async function runAttempt(
+  plan: ClonePlan,
+  options: AttemptOptions,
+): Promise<Omit<CloneResult, 'wireBytes' | 'durationMs' | 'warnings'>> {
+  const { observer } = options;
   const loss = new AbortController();
-  using _ = abortAtDeadline(plan.spec.deadline, loss);
-  const warnings: string[] = [];
+  const signal = AbortSignal.any([options.signal, loss.signal]);
   let current: PhaseName = 'preflight';
   try {
-    return await withCleanup(
-      async (cleanup) => {
-        const run: CloneRun = {
-          plan,
-          observer,
-          warn: (text) => {
-            warnings.push(text);
-            observer.warning(text);
-          },
-          signal: AbortSignal.any([signal, loss.signal]),
-          cleanup,
-          name: `pgcloned_${plan.id}_${String(plan.attempt)}`,
-          watch: (lost) => watch(lost, loss),
-        };
-        const phase = async <Result>(
-          name: PhaseName,
-          work: () => Promise<Result>,
-        ): Promise<Result> => {
-          run.signal.throwIfAborted();
-          current = name;
-          observer.phaseStarted(name);
-          const result = await work();
-          observer.phaseEnded(name, 'done');
-          return result;
-        };
+    return await withCleanup(async (cleanup) => {
+      const run: CloneRun = {
+        ...options,
+        plan,
+        signal,
+        cleanup,
+        name: `pgcloned_${plan.id}_${String(plan.attempt)}`,
+        watch: (lost) => watch(lost, loss),
+      };
+      const phase = async <Result>(
+        name: PhaseName,
+        work: () => Promise<Result>,
+      ): Promise<Result> => {
+        signal.throwIfAborted();
+        current = name;
+        observer.phaseStarted(name);
+        const result = await work();
+        observer.phaseEnded(name, 'done');
+        return result;
+      };
 
-        refuseUnsupported(plan.spec);
-        refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
+      refuseUnsupported(plan.spec);
+      refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
 
-        const ready = await phase('preflight', () => preflight(run));
-        const pinned = await phase('stream-wal', () => streamWal(run, ready));
-        const { stream, ...start } = await phase('start-backup', () =>
-          startBackup(run, ready, pinned),
-        );
-        const copy = await phase('copy-files', () => copyFiles(run, ready));
-        const stop = await phase('stop-backup', () => stopBackup(run, ready, start, copy));
-        await phase('collect-wal', () => collectWal(run, ready, { stream, start, stop }));
-        const published = await phase('publish', () =>
-          publish(run, ready, { stream, start, copy, stop }),
-        );
-        await ready.closeSsh();
-        await phase('start-replica', () => startReplica(run, ready, { stream, stop, published }));
+      const ready = await phase('preflight', () => preflight(run));
+      const pinned = await phase('stream-wal', () => streamWal(run, ready));
+      const { stream, ...start } = await phase('start-backup', () =>
+        startBackup(run, ready, pinned),
+      );
+      const copy = await phase('copy-files', () => copyFiles(run, ready));
+      const stop = await phase('stop-backup', () => stopBackup(run, ready, start, copy));
+      await phase('collect-wal', () => collectWal(run, ready, { stream, start, stop }));
+      const published = await phase('publish', () =>
+        publish(run, ready, { stream, start, copy, stop }),
+      );
+      // A hold of hours must not hang on a connection that nobody needs any more.
+      await ready.host.close();
+      await phase('start-replica', () => startReplica(run, ready, { stream, stop, published }));
 
-        return {
-          dataDirectory: ready.data.final,
-          systemIdentifier: ready.facts.systemIdentifier,
-          timeline: start.timeline,
-          startLsn: start.startLsn,
-          stopLsn: stop.stopLsn,
-          bytes: copy.bytes,
-          files: copy.files,
-          wireBytes: copy.wireBytes,
-          keptBytes: copy.keptBytes,
-          durationMs: Date.now() - startedAtMs,
-          warnings,
-          verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },
-        };
-      },
-      ({ what, remedy }, error) => {
-        observer.log('warn', 'a cleanup step failed', { what, reason: String(error) });
-        observer.leftover({ what, remedy });
-      },
-    );
+      return {
+        dataDirectory: ready.data.final,
+        systemIdentifier: ready.facts.systemIdentifier,
+        timeline: start.timeline,
+        startLsn: start.startLsn,
+        stopLsn: stop.stopLsn,
+        bytes: copy.bytes,
+        files: copy.files,
+        keptBytes: copy.keptBytes,
+        verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },
+      };
+    }, reportLeftovers(observer));
   } catch (error) {
     observer.phaseEnded(current, 'failed');
-    const failure = toCloneError(error);
+    // Whatever an abort broke off complains in its own words; the reason is what counts.
+    const failure = toCloneError(signal.aborted ? signal.reason : error);
     failure.phase = current;
     throw failure;
   }
+}
+
+function reportLeftovers(observer: CloneObserver) {
+  return ({ what, remedy }: Leftover, error: unknown): void => {
+    observer.log('warn', 'a cleanup step failed', { what, reason: String(error) });
+    observer.leftover({ what, remedy });
+  };
+}
+
+async function pause(pauseMs: number, signal: AbortSignal): Promise<void> {
+  await delay(pauseMs, undefined, { signal }).catch(() => {
+    signal.throwIfAborted();
+  });
 }
 
 function watch(lost: Promise<CloneError>, loss: AbortController): () => void {

@@ -5,6 +5,7 @@
  * The calls come as fast as things happen; an observer that publishes does so at its own pace.
  */
 import type {
+  CloneError,
   ErrorFacts,
   Instance,
   Leftover,
@@ -16,6 +17,12 @@ import type {
 export interface CloneObserver {
   phaseStarted(name: PhaseName): void;
   phaseEnded(name: PhaseName, state: Extract<PhaseState, 'done' | 'failed' | 'skipped'>): void;
+  /** An attempt was broken off by something that may pass; the next one begins after a pause, and builds upon it. */
+  interrupted(next: {
+    readonly attempt: number;
+    readonly error: CloneError;
+    readonly pauseMs: number;
+  }): void;
   copyPlanned(plan: {
     readonly bytesTotal: number;
     readonly filesTotal: number;

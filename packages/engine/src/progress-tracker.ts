@@ -11,7 +11,7 @@ const RATE_WINDOW_MS = 5_000;
 
 type Tracked = Pick<
   CloneObserver,
-  'phaseStarted' | 'phaseEnded' | 'copyPlanned' | 'copied' | 'wal' | 'published'
+  'phaseStarted' | 'phaseEnded' | 'interrupted' | 'copyPlanned' | 'copied' | 'wal' | 'published'
 >;
 
 export interface ProgressTracker {
@@ -53,6 +53,9 @@ export function trackProgress(now: () => number = Date.now): ProgressTracker {
       },
       phaseEnded(name, state) {
         change(name, { state, endedAt: timestamp() });
+      },
+      interrupted() {
+        progress.phases = noProgress().phases;
       },
       copyPlanned(plan) {
         progress.bytesTotal = plan.bytesTotal;

@@ -1,14 +1,12 @@
 /** What preflight has found and opened, and every later phase works with. */
 import type { ConnectionSettings, Session, SourceFacts } from '@pgcloned/postgres';
 import type { HostProbe } from '@pgcloned/rsync';
-import type { SshConnection } from '@pgcloned/ssh';
+import type { SourceHost } from './source-host.ts';
 import type { Claim } from './target/claim.ts';
 import type { TablespacePlace } from './target/layout.ts';
 
 export interface Ready extends Claim {
-  readonly ssh: SshConnection;
-  /** Once the clone is published: a hold of hours must not hang on a connection that nobody needs. */
-  readonly closeSsh: () => Promise<void>;
+  readonly host: SourceHost;
   /** The session that will run the backup (R3.1). */
   readonly session: Session;
   readonly settings: ConnectionSettings;

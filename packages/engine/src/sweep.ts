@@ -11,7 +11,7 @@ import type { ClonePlan } from './plan.ts';
 import { dropSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
-import { lockDirectories } from './target/locks.ts';
+import { makeLockSet } from './target/locks.ts';
 import { hasControlFile, isPublished, readMarker } from './target/marker.ts';
 import { removeMarked, removeStrays } from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
@@ -34,7 +34,8 @@ export async function sweepClone(
   if (spec.target.walDirectory !== null)
     finals.push(await guardPath(spec.target.walDirectory, host));
   const [dataDirectory = '', walDirectory = dataDirectory] = finals;
-  await using _ = await lockDirectories(finals, { cloneId: id, signal });
+  await using locks = makeLockSet(id);
+  await locks.take(finals, signal);
 
   await recoverSwap(dataDirectory);
   const leftovers: Leftover[] = [];

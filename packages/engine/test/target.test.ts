@@ -16,7 +16,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { guardPath, inspectDirectory, refuseNesting } from '../src/target/guard.ts';
 import { makePlace } from '../src/target/layout.ts';
-import { lockDirectories } from '../src/target/locks.ts';
+import { makeLockSet } from '../src/target/locks.ts';
 import { readMarker, unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
 import { prepareDirectory, removeMarked, removePrepared } from '../src/target/prepare.ts';
 import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
@@ -177,8 +177,11 @@ describe('a directory', () => {
 });
 
 describe('locks', () => {
-  const lock = async (path: string, cloneId: string) =>
-    await lockDirectories([path], { cloneId, signal });
+  const lock = async (path: string, cloneId: string) => {
+    const locks = makeLockSet(cloneId);
+    await locks.take([path], signal);
+    return locks;
+  };
 
   test.each([
     ['the same directory', 'clone', 'clone'],
@@ -197,7 +200,7 @@ describe('locks', () => {
     await using _ = await lock(join(root, 'clone'), 'first');
     await using other = await lock(join(root, 'clone2'), 'second');
 
-    expect(other.fds).toHaveLength(1);
+    expect(other.fds()).toHaveLength(1);
   });
 
   test('are free again once they are let go', async () => {
@@ -206,7 +209,7 @@ describe('locks', () => {
     }
     await using again = await lock(join(root, 'clone'), 'second');
 
-    expect(again.fds).toHaveLength(1);
+    expect(again.fds()).toHaveLength(1);
   });
 });
 

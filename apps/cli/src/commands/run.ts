@@ -112,6 +112,13 @@ function observe({
       tracker.phaseEnded(name, state);
       update();
     },
+    interrupted(next) {
+      tracker.interrupted(next);
+      const { error, attempt, pauseMs } = next;
+      display.line(
+        `interrupted: ${error.message}; attempt ${String(attempt)} begins in ${String(pauseMs / 1000)} s`,
+      );
+    },
     warning(text) {
       display.line(`warning: ${text}`);
     },

@@ -33,25 +33,20 @@ export interface PoolOptions {
     readonly bytes: number;
     readonly files: number;
   }) => void;
+  /** What went over the network, also of a transfer that broke off, as far as it is known. */
+  readonly sent: (wireBytes: number) => void;
   readonly log: (level: LogLevel, message: string, fields: ErrorFacts) => void;
   readonly signal: AbortSignal;
 }
 
-/** @returns Bytes that went over the wire, and bytes written here. */
-export async function copyAll(
-  queue: BatchQueue,
-  options: PoolOptions,
-): Promise<{ readonly wireBytes: number; readonly bytes: number }> {
+export async function copyAll(queue: BatchQueue, options: PoolOptions): Promise<void> {
   const failed = new AbortController();
   const signal = AbortSignal.any([options.signal, failed.signal]);
-  const totals = { wireBytes: 0, bytes: 0 };
   const work = async (worker: number) => {
     try {
       for (let batch = queue.next(); batch !== null; batch = queue.next()) {
         signal.throwIfAborted();
-        const sent = await sendBatch(batch, worker, { ...options, signal });
-        totals.wireBytes += sent.wireBytes;
-        totals.bytes += sent.bytes;
+        await sendBatch(batch, worker, { ...options, signal });
       }
     } catch (error) {
       failed.abort(error);
@@ -66,20 +61,12 @@ export async function copyAll(
   options.signal.throwIfAborted();
   // The first failure aborted the others, so theirs is the same reason.
   if (ends.some(({ status }) => status === 'rejected')) throw failed.signal.reason;
-  return totals;
 }
 
-async function sendBatch(
-  batch: Batch,
-  worker: number,
-  options: PoolOptions,
-): Promise<{ readonly wireBytes: number; readonly bytes: number }> {
-  const sent = { wireBytes: 0, bytes: 0 };
+async function sendBatch(batch: Batch, worker: number, options: PoolOptions): Promise<void> {
   let pending: Batch = batch;
   for (let round = 1; ; round += 1) {
     const outcome = await sendStubbornly(pending, worker, round, options);
-    sent.wireBytes += outcome.wireBytes;
-    sent.bytes += outcome.bytes;
     if (outcome.again.length === 0) break;
     if (round === ROUNDS_MAX) {
       options.log('warn', 'files kept changing while they were read; WAL replay mends them', {
@@ -91,7 +78,6 @@ async function sendBatch(
     pending = { root: batch.root, names: outcome.again, bytes: 0 };
   }
   options.copied({ worker, bytes: 0, files: batch.names.length });
-  return sent;
 }
 
 async function sendStubbornly(
@@ -103,7 +89,7 @@ async function sendStubbornly(
   for (let attempt = 1; ; attempt += 1) {
     let reported = 0;
     try {
-      return await options.transfer(batch, {
+      const outcome = await options.transfer(batch, {
         repeat: round > 1 ? 'changed' : attempt > 1 ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
@@ -111,11 +97,13 @@ async function sendStubbornly(
         },
         signal: options.signal,
       });
+      options.sent(outcome.wireBytes);
+      return outcome;
     } catch (error) {
+      options.sent(reported);
       options.signal.throwIfAborted();
       options.copied({ worker, bytes: -reported, files: 0 });
-      if (!(error instanceof CloneError) || !error.retryable || attempt === ATTEMPTS_MAX)
-        throw error;
+      if (!mayPass(error) || attempt === ATTEMPTS_MAX) throw error;
       options.log('warn', 'a batch broke off and is sent again', {
         code: error.code,
         reason: error.message,
@@ -125,4 +113,9 @@ async function sendStubbornly(
       await delay(FIRST_PAUSE_MS * 2 ** (attempt - 1), undefined, { signal: options.signal });
     }
   }
+}
+
+/** A full disk stays full, and a daemon that is gone does not come back by asking again. */
+function mayPass(error: unknown): error is CloneError {
+  return error instanceof CloneError && (error.code === 'SOURCE_LOST' || error.code === 'STALLED');
 }

@@ -8,7 +8,8 @@
  */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError, type ErrorCode } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
@@ -47,10 +48,19 @@ const WORKERS_MAX_BY_DEFAULT = 8;
 /** Short, so that the disk is never idle and the last sync finds little to do. */
 const SYNC_INTERVAL_MS = 700;
 
+/** What may befall the daemon or the SSH connection that it hangs on. */
+const CHANNEL_LOSSES: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'SOURCE_LOST',
+  'RSYNCD_FAILED',
+  'SSH_UNREACHABLE',
+  'STALLED',
+]);
+/** A cut of half a minute ends the backup session as well, and then a new attempt is due (R3.2). */
+const CHANNEL_PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000];
+
 export interface Copy {
   readonly bytes: number;
   readonly files: number;
-  readonly wireBytes: number;
   /** Of `bytes`: what an earlier attempt had brought already. */
   readonly keptBytes: number;
   /** The tablespaces that were copied: the set at the start of the backup (R1.9). */
@@ -72,14 +82,11 @@ interface RootPlan extends Root, Reconciliation {
 }
 
 export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
-  const { signal, observer, plan } = run;
-  const workers =
-    plan.spec.transfer.workers ?? Math.min(availableParallelism(), WORKERS_MAX_BY_DEFAULT);
+  const { signal, plan } = run;
   const tablespaces = await tablespacesNow(run, ready);
   const roots = rootsOf(ready, tablespaces);
-  const [listings, daemon] = await together([
-    listFiles(ready.ssh, { roots: roots.map(({ source }) => source), signal }),
-    openDaemon(run, ready, roots, workers),
+  const [listings] = await together([
+    listFiles(ready.host.ssh(), { roots: roots.map(({ source }) => source), signal }),
     sweepSource(run, ready),
   ]);
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
@@ -87,9 +94,64 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     identity: ready.facts,
     listedAtNs: ready.probe.now,
   });
+  if (journal.isContinued)
+    run.observer.log('info', 'what an earlier attempt has copied is brought up to date');
+  const workers =
+    plan.spec.transfer.workers ?? Math.min(availableParallelism(), WORKERS_MAX_BY_DEFAULT);
+  const round = { run, ready, tablespaces, roots, listings, journal, workers };
+  for (let losses = 0; ; losses += 1) {
+    try {
+      return await copyRound({ ...round, isFirst: losses === 0 });
+    } catch (error) {
+      const pauseMs = CHANNEL_PAUSES_MS[losses];
+      const isLoss = error instanceof CloneError && CHANNEL_LOSSES.has(error.code);
+      if (signal.aborted || !isLoss || pauseMs === undefined) throw error;
+      run.observer.log('warn', 'the way to the files was lost and is opened again', {
+        code: error.code,
+        reason: error.message,
+        pauseMs,
+      });
+      await delay(pauseMs, undefined, { signal });
+      await ready.host.reopen();
+    }
+  }
+}
+
+/**
+ * One daemon, as long as it lasts. As long as the backup's session lives, what an earlier round has completed stays
+ * complete, whatever became of the connection.
+ */
+async function copyRound({
+  run,
+  ready,
+  tablespaces,
+  roots,
+  listings,
+  journal,
+  workers,
+  isFirst,
+}: {
+  readonly run: CloneRun;
+  readonly ready: Ready;
+  readonly tablespaces: readonly TablespacePlace[];
+  readonly roots: readonly Root[];
+  readonly listings: readonly (readonly SourceEntry[] | null)[];
+  readonly journal: CopyJournal;
+  readonly workers: number;
+  readonly isFirst: boolean;
+}): Promise<Copy> {
+  const { observer, plan } = run;
+  await using daemon = await openDaemon(run, ready, roots, workers);
+  const lost = new AbortController();
+  void daemon.lost.then((error) => {
+    lost.abort(error);
+  });
+  const signal = AbortSignal.any([run.signal, lost.signal]);
   const plans: RootPlan[] = [];
-  for (const [index, root] of roots.entries())
-    plans.push(await planRoot({ ready, tablespaces, root, listing: listings[index], journal }));
+  for (const [index, root] of roots.entries()) {
+    const listing = listings[index] ?? null;
+    plans.push(await planRoot({ ready, tablespaces, root, listing, journal, isFirst }));
+  }
   await refuseIfTooLarge(
     plans.map(({ destination, kept, delta, whole, localBytes }) => ({
       path: destination,
@@ -113,12 +175,6 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     workers,
   });
   observer.copied({ worker: null, bytes: sumOf(kept), files: kept.length });
-  if (journal.isContinued)
-    observer.log('info', 'an earlier copy is brought up to date', {
-      keptBytes: sumOf(kept),
-      deltaBytes: sumOf(plans.flatMap(({ delta }) => delta)),
-      removedNames: plans.reduce((sum, { obsolete }) => sum + obsolete.length, 0),
-    });
   await using relay =
     plan.spec.transfer.maxRate === null
       ? null
@@ -137,7 +193,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     },
   );
   try {
-    const copied = await copyAll(queue, {
+    await copyAll(queue, {
       workers,
       signal,
       copied: (step) => {
@@ -162,14 +218,14 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
           compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(isDelta, why),
           delta: isDelta,
           timeoutMs: plan.host.stallMs,
-          inheritedFds: ready.lockFds,
+          inheritedFds: run.locks.fds(),
           onBytes,
           signal: batchSignal,
         });
       },
+      sent: run.sent,
     });
     return {
-      wireBytes: copied.wireBytes,
       bytes: queue.bytesTotal + sumOf(kept),
       files: queue.filesTotal + kept.length,
       keptBytes: sumOf(kept),
@@ -177,7 +233,6 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     };
   } finally {
     await syncing.stop();
-    await endDaemon(run, daemon);
   }
 }
 
@@ -202,12 +257,14 @@ async function planRoot({
   root,
   listing,
   journal,
+  isFirst,
 }: {
   readonly ready: Ready;
   readonly tablespaces: readonly TablespacePlace[];
   readonly root: Root;
-  readonly listing: readonly SourceEntry[] | null | undefined;
+  readonly listing: readonly SourceEntry[] | null;
   readonly journal: CopyJournal;
+  readonly isFirst: boolean;
 }): Promise<RootPlan> {
   const isDataDirectory = root.source === ready.facts.dataDirectory;
   // A version directory that nobody has written into yet may be missing (R1.8); PGDATA may not.
@@ -223,7 +280,8 @@ async function planRoot({
     selection,
     entries,
     local,
-    isVouched: (entry) => journal.vouchesFor(root.module, entry),
+    // Of the same listing: then its time alone tells that it is complete.
+    isVouched: (entry) => !isFirst || journal.vouchesFor(root.module, entry),
     isSpared: (name) => OURS.test(name) || tablespacesInside.some((one) => isWithin(name, one)),
   });
   const localBytes = [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
@@ -274,10 +332,10 @@ async function openDaemon(
 ): Promise<RsyncDaemon> {
   const { rsyncd } = run.plan.source;
   const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
-  const daemon = await startDaemon(ready.ssh, {
+  return await startDaemon(ready.host.ssh(), {
     name: run.name,
     modules: roots.map(({ module, source }) => ({ name: module, path: source })),
-    connectAddress: rsyncd.address ?? ready.ssh.remoteAddress,
+    connectAddress: rsyncd.address ?? ready.host.ssh().remoteAddress,
     bindAddress: rsyncd.address,
     ports: { first, last },
     // Two more than can be in use, for a connection that the other side has not yet seen end (R6.13).
@@ -286,37 +344,18 @@ async function openDaemon(
     directory: ready.temporaryWalDirectory,
     signal: run.signal,
   });
-  const unwatch = run.watch(daemon.lost);
-  run.cleanup.always({
-    what: `rsync daemon ${run.name} on ${ready.ssh.label}`,
-    remedy: `It ends by itself within ${String(run.plan.host.leaseMs / 1000)} s.`,
-    undo: async (signal) => {
-      unwatch();
-      await daemon.stop(signal);
-    },
-  });
-  return daemon;
 }
 
 /** What engines left there that died together with the guards of their leases. Not needed for this clone. */
-async function sweepSource({ observer, signal }: CloneRun, { ssh }: Ready): Promise<void> {
+async function sweepSource({ observer, signal }: CloneRun, { host }: Ready): Promise<void> {
   try {
-    for (const name of await sweepHost(ssh, { signal }))
+    for (const name of await sweepHost(host.ssh(), { signal }))
       observer.log('info', 'removed what a dead clone had left on the source', { name });
   } catch (error) {
     signal.throwIfAborted();
     observer.log('warn', 'what dead clones left on the source could not be removed', {
       reason: String(error),
     });
-  }
-}
-
-/** Early, so that the source serves its files no longer than needed. If this fails, the cleanup has another try. */
-async function endDaemon({ plan, observer }: CloneRun, daemon: RsyncDaemon): Promise<void> {
-  try {
-    await daemon.stop(AbortSignal.timeout(plan.host.leaseMs));
-  } catch (error) {
-    observer.log('warn', 'the rsync daemon did not end at once', { reason: String(error) });
   }
 }
 

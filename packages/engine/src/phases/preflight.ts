@@ -20,14 +20,14 @@ import {
   type SourceFacts,
 } from '@pgcloned/postgres';
 import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
-import { connectSsh } from '@pgcloned/ssh';
 import { type CloneRun, together } from '../clone-run.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
-import { refuseExistingSlot } from '../replica/slot.ts';
+import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
+import { openSourceHost } from '../source-host.ts';
 import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 
@@ -41,10 +41,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     source,
     plan.password === null ? {} : { password: plan.password },
   );
-  const [{ ssh, closeSsh }, session] = await together([
-    openSsh(run),
-    openBackupSession(run, settings),
-  ]);
+  const [host, session] = await together([openSourceHost(run), openBackupSession(run, settings)]);
   const facts = await readSourceFacts(session, signal);
   const { errors, warnings } = checkSource(facts, {
     slot: spec.wal.retention === 'pin',
@@ -54,10 +51,16 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     run.observer.log('error', error.message, { code: error.code, hint: error.hint });
   if (errors[0] !== undefined) throw errors[0];
   for (const warning of warnings) run.warn(warning);
-  if (spec.replica.slot !== null) await refuseExistingSlot(session, spec.replica.slot, signal);
+  if (spec.replica.slot !== null) {
+    // One that an earlier attempt has made is in nobody's use.
+    const slotName = spec.replica.slot;
+    if ((await notedSlot(claim.data.build)) === slotName)
+      await dropSlot(settings, { slotName, applicationName: run.name, signal });
+    await refuseExistingSlot(session, slotName, signal);
+  }
 
   const [probe, binDirectory] = await together([
-    probeHost(ssh, { dataDirectory: facts.dataDirectory, signal }),
+    probeHost(host.ssh(), { dataDirectory: facts.dataDirectory, signal }),
     findBinDirectory(plan.host.postgresBin, facts.major, signal),
     probeReplication(settings, { applicationName: run.name, signal }),
   ]);
@@ -67,7 +70,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   if (rsyncWarning !== null) run.warn(rsyncWarning);
 
   refuseUnknownLocations(run, facts.tablespaces);
-  const sameHost = isOwnAddress(ssh.remoteAddress);
+  const sameHost = isOwnAddress(host.ssh().remoteAddress);
   const tablespaces = await claimTablespaces(run, claim, { ...facts, sameHost });
   const hostConfiguration =
     spec.replica.configuration === 'source'
@@ -85,8 +88,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   }
   const ready: Ready = {
     ...claim,
-    ssh,
-    closeSsh,
+    host,
     session,
     settings,
     facts,
@@ -125,51 +127,6 @@ function refuseUnsupportedSource({ plan }: CloneRun): void {
     facts: { source: plan.sourceName },
     hint: 'Let the worker reach the port of the database directly.',
   });
-}
-
-async function openSsh({
-  plan,
-  signal,
-  cleanup,
-  watch,
-}: CloneRun): Promise<Pick<Ready, 'ssh' | 'closeSsh'>> {
-  const { source, host } = plan;
-  const ssh = await connectSsh(
-    {
-      host: source.ssh.host ?? source.host,
-      port: source.ssh.port,
-      user: source.ssh.user,
-      privateKeyFile: source.ssh.privateKeyFile,
-      defaultKeyFiles: source.ssh.privateKeyFile === null ? host.defaultSshKeyFiles : [],
-      agentSocket: source.ssh.agent ? host.sshAgentSocket : null,
-      knownHostsFiles:
-        source.ssh.knownHostsFile === null
-          ? host.defaultKnownHostsFiles
-          : [source.ssh.knownHostsFile],
-      insecure: source.ssh.insecure,
-    },
-    { signal },
-  );
-  const unwatch = watch(
-    ssh.closed.then(
-      (cause) =>
-        new CloneError('SOURCE_LOST', `the SSH connection to ${ssh.label} was lost`, {
-          facts: { host: ssh.label },
-          hint: 'See the log of its SSH server and the network between, then clone again.',
-          cause,
-        }),
-    ),
-  );
-  const closeSsh = async () => {
-    unwatch();
-    await ssh[Symbol.asyncDispose]();
-  };
-  cleanup.always({
-    what: `SSH connection to ${ssh.label}`,
-    remedy: 'It ends with the process that holds it.',
-    undo: closeSsh,
-  });
-  return { ssh, closeSsh };
 }
 
 async function openBackupSession(

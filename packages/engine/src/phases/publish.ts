@@ -65,7 +65,7 @@ export async function publish(
   const fileMode = (mode & 0o040) === 0 ? 0o600 : 0o640;
   const directory = ready.data.build;
   try {
-    await placeWal(ready, { stream, start, mode });
+    await placeWal(ready, { stream, start, mode, fileMode });
     await linkTablespaces(directory, copy, fileMode);
     await configureReplica(run, ready, fileMode);
     await writeFile(join(directory, 'standby.signal'), '', { mode: fileMode });
@@ -97,7 +97,13 @@ async function placeWal(
     stream,
     start,
     mode,
-  }: { readonly stream: WalStream; readonly start: BackupStart; readonly mode: number },
+    fileMode,
+  }: {
+    readonly stream: WalStream;
+    readonly start: BackupStart;
+    readonly mode: number;
+    readonly fileMode: number;
+  },
 ): Promise<void> {
   const inside = join(ready.data.build, 'pg_wal');
   const home = ready.wal?.build ?? inside;
@@ -118,7 +124,8 @@ async function placeWal(
     const isWanted = HISTORY.test(name) || (SEGMENT.test(name) && name >= first);
     if (!isWanted) continue;
     await moveFile(join(stream.directory, name), join(home, name));
-    await writeFile(join(archiveStatus, `${name}.done`), '', { mode: 0o600 });
+    await chmod(join(home, name), fileMode);
+    await writeFile(join(archiveStatus, `${name}.done`), '', { mode: fileMode });
   }
 }
 

@@ -41,7 +41,11 @@ export async function stopBackup(
   const { image, controlFile } = await readControlFile(
     async () => {
       const path = join(ready.facts.dataDirectory, 'global', 'pg_control');
-      const read = await readRemoteFile(ready.ssh, { path, bytesMax: CONTROL_FILE_BYTES, signal });
+      const read = await readRemoteFile(ready.host.ssh(), {
+        path,
+        bytesMax: CONTROL_FILE_BYTES,
+        signal,
+      });
       if (read === null) throw invalid('pg_control is missing on the source', { path });
       return read;
     },

@@ -50,7 +50,7 @@ export async function openStream(
   { pin, seedLsn }: Pick<WalStream, 'pin' | 'seedLsn'>,
 ): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
-  const receiver = await receive(run, ready, { directory, seedLsn });
+  const receiver = await receive(run, ready, { directory, pin, seedLsn });
   follow(run, pin, receiver);
   return { pin, receiver, directory, seedLsn };
 }
@@ -85,14 +85,17 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
     mode: ready.facts.dataDirectoryMode,
     keepContents: place.kind !== 'wal' && (await isContinuable(ready.data.build, ready.facts)),
   });
-  run.cleanup.onFailure({
+  if (run.filled.has(prepared.path)) return;
+  run.filled.add(prepared.path);
+  run.lasting.onFailure({
     what: `unfinished directory ${prepared.path}`,
     remedy: `rm -r ${prepared.path}`,
     undo: async (_signal, error) => {
       if (await isPublished(ready.data.final, run.plan.id)) return;
-      // What is built aside serves nobody when it failed: the next clone builds under another name.
-      const isOfUse = place.build === place.final && !(await isUntouched(prepared));
-      if (isOfUse && toCloneError(error).code !== 'CANCELLED') return;
+      const { code } = toCloneError(error);
+      // What is built aside serves only this very clone: another one builds under another name.
+      const isOfUse = place.build === place.final || code === 'WORKER_STOPPED';
+      if (isOfUse && code !== 'CANCELLED' && !(await isUntouched(prepared))) return;
       await removePrepared(prepared);
       if (place.kind === 'data') run.observer.instance({ state: 'absent' });
     },
@@ -126,9 +129,9 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
     run.warn(`${error.message}; the source may now remove WAL that is still needed`);
   });
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
-  if (!(await remoteExists(ready.ssh, { path: slotDirectory, signal: run.signal }))) {
+  if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
-      facts: { host: ready.ssh.label, missing: slotDirectory },
+      facts: { host: ready.host.ssh().label, missing: slotDirectory },
       hint: 'Check host, port and ssh.host of the source: the slot just made by SQL is not seen by SSH.',
     });
   }
@@ -138,7 +141,11 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
 async function receive(
   run: CloneRun,
   ready: Ready,
-  { directory, seedLsn }: { readonly directory: string; readonly seedLsn: string },
+  {
+    directory,
+    pin,
+    seedLsn,
+  }: { readonly directory: string; readonly pin: WalPin | null; readonly seedLsn: string },
 ): Promise<WalReceiver> {
   await mkdir(directory, { mode: 0o700 });
   const receiver = await startWalReceiver({
@@ -147,12 +154,12 @@ async function receive(
     applicationName: run.name,
     directory,
     seed: {
-      timeline: ready.facts.timeline,
+      timeline: pin?.restartTimeline ?? ready.facts.timeline,
       lsn: seedLsn,
       segmentBytes: ready.facts.walSegmentBytes,
     },
     session: ready.session,
-    inheritedFds: ready.lockFds,
+    inheritedFds: run.locks.fds(),
     signal: run.signal,
   });
   const unwatch = run.watch(receiver.lost);

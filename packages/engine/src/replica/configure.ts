@@ -79,10 +79,10 @@ export function clusterNameOf({ plan }: CloneRun): string {
 /** What lies outside PGDATA on the source was not copied (R1.15). */
 async function bringSourceFiles(
   run: CloneRun,
-  { ssh, facts, data }: Ready,
+  { host, facts, data }: Ready,
   put: (name: string, text: string) => Promise<void>,
 ): Promise<void> {
-  const reading = { runner: ssh, signal: run.signal };
+  const reading = { runner: host.ssh(), signal: run.signal };
   const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
   const { configFile, hbaFile, identFile } = facts.configFiles;
   const text = isOutside(configFile)
@@ -107,7 +107,7 @@ async function workableSettings(
 
   const addresses = listOf(source('listen_addresses'));
   if (!addresses.every(isListenable))
-    replace('listen_addresses', `localhost, ${ready.ssh.localAddress}`);
+    replace('listen_addresses', `localhost, ${ready.host.ssh().localAddress}`);
   const sockets = listOf(source('unix_socket_directories'));
   const usable = (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
   if (!usable)

@@ -16,7 +16,7 @@ import {
   type TablespacePlace,
   temporaryWalPath,
 } from './layout.ts';
-import { isWithin, lockDirectories } from './locks.ts';
+import { isWithin } from './locks.ts';
 import type { DirectoryKind } from './marker.ts';
 import { recoverSwap } from './swap.ts';
 
@@ -25,8 +25,6 @@ export interface Claim {
   /** Null: pg_wal lies in the data directory. */
   readonly wal: Place | null;
   readonly temporaryWalDirectory: string;
-  /** Lock descriptors, for children that write into the directories. */
-  readonly lockFds: number[];
 }
 
 /** Data directory, WAL directory and temporary WAL directory: what is known without asking the source. */
@@ -40,8 +38,7 @@ export async function claimTarget(run: CloneRun): Promise<Claim> {
   const directories = [dataDirectory, ...(walDirectory === null ? [] : [walDirectory])];
   refuseNesting(directories);
 
-  const lockFds: number[] = [];
-  await lock(run, directories, lockFds);
+  await run.locks.take(directories, run.signal);
   if ((await recoverSwap(dataDirectory)) === 'reverted')
     run.observer.log('info', 'put back what an interrupted clone had moved aside');
   await refuseRunningServer(dataDirectory);
@@ -58,7 +55,6 @@ export async function claimTarget(run: CloneRun): Promise<Claim> {
     data,
     wal,
     temporaryWalDirectory: await temporaryWalPath(target, wal ?? data, run.plan.id),
-    lockFds,
   };
 }
 
@@ -90,7 +86,7 @@ export async function claimTablespaces(
       location,
     ]);
     const final = join(location, facts.tablespaceDirectoryName);
-    await lock(run, [final], claim.lockFds);
+    await run.locks.take([final], run.signal);
     const place = await claimPlace(
       run,
       'tablespace',
@@ -214,16 +210,4 @@ async function linksTo(dataDirectory: string, location: string): Promise<boolean
     if (target !== null && (await realpath(target).catch(() => target)) === location) return true;
   }
   return false;
-}
-
-async function lock(run: CloneRun, paths: readonly string[], fds: number[]): Promise<void> {
-  const locks = await lockDirectories(paths, { cloneId: run.plan.id, signal: run.signal });
-  run.cleanup.always({
-    what: `locks on ${paths.join(', ')}`,
-    remedy: 'They end with the process that holds them.',
-    undo: async () => {
-      await locks[Symbol.asyncDispose]();
-    },
-  });
-  fds.push(...locks.fds);
 }

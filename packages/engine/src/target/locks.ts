@@ -18,16 +18,37 @@ const PREFIX = 'pgcloned-';
 /** Taking all locks is a matter of milliseconds; whoever holds the common one longer is stuck. */
 const COMMON_LOCK_WAIT_MS = 10_000;
 
-export interface DirectoryLocks extends AsyncDisposable {
+/** The locks of one clone, held from its first attempt to its last. */
+export interface LockSet extends AsyncDisposable {
+  /**
+   * Takes what is not held yet.
+   *
+   * @throws {CloneError} `TARGET_BUSY` naming the directory and the clone that holds it.
+   */
+  readonly take: (paths: readonly string[], signal: AbortSignal) => Promise<void>;
   /** For children that write into the directories. */
-  readonly fds: readonly number[];
+  readonly fds: () => readonly number[];
 }
 
-/** @throws {CloneError} `TARGET_BUSY` naming the directory and the clone that holds it. */
-export async function lockDirectories(
+export function makeLockSet(cloneId: string): LockSet {
+  const held = new Map<string, FileLock>();
+  return {
+    take: async (paths, signal) => {
+      const missing = paths.filter((path) => !held.has(path));
+      for (const [path, lock] of await lockDirectories(missing, { cloneId, signal }))
+        held.set(path, lock);
+    },
+    fds: () => [...held.values()].map(({ fd }) => fd),
+    [Symbol.asyncDispose]: async () => {
+      for (const lock of held.values()) await lock[Symbol.asyncDispose]();
+    },
+  };
+}
+
+async function lockDirectories(
   paths: readonly string[],
   { cloneId, signal }: { readonly cloneId: string; readonly signal: AbortSignal },
-): Promise<DirectoryLocks> {
+): Promise<ReadonlyMap<string, FileLock>> {
   const lockDirectory = await findLockDirectory();
   const common = await lockFile(join(lockDirectory, `${PREFIX}common.lock`), {
     signal,
@@ -42,25 +63,20 @@ export async function lockDirectories(
   await using _ = common;
   await refuseOverlap(lockDirectory, paths, cloneId, signal);
 
-  const held: FileLock[] = [];
+  const held = new Map<string, FileLock>();
   try {
     for (const path of paths.toSorted()) {
       const file = join(lockDirectory, `${PREFIX}${hashOf(path)}.lock`);
       const lock = await lockFile(file, { signal });
       if (lock === null) throw busy(path, path, null);
-      held.push(lock);
+      held.set(path, lock);
       await describeHolder(lock, { path, cloneId, pid: process.pid });
     }
   } catch (error) {
-    for (const lock of held) await lock[Symbol.asyncDispose]();
+    for (const lock of held.values()) await lock[Symbol.asyncDispose]();
     throw error;
   }
-  return {
-    fds: held.map(({ fd }) => fd),
-    [Symbol.asyncDispose]: async () => {
-      for (const lock of held) await lock[Symbol.asyncDispose]();
-    },
-  };
+  return held;
 }
 
 interface Holder {

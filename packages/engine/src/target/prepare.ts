@@ -87,13 +87,19 @@ export async function removeMarked(path: string, kind: DirectoryKind): Promise<v
   await removePrepared({ path, kind, madeFrom: path });
 }
 
-/** Removes what earlier clones of this directory left beside it. Only under its lock: then none of them runs. */
-export async function removeStrays(place: Pick<Place, 'kind' | 'final'>): Promise<void> {
+/**
+ * Removes what earlier clones of this directory left beside it, but for what this one builds. Only under its lock: then
+ * none of them runs.
+ */
+export async function removeStrays(
+  place: Pick<Place, 'kind' | 'final'> & Partial<Pick<Place, 'build'>>,
+): Promise<void> {
   const parent = dirname(place.final);
   const names = await readdir(parent).catch(() => []);
   for (const name of names) {
     if (!name.startsWith(besidePrefix(place.final))) continue;
     const path = join(parent, name);
+    if (path === place.build) continue;
     for (const kind of [place.kind, 'temporary-wal'] as const) {
       if ((await unfinishedCloneIn(path, kind)) !== null) await removeMarked(path, kind);
     }
