@@ -12,7 +12,7 @@ type Json = any;
 
 export interface Ended {
   readonly status: number | null;
-  /** How everything that it makes elsewhere is called: `pgcloned_<id>_1`. Empty if it did not get that far. */
+  /** How everything that it makes elsewhere begins: `pgcloned_<id>`. Empty if it did not get that far. */
   readonly name: string;
   /** What `--json` printed last: the result with instance and leftovers; undefined after a failure. */
   readonly result: Json;
@@ -25,7 +25,7 @@ export interface Ended {
 
 export interface Running {
   readonly process: RunningProcess;
-  /** `pgcloned_<id>_1`; empty until it has told its id. */
+  /** `pgcloned_<id>`; empty until it has told its id. */
   readonly name: () => string;
   /** Settles once the phase runs; rejects if the clone ends without it. */
   readonly reached: (phase: PhaseName) => Promise<void>;
@@ -126,7 +126,7 @@ export async function startClone(
 
 function nameOf(lines: readonly Json[]): string {
   const id: string | undefined = lines.find(({ event }) => event === 'started')?.id;
-  return id === undefined ? '' : `pgcloned_${id}_1`;
+  return id === undefined ? '' : `pgcloned_${id}`;
 }
 
 /** A clone from start to end. */
