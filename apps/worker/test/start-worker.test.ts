@@ -173,6 +173,47 @@ test('a cancelled clone is cancelled once the engine has tidied up', async () =>
   expect(await store.get(clone.id)).toMatchObject({ error: null, result: null });
 });
 
+test('a clone that was interrupted waits as queued with its next attempt, and goes on as running', async () => {
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone();
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  const [call] = engine.calls;
+  if (call === undefined) throw new Error('not called');
+  const error = new CloneError('SOURCE_LOST', 'the backup session was lost');
+
+  call.observer.interrupted({ attempt: 2, error, pauseMs: 1000 });
+  await eventually(async () => (await stateOf(clone.id)) === 'queued');
+  expect(await store.get(clone.id)).toMatchObject({
+    attempt: 2,
+    waitingFor: expect.stringContaining('the backup session was lost'),
+  });
+  call.observer.phaseStarted('preflight');
+  await eventually(async () => (await stateOf(clone.id)) === 'running');
+  call.succeed();
+  await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
+
+  expect(engine.calls).toHaveLength(1);
+  expect(await store.get(clone.id)).toMatchObject({ attempt: 2, waitingFor: null });
+});
+
+test('between two attempts a cancel waits for the worker to tidy up', async () => {
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone();
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  const error = new CloneError('SOURCE_LOST', 'the backup session was lost');
+  engine.calls[0]?.observer.interrupted({ attempt: 2, error, pauseMs: 60_000 });
+  await eventually(async () => (await stateOf(clone.id)) === 'queued');
+
+  await store.cancel(clone.id);
+  await eventually(async () => (await stateOf(clone.id)) === 'cancelled');
+
+  expect(engine.calls[0]?.signal.reason).toMatchObject({ code: 'CANCELLED' });
+});
+
 test('after the publication a cancel is refused', async () => {
   const engine = playedEngine();
   await using _worker = await startWorker(options(), engine);

@@ -329,7 +329,7 @@ export async function openCloneStore(options: {
 
   /** @returns False if the clone was no longer what `stored` says. */
   async function cancelAsItIs(stored: StoredClone): Promise<boolean> {
-    const { clone, marker } = stored;
+    const { clone } = stored;
     const now = new Date();
     switch (clone.state) {
       case 'cancelled':
@@ -340,33 +340,40 @@ export async function openCloneStore(options: {
           facts: { state: clone.state },
           hint: 'Nothing is left to be cancelled.',
         });
-      case 'queued': {
-        const state = nextState(clone.state, 'cancel') ?? 'cancelled';
-        const ended = await endQueuedRecord(redis, {
-          id: clone.id,
-          host: clone.host,
-          record: JSON.stringify({ ...clone, state, endedAt: now.toISOString() }),
-          state,
-          endedAt: now.getTime(),
-          directories: [],
-          marker,
-        });
-        if (ended) await queues.removeClone(clone).catch(onError);
-        return ended;
-      }
+      case 'queued':
+        // Between two attempts a clone waits with its worker, which has things to tidy up.
+        return await (stored.fence.workerId === '' ? endQueued(stored, now) : wishForCancel());
       case 'running':
-      case 'cancelling': {
+      case 'cancelling':
         if (isPublished(clone)) {
           throw new CloneError('TOO_LATE_TO_CANCEL', 'the clone is published already', {
             facts: { dataDirectory: clone.spec.target.dataDirectory },
             hint: 'Wait until it has ended, and delete it then if it is not wanted.',
           });
         }
-        const requested = await requestCancel(redis, clone.id, now.toISOString());
-        if (requested) await queues.wakeForCancel(clone).catch(onError);
-        return requested;
-      }
+        return await wishForCancel();
     }
+
+    async function wishForCancel(): Promise<boolean> {
+      const requested = await requestCancel(redis, clone.id, now.toISOString());
+      if (requested) await queues.wakeForCancel(clone).catch(onError);
+      return requested;
+    }
+  }
+
+  async function endQueued({ clone, marker }: StoredClone, now: Date): Promise<boolean> {
+    const state = nextState(clone.state, 'cancel') ?? 'cancelled';
+    const ended = await endQueuedRecord(redis, {
+      id: clone.id,
+      host: clone.host,
+      record: JSON.stringify({ ...clone, state, endedAt: now.toISOString() }),
+      state,
+      endedAt: now.getTime(),
+      directories: [],
+      marker,
+    });
+    if (ended) await queues.removeClone(clone).catch(onError);
+    return ended;
   }
 
   /** The clones of `ids`, in that order; what cannot be read is left out and reported. */

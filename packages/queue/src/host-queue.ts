@@ -202,8 +202,9 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
   };
 
   const reconcile = async (): Promise<void> => {
-    for (const { clone } of await openClones()) {
-      if (clone.state === 'queued') await jobs.addClone(clone);
+    for (const { clone, fence } of await openClones()) {
+      // One that waits between two attempts has its worker.
+      if (clone.state === 'queued' && fence.workerId === '') await jobs.addClone(clone);
     }
   };
 

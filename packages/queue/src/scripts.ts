@@ -202,8 +202,8 @@ export async function endQueuedRecord(
 const REQUEST_CANCEL = `${MARK}
   local clone, events = unpack(KEYS)
   local id, requested_at = unpack(ARGV)
-  local state = redis.call('HGET', clone, 'state')
-  if state ~= 'running' and state ~= 'cancelling' then return 0 end
+  local stored = redis.call('HMGET', clone, 'ended', 'workerId')
+  if stored[1] ~= '0' or stored[2] == '' then return 0 end
   if redis.call('HSETNX', clone, 'cancel', requested_at) == 1 then mark(clone, events, id, 'clone') end
   return 1
 `;

@@ -6,7 +6,7 @@
  * Whatever comes out of Redis is checked with the contract's schema again.
  */
 import { createHash } from 'node:crypto';
-import { Clone, CloneError, type CloneSpec, nextState } from '@pgcloned/contract';
+import { Clone, CloneError, type CloneSpec } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import type { KnownHost } from './host-registry.ts';
 import { cloneKey } from './keys.ts';
@@ -61,15 +61,16 @@ function parseRecord(id: string, record: string): Clone {
 
 /** The clone as callers see it. `host` is what the registry knows of the clone's host. */
 export function presentClone(stored: StoredClone, host: KnownHost | undefined): Clone {
-  const { clone, cancelRequested } = stored;
+  const { clone, cancelRequested, fence } = stored;
+  // Between two attempts a clone is queued, but its worker has it.
+  if (clone.state === 'queued' && fence.workerId === '') return presentQueued(clone, host);
   switch (clone.state) {
     case 'queued':
-      return presentQueued(clone, host);
     case 'running':
     case 'cancelling': {
       // Past the point of no return the worker ignores the wish, so it is not shown either.
       const cancels = cancelRequested && !isPublished(clone);
-      const state = (cancels ? nextState(clone.state, 'cancel') : null) ?? clone.state;
+      const state = cancels ? 'cancelling' : clone.state;
       if (host?.online === true) return { ...clone, state };
       return { ...clone, state, contact: 'lost', lostSince: host?.lastSeenAt ?? clone.startedAt };
     }
