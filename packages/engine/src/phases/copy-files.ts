@@ -150,7 +150,11 @@ async function copyRound({
   const plans: RootPlan[] = [];
   for (const [index, root] of roots.entries()) {
     const listing = listings[index] ?? null;
-    plans.push(await planRoot({ ready, tablespaces, root, listing, journal, isFirst }));
+    // A later round has the same listing: then the time of a file alone tells that it is complete.
+    // Whoever asks for checksums trusts no time, not even of what an earlier attempt has brought.
+    const isVouched = (entry: SourceEntry) =>
+      !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(root.module, entry));
+    plans.push(await planRoot({ ready, tablespaces, root, listing, isVouched }));
   }
   await refuseIfTooLarge(
     plans.map(({ destination, kept, delta, whole, localBytes }) => ({
@@ -256,15 +260,13 @@ async function planRoot({
   tablespaces,
   root,
   listing,
-  journal,
-  isFirst,
+  isVouched,
 }: {
   readonly ready: Ready;
   readonly tablespaces: readonly TablespacePlace[];
   readonly root: Root;
   readonly listing: readonly SourceEntry[] | null;
-  readonly journal: CopyJournal;
-  readonly isFirst: boolean;
+  readonly isVouched: (entry: SourceEntry) => boolean;
 }): Promise<RootPlan> {
   const isDataDirectory = root.source === ready.facts.dataDirectory;
   // A version directory that nobody has written into yet may be missing (R1.8); PGDATA may not.
@@ -280,8 +282,7 @@ async function planRoot({
     selection,
     entries,
     local,
-    // Of the same listing: then its time alone tells that it is complete.
-    isVouched: (entry) => !isFirst || journal.vouchesFor(root.module, entry),
+    isVouched,
     isSpared: (name) => OURS.test(name) || tablespacesInside.some((one) => isWithin(name, one)),
   });
   const localBytes = [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
