@@ -17,7 +17,7 @@ export const PGCLONED = fileURLToPath(
 );
 
 /** A command that stays. */
-export type PgclonedPart = 'up' | 'api' | 'worker';
+type PgclonedPart = 'up' | 'api' | 'worker';
 
 export interface PgclonedOptions {
   /** What runs, each as a process of its own, in the order in which they start. Default: `up` alone. */

@@ -15,7 +15,7 @@ import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 /** Kernels stamp times in ticks of milliseconds; what changed so shortly before the listing may have changed after it. */
 const SETTLED_NS = 2_000_000_000n;
 
-export const JOURNAL_NAME = '.pgcloned-journal';
+const JOURNAL_NAME = '.pgcloned-journal';
 
 export interface CopyIdentity {
   readonly systemIdentifier: string;
