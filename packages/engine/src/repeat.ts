@@ -6,7 +6,11 @@ export interface Repetition {
   readonly stop: () => Promise<void>;
 }
 
-/** @param onError Told when a turn fails; the next one comes all the same. */
+/**
+ * The first turn comes after one interval.
+ *
+ * @param onError Told when a turn fails; the next one comes all the same.
+ */
 export function repeat(
   intervalMs: number,
   turn: () => Promise<void>,
@@ -14,14 +18,15 @@ export function repeat(
 ): Repetition {
   const stopping = new AbortController();
   const ended = (async () => {
-    while (!stopping.signal.aborted) {
+    for (;;) {
+      // The delay rejects when it is stopped: then the loop ends.
+      await delay(intervalMs, undefined, { signal: stopping.signal }).catch(() => undefined);
+      if (stopping.signal.aborted) return;
       try {
         await turn();
       } catch (error) {
         onError(error);
       }
-      // The delay rejects when it is stopped: then the loop ends.
-      await delay(intervalMs, undefined, { signal: stopping.signal }).catch(() => undefined);
     }
   })();
   return {

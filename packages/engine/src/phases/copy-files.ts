@@ -85,8 +85,13 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   const { signal, plan } = run;
   const tablespaces = await tablespacesNow(run, ready);
   const roots = rootsOf(ready, tablespaces);
-  const [listings] = await together([
+  const workers =
+    plan.spec.transfer.workers ?? Math.min(availableParallelism(), WORKERS_MAX_BY_DEFAULT);
+  await using daemons = new AsyncDisposableStack();
+  const open = async () => daemons.use(await openDaemon(run, ready, roots, workers));
+  const [listings, firstDaemon] = await together([
     listFiles(ready.host.ssh(), { roots: roots.map(({ source }) => source), signal }),
+    open(),
     sweepSource(run, ready),
   ]);
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
@@ -96,12 +101,11 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   });
   if (journal.isContinued)
     run.observer.log('info', 'what an earlier attempt has copied is brought up to date');
-  const workers =
-    plan.spec.transfer.workers ?? Math.min(availableParallelism(), WORKERS_MAX_BY_DEFAULT);
   const round = { run, ready, tablespaces, roots, listings, journal, workers };
   for (let losses = 0; ; losses += 1) {
     try {
-      return await copyRound({ ...round, isFirst: losses === 0 });
+      const daemon = losses === 0 ? firstDaemon : await open();
+      return await copyRound({ ...round, daemon, isFirst: losses === 0 });
     } catch (error) {
       const pauseMs = CHANNEL_PAUSES_MS[losses];
       const isLoss = error instanceof CloneError && CHANNEL_LOSSES.has(error.code);
@@ -129,6 +133,7 @@ async function copyRound({
   listings,
   journal,
   workers,
+  daemon,
   isFirst,
 }: {
   readonly run: CloneRun;
@@ -138,10 +143,10 @@ async function copyRound({
   readonly listings: readonly (readonly SourceEntry[] | null)[];
   readonly journal: CopyJournal;
   readonly workers: number;
+  readonly daemon: RsyncDaemon;
   readonly isFirst: boolean;
 }): Promise<Copy> {
   const { observer, plan } = run;
-  await using daemon = await openDaemon(run, ready, roots, workers);
   const lost = new AbortController();
   void daemon.lost.then((error) => {
     lost.abort(error);
