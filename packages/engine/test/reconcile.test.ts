@@ -1,0 +1,236 @@
+/**
+ * An earlier copy meets a new listing: whatever changed in between, what is kept is what the source has, and what the
+ * source does not have goes (physics R6.9, R6.10). Journal and files are real; the listing is made by hand.
+ */
+import { mkdir, mkdtemp, readFile, rm, symlink, utimes, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import type { SourceEntry } from '@pgcloned/rsync';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { isContinuable, openCopyJournal } from '../src/copy/journal.ts';
+import { listLocal, markIncomplete, reconcile, removeAll } from '../src/copy/reconcile.ts';
+
+const SECOND_NS = 1_000_000_000n;
+const LISTED_AT_NS = 1_000_000n * SECOND_NS;
+const LONG_AGO_NS = LISTED_AT_NS - 100n * SECOND_NS;
+const identity = { systemIdentifier: '7', timeline: 1 };
+let directory = '';
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'engine-reconcile-'));
+});
+
+afterEach(async () => {
+  await rm(directory, { recursive: true });
+});
+
+function entry(name: string, fields: Partial<SourceEntry> = {}): SourceEntry {
+  return {
+    name,
+    type: 'file',
+    bytes: 8,
+    mtimeNs: LONG_AGO_NS,
+    ctimeNs: LONG_AGO_NS,
+    inode: 1n,
+    mode: 0o600,
+    linkTarget: null,
+    ...fields,
+  };
+}
+
+const open = async (listedAtNs = LISTED_AT_NS, who = identity) =>
+  await openCopyJournal(directory, { identity: who, listedAtNs });
+
+describe('the journal', () => {
+  test('vouches for a file that is the same as when it was listed', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+
+    await using later = await open();
+
+    expect(later.isContinued).toBe(true);
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(true);
+  });
+
+  test.each([
+    ['another inode', { inode: 2n }],
+    ['another size', { bytes: 9 }],
+    ['another modification time', { mtimeNs: LONG_AGO_NS + 1n }],
+    ['another change time', { ctimeNs: LONG_AGO_NS + 1n }],
+  ])('does not vouch for a file of %s', async (_case, fields) => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+
+    await using later = await open();
+
+    expect(later.vouchesFor('pgdata', entry('a', fields))).toBe(false);
+  });
+
+  test('does not vouch for a file of the same name in another root, or that was never begun', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+
+    await using later = await open();
+
+    expect(later.vouchesFor('tablespace-1', entry('a'))).toBe(false);
+    expect(later.vouchesFor('pgdata', entry('b'))).toBe(false);
+  });
+
+  test('does not vouch for a file that changed within two seconds before it was listed', async () => {
+    const recent = { mtimeNs: LISTED_AT_NS - SECOND_NS, ctimeNs: LISTED_AT_NS - SECOND_NS };
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a', recent)]);
+    }
+
+    await using later = await open();
+
+    expect(later.vouchesFor('pgdata', entry('a', recent))).toBe(false);
+  });
+
+  test.each([
+    ['another cluster', { systemIdentifier: '8', timeline: 1 }],
+    ['another timeline', { systemIdentifier: '7', timeline: 2 }],
+  ])('of %s is not believed', async (_case, other) => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+
+    expect(await isContinuable(directory, other)).toBe(false);
+    await using later = await open(LISTED_AT_NS, other);
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+  });
+
+  test('whose last line is torn is believed up to there, and can be continued', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+    const path = join(directory, '.pgcloned-journal');
+    await writeFile(path, `${await readFile(path, 'utf8')}{"root":"pgdata","fil`);
+
+    {
+      await using later = await open();
+      await later.add('pgdata', [entry('b')]);
+    }
+    await using last = await open();
+
+    expect(last.vouchesFor('pgdata', entry('a'))).toBe(true);
+    expect(last.vouchesFor('pgdata', entry('b'))).toBe(true);
+  });
+});
+
+describe('reconciling', () => {
+  const LARGE = 1024 * 1024;
+
+  /** Writes files as a finished transfer leaves them: with the size and the time of the listing. */
+  async function put(name: string, bytes: number, mtimeNs = LONG_AGO_NS): Promise<void> {
+    const path = join(directory, name);
+    await mkdir(dirname(path), { recursive: true });
+    await writeFile(path, Buffer.alloc(bytes, 1));
+    const seconds = Number(mtimeNs / SECOND_NS);
+    await utimes(path, seconds, seconds);
+  }
+
+  async function plan(
+    entries: readonly SourceEntry[],
+    { vouched = true, directories = [] as readonly string[] } = {},
+  ) {
+    const files = entries.map(({ name, bytes }) => ({ name, bytes }));
+    return reconcile({
+      selection: { files, directories },
+      entries: new Map(entries.map((one) => [one.name, one])),
+      local: await listLocal(directory),
+      isVouched: () => vouched,
+      isSpared: (name) => name.startsWith('ours'),
+    });
+  }
+
+  test('keeps what is vouched for and untouched, and sends nothing of it', async () => {
+    await put('a', 8);
+
+    expect(await plan([entry('a')])).toEqual({
+      kept: [{ name: 'a', bytes: 8 }],
+      delta: [],
+      whole: [],
+      obsolete: [],
+    });
+  });
+
+  test.each([
+    ['nobody vouches for', LONG_AGO_NS, 8, false],
+    ['was touched here', LONG_AGO_NS + SECOND_NS, 8, true],
+    ['has another size here', LONG_AGO_NS, 4, true],
+  ])(
+    'sends a small file whole that %s, and removes the old one first',
+    async (_case, mtimeNs, bytes, vouched) => {
+      await put('a', bytes, mtimeNs);
+
+      const { kept, whole, obsolete } = await plan([entry('a')], { vouched });
+
+      expect({ kept, whole, obsolete }).toEqual({
+        kept: [],
+        whole: [{ name: 'a', bytes: 8 }],
+        obsolete: ['a'],
+      });
+    },
+  );
+
+  test('sends a large file as a delta if most of it is here, else whole', async () => {
+    await put('most', LARGE);
+    await put('some', LARGE / 4);
+
+    const { delta, whole } = await plan(
+      [entry('most', { bytes: LARGE }), entry('some', { bytes: LARGE })],
+      { vouched: false },
+    );
+
+    expect(delta.map(({ name }) => name)).toEqual(['most']);
+    expect(whole.map(({ name }) => name)).toEqual(['some']);
+  });
+
+  test('removes what the source does not have, but nothing of ours', async () => {
+    await put('base/5/1', 8);
+    await put('base/5/1.1', 8);
+    await put('gone/deep/file', 8);
+    await put('ours/file', 8);
+    await symlink('/nowhere', join(directory, 'link'));
+
+    const { obsolete } = await plan([entry('base/5/1')], { directories: ['base', 'base/5'] });
+    await removeAll(directory, obsolete);
+
+    expect([...(await listLocal(directory)).keys()].toSorted()).toEqual([
+      'base',
+      'base/5',
+      'base/5/1',
+      'ours',
+      'ours/file',
+    ]);
+  });
+
+  test('removes what is of another kind on the source', async () => {
+    await mkdir(join(directory, 'a'));
+    await put('pg_wal', 8);
+
+    const { whole, obsolete } = await plan([entry('a')], { directories: ['pg_wal'] });
+
+    expect(whole.map(({ name }) => name)).toEqual(['a']);
+    expect(obsolete.toSorted()).toEqual(['a', 'pg_wal']);
+  });
+
+  test('a file that is about to be sent as a delta no longer looks complete', async () => {
+    await put('a', LARGE);
+
+    await markIncomplete(directory, [{ name: 'a', bytes: LARGE }]);
+
+    const { kept } = await plan([entry('a', { bytes: LARGE })]);
+    expect(kept).toEqual([]);
+  });
+});
