@@ -82,6 +82,10 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
       record.observer.phaseStarted(name);
       keepJournal().catch(journalBroken);
     },
+    interrupted: (next) => {
+      record.observer.interrupted(next);
+      keepJournal().catch(journalBroken);
+    },
     published: () => {
       record.observer.published();
       keepJournal().catch(journalBroken);

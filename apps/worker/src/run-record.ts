@@ -55,7 +55,7 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       const { dataDirectory } = record.spec.target;
       warnings.push(`${dataDirectory} was published before the cancel came through`);
     }
-    change({ ...fields, state, warnings, endedAt: now() });
+    change({ ...fields, state, waitingFor: null, warnings, endedAt: now() });
   };
   const log = (level: LogLevel, message: string, fields: ErrorFacts = {}) => {
     listener.line({ time: now(), level, phase: tracker.phase(), message, fields: { ...fields } });
@@ -67,7 +67,7 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
     cancel: () => {
       // Between two attempts it waits, but it has things to tidy up all the same.
       const state = nextState(record.state, 'start') ?? record.state;
-      change({ state: nextState(state, 'cancel') ?? state });
+      change({ state: nextState(state, 'cancel') ?? state, waitingFor: null });
     },
     succeed: (result) => {
       end('finish', { result });

@@ -62,20 +62,23 @@ export async function reportEndedRuns(
     const { clone, reported } = run;
     if (!hasEnded(clone.state) || reported) continue;
     const last = open.find((one) => one.clone.id === clone.id);
-    const wasLost = clone.error?.code === 'WORKER_LOST';
-    const ended = wasLost && last !== undefined ? withLastWord(clone, last) : clone;
+    const ended = last === undefined ? clone : withLastWord(clone, last);
     await reportRun({ ...run, clone: ended }, context);
   }
-  for (const { clone, fence } of await queue.openClones()) {
-    if (clone.state === 'queued') continue;
+  for (const last of await queue.openClones()) {
+    const { clone, fence } = last;
+    // Not begun: its turn comes. One that waits between two attempts has a worker, which is gone.
+    if (clone.state === 'queued' && fence.workerId === '') continue;
     const run = await journal.read(clone.id);
     if (run === undefined) log.warn({ cloneId: clone.id }, 'ended a clone that has no journal');
-    await queue.confirm(run?.clone ?? lostClone(clone, await putAway(clone, context)), fence);
+    const ended = run?.clone ?? lostClone(clone, await putAway(clone, context));
+    await queue.confirm(withLastWord(ended, last), fence);
   }
 }
 
-/** What Redis knows better than the journal, which was last written when a phase began. */
+/** What Redis knows better of a clone that was lost: the journal was last written when a phase began. */
 function withLastWord(clone: Clone, { clone: last, cancelRequested }: OpenClone): Clone {
+  if (clone.error?.code !== 'WORKER_LOST') return clone;
   const known =
     last.phase === clone.phase
       ? {
@@ -149,6 +152,7 @@ function lostClone(
   return {
     ...clone,
     state,
+    waitingFor: null,
     endedAt,
     progress: brokenOff(clone.progress, endedAt),
     instance:

@@ -212,6 +212,7 @@ test('between two attempts a cancel waits for the worker to tidy up', async () =
   await eventually(async () => (await stateOf(clone.id)) === 'cancelled');
 
   expect(engine.calls[0]?.signal.reason).toMatchObject({ code: 'CANCELLED' });
+  expect((await store.get(clone.id))?.waitingFor).toBeNull();
 });
 
 test('after the publication a cancel is refused', async () => {
@@ -285,14 +286,15 @@ test('a job that is given out twice is worked on once', async () => {
   expect(engine.calls).toHaveLength(1);
 });
 
-/** @returns Once the clone runs, in a worker that is killed then. */
-async function killWorkerDuring(id: string): Promise<void> {
+/** @returns Once the clone runs, or waits for its second attempt, in a worker that is killed then. */
+async function killWorkerDuring(id: string, interrupted: readonly string[] = []): Promise<void> {
   const program = fileURLToPath(new URL('./dying-worker.ts', import.meta.url));
-  const child = spawn(process.execPath, [program, redis.url, scratch.path], {
+  const child = spawn(process.execPath, [program, redis.url, scratch.path, ...interrupted], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   await once(child.stdout, 'data');
   await eventually(async () => (await journalOf(id)).clone.phase === 'copy-files');
+  if (interrupted.length > 0) await eventually(async () => (await stateOf(id)) === 'queued');
   child.kill('SIGKILL');
   await once(child, 'exit');
 }
@@ -315,6 +317,26 @@ test('a clone whose worker was killed ends as failed when the next one starts, a
     expect.objectContaining({ name: 'copy-files', state: 'failed', endedAt: ended?.endedAt }),
   );
   expect(engine.swept).toEqual([clone.id]);
+  const next = someClone();
+  await store.create(next);
+  await eventually(() => engine.calls.length > 0);
+  expect(engine.calls.map(({ plan }) => plan.id)).toEqual([next.id]);
+});
+
+test('a clone whose worker was killed between two attempts ends as failed, and is not begun again', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  await killWorkerDuring(clone.id, ['interrupted']);
+
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+
+  expect(await store.get(clone.id)).toMatchObject({
+    state: 'failed',
+    attempt: 2,
+    waitingFor: null,
+    error: { code: 'WORKER_LOST', retryable: true },
+  });
   const next = someClone();
   await store.create(next);
   await eventually(() => engine.calls.length > 0);
