@@ -40,6 +40,8 @@ const cancel = async (id: string) =>
 const read = async (id: string) =>
   (await product.pgcloned.request('GET', `/v1/clones/${id}`)).body as Clone;
 
+const isBetweenAttempts = ({ state, attempt }: Clone) => state === 'queued' && attempt > 1;
+
 const hasControlFile = ({ spec }: Clone) =>
   existsSync(`${spec.target.dataDirectory}/global/pg_control`);
 
@@ -148,6 +150,19 @@ describe('a cancel through the API', () => {
       await product.ended(id);
     }
     expect((await expectCancelled(id)).phase).toBe('collect-wal');
+  });
+
+  test('while it waits for the next attempt', async () => {
+    const { id } = await product.create(NAME, { transfer: SLOW });
+    await product.reached(id, 'copy-files');
+    await product.source.sshd.kill();
+    await using _ = { [Symbol.asyncDispose]: () => product.source.sshd.start() };
+    const waiting = await product.until(id, isBetweenAttempts);
+
+    expect((await cancel(id)).status).toBe(202);
+
+    expect(waiting.waitingFor).toMatch(/^the next attempt, after: /);
+    expect(await expectCancelled(id)).toMatchObject({ waitingFor: null });
   });
 
   // They cannot be held: the cancel may meet the next phase.
@@ -280,6 +295,27 @@ describe('when `pgcloned up` ends while it copies', () => {
     ).toHaveLength(1);
     await expectNextCloneWorks('killed');
     expect((await read(clone.id)).state).toBe('failed');
+  });
+
+  test('by kill -9 between two attempts, the record ends as well', async () => {
+    const { pgcloned, source } = product;
+    const clone = await copying('killed while it waits');
+    await source.sshd.kill();
+    const waiting = await product.until(clone.id, isBetweenAttempts);
+
+    await pgcloned.stop('SIGKILL');
+    await source.sshd.start();
+    await pgcloned.start();
+
+    expect(await read(clone.id)).toMatchObject({
+      state: 'failed',
+      attempt: expect.any(Number),
+      waitingFor: null,
+      error: { code: 'WORKER_LOST', retryable: true },
+    });
+    expect((await read(clone.id)).attempt).toBeGreaterThanOrEqual(waiting.attempt);
+    await product.expectNothingLeft(clone, { withinMs: (LEASE_SECONDS + 30) * 1000 });
+    await expectNextCloneWorks('killed while it waits');
   });
 });
 

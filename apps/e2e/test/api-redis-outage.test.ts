@@ -157,7 +157,7 @@ test('a Redis that is stopped for 20 s costs a clone nothing, and the API says s
 });
 
 test('a Redis that is emptied gets the record again, and the host takes new clones', async () => {
-  const clone = await copying('emptied', { ...SLOW, maxRate: 2_000_000 });
+  const clone = await copying('emptied', { ...SLOW, maxRate: 1_500_000 });
   const daemon = await daemonOf(clone);
 
   await redis.flush();

@@ -43,16 +43,26 @@ afterAll(async () => {
   await owned.disposeAsync();
 });
 
-/** Where the daemon of a clone keeps its files, and the password that it lets in. */
-async function rsyncSecretOf({ id }: Clone): Promise<{ directory: string; secret: string }> {
-  const daemon = (await listProcesses()).find(({ args }) =>
-    new RegExp(`^rsync --daemon .*pgcloned_${id}_`).test(args),
-  );
-  const [config = ''] = /\/\S*pgcloned_\S+/.exec(daemon?.args ?? '') ?? [];
-  const directory = dirname(config);
-  const [, secret = ''] = (await readFile(join(directory, 'secrets'), 'utf8')).trim().split(':');
-  expect(secret.length).toBeGreaterThan(20);
-  return { directory, secret };
+/** Where the daemon of this attempt keeps its files, and the password that it lets in; waits until there is one. */
+async function rsyncSecretOf({
+  id,
+  attempt,
+}: Clone): Promise<{ readonly directory: string; readonly secret: string }> {
+  const command = new RegExp(`^rsync --daemon .*?(/\\S*pgcloned_${id}_${String(attempt)}\\S*)`);
+  const deadlineMs = Date.now() + 20_000;
+  for (;;) {
+    const commands = (await listProcesses()).map(({ args }) => command.exec(args)?.[1]);
+    const config = commands.find((path) => path !== undefined);
+    if (config !== undefined) {
+      const directory = dirname(config);
+      const [, secret = ''] = (await readFile(join(directory, 'secrets'), 'utf8'))
+        .trim()
+        .split(':');
+      expect(secret.length).toBeGreaterThan(20);
+      return { directory, secret };
+    }
+    expect(Date.now(), 'there is a daemon').toBeLessThan(deadlineMs);
+  }
 }
 
 /** What must hold of every clone, wherever its own files are. */
@@ -175,18 +185,27 @@ test('a clone that fails by a wrong password shows neither that nor the right on
   expectNone(await everythingInRedis(), search);
 });
 
-test('a clone that breaks in the middle of its copy shows no secret', async () => {
+test('a clone that breaks off and begins again shows no secret', async () => {
   const { id } = await product.create('broken', { transfer: SLOW });
-  const running = await product.until(id, ({ progress }) => progress.bytesDone > 500_000);
-  const { directory, secret } = await rsyncSecretOf(running);
-  const search = searchFor({ 'rsync secret': secret }, [product.at(), directory]);
-  await using watch = watchForSecrets(search);
+  const first = await product.until(id, ({ progress }) => progress.bytesDone > 500_000);
+  const before = await rsyncSecretOf(first);
 
-  await product.source.sshd.kill();
-  await product.source.sshd.start();
+  await product.source.primary.query(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgcloned%'",
+  );
+  const second = await product.until(
+    id,
+    ({ attempt, phase }) => attempt === 2 && phase === 'copy-files',
+  );
+  const after = await rsyncSecretOf(second);
+  const search = searchFor(
+    { 'first rsync secret': before.secret, 'second rsync secret': after.secret },
+    [product.at(), before.directory, after.directory],
+  );
+  await using watch = watchForSecrets(search);
   const clone = await product.ended(id);
 
-  expect(clone).toMatchObject({ state: 'failed', phase: 'copy-files' });
+  expect(clone).toMatchObject({ state: 'succeeded', attempt: 2 });
   expect(await watch.stop()).toEqual([]);
   expectNone(await allAnswers(id), search);
   expectNone(await everythingInRedis(), search);

@@ -28,8 +28,8 @@ import { expect } from 'vitest';
 const WAIT_MS_MAX = 90_000;
 const LOG_POLL_MS = 5;
 
-/** A clone of an empty cluster, 22 MB, takes four seconds like this: there is a middle. */
-export const SLOW = { maxRate: 6_000_000, workers: 2 };
+/** A clone of an empty cluster, 22 MB, takes five seconds like this: there is a middle. */
+export const SLOW = { maxRate: 4_000_000, workers: 2 };
 
 export interface ProductOptions extends PgclonedOptions {
   readonly source?: Parameters<typeof startSource>[0];
