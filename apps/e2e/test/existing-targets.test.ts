@@ -3,7 +3,7 @@
  * what is never touched.
  */
 import { existsSync } from 'node:fs';
-import { chmod, mkdir, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -27,6 +27,8 @@ import { runClone, startClone } from './run-clone.ts';
 
 /** 22 MB take four seconds: there is a middle to stop in. */
 const SLOW = { maxRate: 6_000_000, workers: 2 };
+/** Of the source; the one thing in a copy that nobody can overcome by trying again. */
+const UNREADABLE = 'unreadable';
 
 const owned = new AsyncDisposableStack();
 let source: Source;
@@ -51,6 +53,18 @@ const targetIn = (home: string) => ({
   walDirectory: at(home, 'wal'),
   tablespaces: { [at('fast')]: at(home, 'fast') },
 });
+
+/** A file that makes every copy fail, and is named. */
+async function plantUnreadable(): Promise<AsyncDisposable> {
+  const path = join(source.primary.dataDirectory, UNREADABLE);
+  await writePartsFile(path, '');
+  await chmod(path, 0o000);
+  return {
+    [Symbol.asyncDispose]: async () => {
+      await rm(path);
+    },
+  };
+}
 
 /** Makes the cluster that is to be replaced: a clone, promoted, with a table of its own, stopped. */
 async function makeOld(home: string): Promise<void> {
@@ -120,15 +134,12 @@ describe('replace', () => {
 
   test('that fails leaves the old cluster as it was', async () => {
     await makeOld('failed');
-    const unreadable = join(source.primary.dataDirectory, 'unreadable');
-    await writePartsFile(unreadable, 'nobody may read this');
-    await chmod(unreadable, 0);
+    await using _ = await plantUnreadable();
 
     const { error, name } = await runClone(source, {
       target: { ...targetIn('failed'), ifExists: 'replace' },
     });
 
-    await rm(unreadable);
     expect(error).toMatchObject({ code: 'TRANSFER_FAILED', phase: 'copy-files' });
     await expectNothingLeft('failed', name);
     await expectOld('failed');
@@ -140,7 +151,7 @@ describe('replace', () => {
       target: { ...targetIn('cancelled'), ifExists: 'replace' },
       transfer: SLOW,
     });
-    await running.reached('copy-files');
+    await running.copied(0.2);
     await running.process.stop('SIGTERM');
 
     const { error, name } = await running.ended;
@@ -196,31 +207,60 @@ describe('replace', () => {
 });
 
 describe('without replace', () => {
-  test('what a failed clone left is used for the next, and no stale file survives, whatever its size and time', async () => {
-    const target = targetIn('reused');
-    const running = await startClone(source, { target, transfer: SLOW });
-    await running.reached('copy-files');
-    await expect
-      .poll(() => existsSync(at('reused', 'main', 'PG_VERSION')), { timeout: 10_000 })
-      .toBe(true);
-    await running.process.stop('SIGKILL');
-    const stale = at('reused', 'main', 'PG_VERSION');
-    const { atime, mtime } = await stat(join(source.primary.dataDirectory, 'PG_VERSION'));
-    await writeFile(stale, 'XX\n');
-    await utimes(stale, atime, mtime);
-    await writePartsFile(at('reused', 'main', 'base', '1', '1259.1'), 'ghost rows');
+  test.each([
+    {
+      what: 'whatever its size',
+      transfer: {},
+      tamper: async (stale: string) => {
+        await writeFile(stale, 'XX\n');
+      },
+    },
+    {
+      what: 'whatever its size and time, where contents are compared',
+      transfer: { checksum: true },
+      tamper: async (stale: string) => {
+        await writeFile(stale, 'XX\n');
+        await runAsPartsUser([
+          'touch',
+          '-r',
+          join(source.primary.dataDirectory, 'PG_VERSION'),
+          stale,
+        ]);
+      },
+    },
+  ])(
+    'no stale file of a failed clone survives the next one, $what',
+    async ({ what, transfer, tamper }) => {
+      const home = `reused ${what}`;
+      const target = targetIn(home);
+      {
+        await using _ = await plantUnreadable();
+        const { error, status } = await runClone(source, { target });
+        expect(error).toMatchObject({
+          code: 'TRANSFER_FAILED',
+          phase: 'copy-files',
+          message: expect.stringContaining(UNREADABLE),
+          hint: 'Connect by SSH as the user that owns the cluster, which is usually postgres.',
+        });
+        expect(status).toBe(8);
+      }
+      const stale = at(home, 'main', 'PG_VERSION');
+      const ghost = at(home, 'main', 'base', '1', '1259.1');
+      await tamper(stale);
+      await writePartsFile(ghost, 'ghost rows');
 
-    const { error, name } = await runClone(source, { target });
+      const { error, name } = await runClone(source, { target, transfer });
 
-    expect(error).toBeUndefined();
-    expect(await readFile(stale, 'utf8')).toBe(
-      await readFile(join(source.primary.dataDirectory, 'PG_VERSION'), 'utf8'),
-    );
-    expect(existsSync(at('reused', 'main', 'base', '1', '1259.1'))).toBe(false);
-    await expectNothingLeft('reused', name);
-    await using standby = await startCluster(at('reused', 'main'));
-    expect(await standby.query('SELECT id FROM kept')).toEqual([{ id: 42 }]);
-  });
+      expect(error).toBeUndefined();
+      expect(await readFile(stale, 'utf8')).toBe(
+        await readFile(join(source.primary.dataDirectory, 'PG_VERSION'), 'utf8'),
+      );
+      expect(existsSync(ghost)).toBe(false);
+      await expectNothingLeft(home, name);
+      await using standby = await startCluster(at(home, 'main'));
+      expect(await standby.query('SELECT id FROM kept')).toEqual([{ id: 42 }]);
+    },
+  );
 
   test('a second clone into the same directory is refused, and the first stays as it is', async () => {
     const target = targetIn('twice');

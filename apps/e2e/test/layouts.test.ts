@@ -176,7 +176,7 @@ describe('a source with a path that a shell or rsync could take for something el
     expect(await entriesOf(home, 1)).toEqual(['d main', 'd out']);
   });
 
-  test('a tablespace that is made during the copy ends the clone, since it would be missing', async () => {
+  test('a tablespace that is made during the copy is missed at its end, and the next attempt says what it needs', async () => {
     const target = {
       dataDirectory: at('changed', 'main'),
       tablespaces: { [at('out side')]: at('changed', 'out') },
@@ -185,20 +185,21 @@ describe('a source with a path that a shell or rsync could take for something el
       target,
       transfer: { maxRate: 6_000_000, workers: 2 },
     });
-    await running.reached('copy-files');
-    await expect.poll(() => existsSync(join(target.dataDirectory, 'base', '1'))).toBe(true);
+    await running.copied(0.1);
     await source.primary.createTablespace('late', at('late'));
 
-    const { error, status, name } = await running.ended;
+    const { error, status, messages, name } = await running.ended;
 
     await source.primary.query('DROP TABLESPACE late');
+    expect(messages.join('\n')).toContain('tablespaces were created or dropped during the copy');
     expect(error).toMatchObject({
-      code: 'SOURCE_CHANGED',
-      phase: 'stop-backup',
-      message: 'tablespaces were created or dropped during the copy',
-      hint: 'Clone again, and add a mapping for each new tablespace.',
+      code: 'TARGET_INVALID',
+      phase: 'preflight',
+      hint: expect.stringContaining(
+        `map ${at('late')} to another directory with target.tablespaces`,
+      ),
     });
-    expect(status).toBe(8);
+    expect(status).toBe(7);
     expect(existsSync(join(target.dataDirectory, 'global', 'pg_control'))).toBe(false);
     expect(
       await leftBehind({

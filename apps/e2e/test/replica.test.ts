@@ -280,7 +280,7 @@ test('without start the source keeps the WAL until somebody else has started the
 
   const ended = await running.ended;
 
-  expect(pins).toEqual([{ slot_name: ended.name, temporary: true }]);
+  expect(pins).toEqual([{ slot_name: `${ended.name}_1`, temporary: true }]);
   expect(ended.error).toBeUndefined();
   expect(await standby.query('SELECT status FROM pg_stat_wal_receiver')).toEqual([
     { status: 'streaming' },

@@ -110,7 +110,7 @@ test('with synchronous_standby_names = * commits go on while a clone is made', a
   const { error, result, name } = await running.ended;
 
   expect(during).toEqual([
-    { application_name: running.name(), sync_priority: 0, flush_lsn: null },
+    { application_name: `${name}_1`, sync_priority: 0, flush_lsn: null },
     { application_name: 'first', sync_priority: 1, flush_lsn: expect.any(String) },
   ]);
   expect(error).toBeUndefined();
