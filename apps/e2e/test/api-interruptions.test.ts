@@ -6,11 +6,13 @@
  * suspended answers as late as one on a machine that swaps.
  */
 import { existsSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, PHASES, type PhaseName } from '@pgcloned/contract';
 import {
   adoptServer,
   descendantsOf,
   freePort,
+  leftBehind,
   listProcesses,
   startCluster,
   stopServer,
@@ -317,6 +319,37 @@ describe('when `pgcloned up` ends while it copies', () => {
     await product.expectNothingLeft(clone, { withinMs: (LEASE_SECONDS + 30) * 1000 });
     await expectNextCloneWorks('killed while it waits');
   });
+});
+
+test('an embedded Redis that is killed is started again, and a clone goes on', async () => {
+  const { id } = await product.create('redis killed', { transfer: SLOW });
+  await product.until(id, ({ progress }) => progress.bytesDone > 1_000_000);
+  const redis = async () =>
+    descendantsOf(product.pgcloned.pid, await listProcesses()).find(({ args }) =>
+      args.startsWith('redis-server'),
+    );
+  const killed = await redis();
+
+  process.kill(killed?.pid ?? 0, 'SIGKILL');
+  // Meanwhile the API says that it cannot know.
+  while ((await product.pgcloned.request('GET', '/readyz')).status !== 200) await delay(50);
+
+  expect(await product.ended(id)).toMatchObject({ state: 'succeeded', attempt: 1, error: null });
+  expect((await redis())?.pid).not.toBe(killed?.pid);
+});
+
+test('a worker that is frozen for longer than its lease goes on when it is thawed', async () => {
+  const { id } = await product.create('frozen', { transfer: SLOW });
+  const clone = await product.until(id, ({ progress }) => progress.bytesDone > 1_000_000);
+  {
+    using _ = suspend([product.pgcloned.pid]);
+    const withinMs = (LEASE_SECONDS + 10) * 1000;
+    // Daemon, guard and directory on the source host; the sessions are kept by what is frozen.
+    expect(await leftBehind({ names: [`pgcloned_${id}`], withinMs })).toEqual([]);
+  }
+
+  expect(await product.ended(id)).toMatchObject({ state: 'succeeded', error: null });
+  await product.expectNothingLeft(clone);
 });
 
 test('a replica that was started survives the end of `pgcloned up`, by SIGTERM and by kill -9', async () => {
