@@ -6,6 +6,7 @@
  * that is sent when one begins may meet the next one.
  */
 import { existsSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PHASES } from '@pgcloned/contract';
 import {
@@ -70,6 +71,9 @@ async function expectNextCloneWorks(name: string): Promise<void> {
   expect(stderr).toBe('');
   expect(status).toBe(0);
   expect(existsSync(join(directory, name, 'main/global/pg_control'))).toBe(true);
+  // Of what served to take up an unfinished copy only the marker stays.
+  const ours = (await readdir(join(directory, name, 'main'))).filter((one) => /pgcloned/.test(one));
+  expect(ours.toSorted()).toEqual(['.pgcloned-marker', 'pgcloned.postgresql.auto.conf.original']);
 }
 
 describe.each(PHASES)('in phase %s', (phase) => {

@@ -8,7 +8,7 @@
  *
  * Lines of JSON, appended to: one for each attempt, then one for each batch.
  */
-import { type FileHandle, open, readFile, truncate } from 'node:fs/promises';
+import { type FileHandle, open, readFile, rm, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 
@@ -80,6 +80,11 @@ export async function openCopyJournal(
       await file.close();
     },
   };
+}
+
+/** Ends the journal of a clone that is about to be published. */
+export async function removeCopyJournal(directory: string): Promise<void> {
+  await rm(join(directory, JOURNAL_NAME), { force: true });
 }
 
 /** Whether a directory holds an earlier copy of this very cluster that is worth keeping. */

@@ -23,8 +23,10 @@ import { CloneError } from '@pgcloned/contract';
 import { type BackupStart, formatTablespaceMap, segmentName } from '@pgcloned/postgres';
 import { syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
+import { removeCopyJournal } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { configureReplica } from '../replica/configure.ts';
+import { forgetNotedSlot } from '../replica/slot.ts';
 import type { Place } from '../target/layout.ts';
 import { writeMarker } from '../target/marker.ts';
 import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
@@ -72,6 +74,7 @@ export async function publish(
     await writeFile(join(directory, 'backup_label'), stop.label, { mode: fileMode });
     const control = join(directory, 'global', 'pgcloned.pg_control');
     await writeFile(control, stop.controlImage, { mode: fileMode });
+    await removeCopyJournal(directory);
     for (const place of places) await finishPlace(run, ready, place, mode);
     await syncFilesystems(
       places.map(({ build }) => build),
@@ -87,6 +90,7 @@ export async function publish(
   run.observer.published();
   run.observer.instance({ state: 'stopped' });
   await endSwap(ready.data.final);
+  await forgetNotedSlot(ready.data.final);
   return { places };
 }
 

@@ -5,7 +5,7 @@
  * source for seconds only until the clone is published. A file in the unfinished clone says that it is ours, so that a
  * sweep after `kill -9` can drop it: a slot that nobody uses fills the disk of the source.
  */
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
@@ -80,6 +80,11 @@ export async function notedSlot(directory: string): Promise<string | null> {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw error;
   }
+}
+
+/** The clone is published: the slot is the user's now. */
+export async function forgetNotedSlot(directory: string): Promise<void> {
+  await rm(join(directory, NOTE), { force: true });
 }
 
 /** In a session of its own: the one that made it may be lost. Nothing to do if there is none. */
