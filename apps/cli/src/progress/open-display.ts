@@ -16,7 +16,9 @@ export function openDisplay({
   progress,
   progressInterval,
 }: Pick<GlobalOptions, 'json'> & ProgressOptions): ProgressDisplay {
-  const mode = progress === 'auto' ? (process.stderr.isTTY ? 'bar' : 'plain') : progress;
+  // A bar needs a terminal; elsewhere it would not be drawn at all.
+  const drawn = process.stderr.isTTY ? 'bar' : 'plain';
+  const mode = progress === 'auto' || progress === 'bar' ? drawn : progress;
   const plainIntervalMs = (progressInterval ?? PLAIN_INTERVAL_SECONDS) * 1000;
   if (mode === 'none') return SILENT;
   if (json === true) return openJsonLines({ intervalMs: plainIntervalMs });
