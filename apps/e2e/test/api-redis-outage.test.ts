@@ -159,6 +159,7 @@ test('a Redis that is stopped for 20 s costs a clone nothing, and the API says s
 test('a Redis that is emptied gets the record again, and the host takes new clones', async () => {
   const clone = await copying('emptied', { ...SLOW, maxRate: 1_500_000 });
   const daemon = await daemonOf(clone);
+  const watching = collectEvents(clone.id);
 
   await redis.flush();
   const gone = await request('GET', `/v1/clones/${clone.id}`);
@@ -171,6 +172,7 @@ test('a Redis that is emptied gets the record again, and the host takes new clon
   expect(back.body).toMatchObject({ state: 'running', phase: 'copy-files', spec: clone.spec });
   expect(await daemonOf(clone)).toBe(daemon);
   await expectMadeOnce(clone);
+  expect((await watching).at(-1)).toMatchObject({ event: 'end', data: { state: 'succeeded' } });
   const { clones } = (await request('GET', '/v1/clones')).body;
   expect(clones.map(({ id }: Clone) => id)).toEqual([clone.id]);
   const next = await product.ended((await product.create('after it')).id);

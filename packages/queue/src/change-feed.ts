@@ -1,16 +1,18 @@
 /**
  * Tells those who wait that a clone has changed, over one connection for all of them.
  *
- * A message carries nothing but the fact: whoever hears it reads the record. Messages get lost while Redis is away, so
- * everybody is woken when it is back.
+ * A message carries nothing but the fact, or that the clone was forgotten: whoever hears it reads the record. Messages get
+ * lost while Redis is away, so everybody is woken when it is back.
  */
 import { addAbortListener } from 'node:events';
-import { changedChannel } from './keys.ts';
+import { changedChannel, FORGOTTEN_MESSAGE } from './keys.ts';
 import { ask, type ConnectOptions, connectForMessages } from './redis-connection.ts';
 
 interface ChangeWatch extends Disposable {
   /** Settles at the next change, after `timeoutMs` or when `signal` aborts. A change between two calls is not lost. */
   readonly next: (o: { readonly timeoutMs: number; readonly signal: AbortSignal }) => Promise<void>;
+  /** Tells a record that somebody removed from one that Redis lost. */
+  readonly isForgotten: () => boolean;
 }
 
 export interface ChangeFeed extends Disposable {
@@ -21,13 +23,17 @@ export interface ChangeFeed extends Disposable {
 interface Topic {
   readonly wakes: Set<() => void>;
   readonly subscribed: Promise<unknown>;
+  isForgotten: boolean;
 }
 
 export function openChangeFeed(options: ConnectOptions): ChangeFeed {
   const redis = connectForMessages(options);
   const topics = new Map<string, Topic>();
-  redis.on('message', (channel: string) => {
-    for (const wake of topics.get(channel)?.wakes ?? []) wake();
+  redis.on('message', (channel: string, message: string) => {
+    const topic = topics.get(channel);
+    if (topic === undefined) return;
+    if (message === FORGOTTEN_MESSAGE) topic.isForgotten = true;
+    for (const wake of topic.wakes) wake();
   });
   redis.on('ready', () => {
     for (const { wakes } of topics.values()) for (const wake of wakes) wake();
@@ -36,9 +42,10 @@ export function openChangeFeed(options: ConnectOptions): ChangeFeed {
   return {
     watch: async (id) => {
       const channel = changedChannel(id);
-      const topic = topics.get(channel) ?? {
+      const topic: Topic = topics.get(channel) ?? {
         wakes: new Set(),
         subscribed: ask(redis.subscribe(channel)),
+        isForgotten: false,
       };
       topics.set(channel, topic);
       let changed = false;
@@ -74,6 +81,7 @@ export function openChangeFeed(options: ConnectOptions): ChangeFeed {
           }
           changed = false;
         },
+        isForgotten: () => topic.isForgotten,
         [Symbol.dispose]: leave,
       };
     },

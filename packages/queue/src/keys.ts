@@ -9,7 +9,7 @@
  *     pgcloned:idempotency:<hash> hash: id and fingerprint of the request that came with a key
  *     pgcloned:hosts              set of host names
  *     pgcloned:host:<name>        hash: facts (JSON), machineId, workerId, seenAt, left
- *     pgcloned:changed:<id>       channel: the clone has changed
+ *     pgcloned:changed:<id>       channel: the clone has changed, or was forgotten
  *     pgcloned:host-<name>:*      BullMQ's, the clones of a host
  *     pgcloned:control-<name>:*   BullMQ's, what must not wait behind an hour-long copy
  */
@@ -25,6 +25,7 @@ export const openKey = (host: string) => `pgcloned:open:${host}`;
 export const hostKey = (name: string) => `pgcloned:host:${name}`;
 export const idempotencyKey = (hash: string) => `pgcloned:idempotency:${hash}`;
 export const changedChannel = (id: string) => `pgcloned:changed:${id}`;
+export const FORGOTTEN_MESSAGE = 'forgotten';
 
 export const clonesQueueName = (host: string) => `host-${host}`;
 export const controlQueueName = (host: string) => `control-${host}`;

@@ -6,7 +6,16 @@
  */
 import type { CloneState } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
-import { cloneKey, ENDED_KEY, eventsKey, HOSTS_KEY, hostKey, INDEX_KEY, openKey } from './keys.ts';
+import {
+  cloneKey,
+  ENDED_KEY,
+  eventsKey,
+  FORGOTTEN_MESSAGE,
+  HOSTS_KEY,
+  hostKey,
+  INDEX_KEY,
+  openKey,
+} from './keys.ts';
 import { ask } from './redis-connection.ts';
 
 /** Enough for every line of an ordinary clone; of a noisy one the oldest go. */
@@ -226,7 +235,7 @@ const FORGET = `
   redis.call('ZREM', index, id)
   redis.call('ZREM', ended_index, id)
   redis.call('HDEL', open, id)
-  redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
+  redis.call('PUBLISH', 'pgcloned:changed:' .. id, '${FORGOTTEN_MESSAGE}')
   return 1
 `;
 

@@ -8,6 +8,7 @@
 import { type Clone, CloneError, hasEnded, LogLine, type StreamEvent } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import type { ChangeFeed } from './change-feed.ts';
+import { HEARTBEAT_MS } from './host-registry.ts';
 import { eventsKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
 import { notFound, versionOf } from './stored-clone.ts';
@@ -15,6 +16,9 @@ import { notFound, versionOf } from './stored-clone.ts';
 const POSITION = /^\d{1,20}-\d{1,20}$/;
 const BEFORE_ALL = '0-0';
 const EVENTS_PER_READ = 200;
+
+/** A record that Redis lost comes back with its worker's next heartbeat; one may get lost. */
+const MISSING_MS_MAX = 2 * HEARTBEAT_MS + 1_000;
 
 export async function* watchClone(o: {
   readonly redis: Redis;
@@ -35,29 +39,40 @@ export async function* watchClone(o: {
   let shown = versionOf(first);
   yield { event: 'clone', id: position, data: first };
 
+  /** @returns Whether the clone has ended. */
+  async function* newsOf(clone: Clone): AsyncGenerator<StreamEvent, boolean, void> {
+    for (;;) {
+      const entries = await ask(
+        redis.xrange(eventsKey(id), `(${position}`, '+', 'COUNT', EVENTS_PER_READ),
+      );
+      for (const [entryId, fields] of entries) {
+        position = entryId;
+        const line = logLineOf(fields);
+        if (line !== undefined) yield { event: 'log', id: position, data: line };
+      }
+      if (entries.length < EVENTS_PER_READ) break;
+    }
+    const ended = hasEnded(clone.state);
+    if (ended) yield { event: 'end', id: position, data: clone };
+    else if (versionOf(clone) !== shown) {
+      shown = versionOf(clone);
+      yield { event: 'clone', id: position, data: clone };
+    }
+    return ended;
+  }
+
+  let missingSinceMs: number | null = null;
   while (!signal.aborted) {
     try {
       // The record before the lines: when it has ended, all lines are there.
       const clone = await read();
-      if (clone === undefined) return;
-      for (;;) {
-        const entries = await ask(
-          redis.xrange(eventsKey(id), `(${position}`, '+', 'COUNT', EVENTS_PER_READ),
-        );
-        for (const [entryId, fields] of entries) {
-          position = entryId;
-          const line = logLineOf(fields);
-          if (line !== undefined) yield { event: 'log', id: position, data: line };
-        }
-        if (entries.length < EVENTS_PER_READ) break;
-      }
-      if (hasEnded(clone.state)) {
-        yield { event: 'end', id: position, data: clone };
-        return;
-      }
-      if (versionOf(clone) !== shown) {
-        shown = versionOf(clone);
-        yield { event: 'clone', id: position, data: clone };
+      if (clone === undefined) {
+        missingSinceMs ??= performance.now();
+        const isMissingForLong = performance.now() - missingSinceMs > MISSING_MS_MAX;
+        if (changes.isForgotten() || isMissingForLong) return;
+      } else {
+        missingSinceMs = null;
+        if (yield* newsOf(clone)) return;
       }
     } catch (error) {
       // The caller has begun to listen; an outage is a silence and not the end.

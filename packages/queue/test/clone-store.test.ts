@@ -277,6 +277,27 @@ test('a stream ends when nobody listens any more, or the clone is forgotten', as
   await expect(events[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: 'NOT_FOUND' });
 });
 
+test('a stream outlives the loss of the record, which its worker brings back', async () => {
+  const clone = someClone();
+  const fence = { attempt: 1, workerId: 'worker-1' };
+  await store.create(clone);
+  await using worker = await openWorker(url);
+  await worker.confirm(running(clone), fence);
+  const events: StreamEvent[] = [];
+
+  for await (const event of store.watch(clone.id, { lastEventId: null, signal: never })) {
+    events.push(event);
+    if (events.length > 1) continue;
+    await raw.flushall();
+    // So that the stream sees that nothing is there.
+    await raw.publish(`pgcloned:changed:${clone.id}`, '');
+    setTimeout(() => void worker.confirm(ended(clone, 'succeeded'), fence), 200);
+  }
+
+  expect(events.map(({ event }) => event)).toEqual(['clone', 'end']);
+  expect(events.at(-1)?.data).toMatchObject({ state: 'succeeded' });
+});
+
 test('progress does not push the log lines out of the stream', async () => {
   const clone = someClone();
   const fence = { attempt: 1, workerId: 'worker-1' };
