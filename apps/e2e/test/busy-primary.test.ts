@@ -3,6 +3,7 @@
  * that checkpoints and recycling happen all the time: what arrives must be equal, whole and streaming.
  */
 
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -12,7 +13,9 @@ import {
   freePort,
   installAmcheck,
   leftBehind,
+  makeDirectory,
   type PostgresServer,
+  runsAsRoot,
   type Source,
   scratchDirectory,
   startSource,
@@ -89,5 +92,42 @@ test.each([1, 8])(
       }),
     ).toEqual([]);
     await expectEqual(source.primary, standby);
+  },
+);
+
+test.skipIf(!runsAsRoot)(
+  'a tablespace that is not mapped keeps its path on the other host, which takes root to imitate',
+  async () => {
+    const home = join(directory, 'unmapped');
+    await makeDirectory(home);
+    await makeDirectory(join(home, 'slow of the other host'));
+    await source.primary.query('CREATE DATABASE unmapped');
+    await using load = await startWriteLoad(source.primary, {
+      database: 'unmapped',
+      tablespaces: ['fast', 'slow'],
+    });
+
+    const { status, stderr } = await runClone(
+      source,
+      {
+        target: {
+          dataDirectory: join(home, 'main'),
+          tablespaces: { [join(directory, 'source fast')]: join(home, 'fast') },
+        },
+        replica: { start: true, waitFor: 'streaming', port: await freePort() },
+      },
+      { mount: { path: join(directory, 'source slow'), by: join(home, 'slow of the other host') } },
+    );
+
+    expect(stderr).toBe('');
+    expect(status).toBe(0);
+    await using standby = await adoptServer(join(home, 'main'));
+    await load.stop();
+    await waitForReplay(source.primary, standby);
+    expect(await compareTables(source.primary, standby)).toEqual([]);
+    expect(await findDamage(standby)).toBe('');
+    expect(await readdir(join(home, 'slow of the other host'))).toContainEqual(
+      expect.stringMatching(/^PG_15_/),
+    );
   },
 );

@@ -45,6 +45,8 @@ export interface RunSpecText {
 export interface RunCloneOptions {
   readonly arguments?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
+  /** Another host has another directory under the same path: the clone sees `by` at `path`. Needs root. */
+  readonly mount?: { readonly path: string; readonly by: string };
 }
 
 /** Starts a clone of `source`; `spec.source`, if given, is merged over what the testbed says. */
@@ -77,16 +79,18 @@ export async function startClone(
       if (said.event === 'message' && said.text.includes(text)) resolve();
     if (bytesTotal > 0 && bytesDone >= wantedShare * bytesTotal) share.resolve();
   };
-  const [file = '', ...args] = asPartsUser([
-    process.execPath,
-    PGCLONED,
-    '--json',
-    'run',
-    '--file',
-    '-',
-    '--progress-interval',
-    '0.1',
-    ...(options.arguments ?? []),
+  const [file = '', ...args] = inMountNamespace(options.mount, [
+    ...asPartsUser([
+      process.execPath,
+      PGCLONED,
+      '--json',
+      'run',
+      '--file',
+      '-',
+      '--progress-interval',
+      '0.1',
+      ...(options.arguments ?? []),
+    ]),
   ]);
   const child = await startProcess(
     {
@@ -133,6 +137,16 @@ export async function startClone(
     },
     ended,
   };
+}
+
+function inMountNamespace(
+  mount: RunCloneOptions['mount'],
+  argv: readonly string[],
+): readonly string[] {
+  if (mount === undefined) return argv;
+  const script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
+  const unshare = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
+  return [...unshare, mount.by, mount.path, ...argv];
 }
 
 function nameOf(lines: readonly Json[]): string {
