@@ -576,6 +576,31 @@ test('a source with wal_level minimal is refused with the statement that raises 
   });
 });
 
+test('a library that the source loads and this host lacks is refused by name', async () => {
+  await using preloading = await startSource({
+    settings: { shared_preload_libraries: 'pg_stat_statements' },
+  });
+  await using programs = await scratchDirectory();
+  const { major, binDirectory } = preloading.primary;
+  await makeDirectory(join(programs.path, String(major)));
+  await symlink(binDirectory, join(programs.path, String(major), 'bin'));
+
+  const { error, status } = await runClone(
+    preloading,
+    { target: { dataDirectory: at('new', 'main') } },
+    { env: { PGCLONED_WORKER_POSTGRES_BIN: join(programs.path, '{major}', 'bin') } },
+  );
+
+  expect(error).toMatchObject({
+    code: 'TOOL_MISSING',
+    phase: 'preflight',
+    message: 'the library pg_stat_statements is not installed on this host',
+    hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
+  });
+  expect(status).toBe(7);
+  expect(existsSync(at('new'))).toBe(false);
+});
+
 test('without a free slot the clone is made all the same, and says that nothing kept the WAL', async () => {
   await using undo = new AsyncDisposableStack();
   await takeSlots(undo, SLOTS);
