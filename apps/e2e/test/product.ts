@@ -31,7 +31,7 @@ const LOG_POLL_MS = 5;
 /** A clone of an empty cluster, 22 MB, takes five seconds like this: there is a middle. */
 export const SLOW = { maxRate: 4_000_000, workers: 2 };
 
-export interface ProductOptions extends PgclonedOptions {
+interface ProductOptions extends PgclonedOptions {
   readonly source?: Parameters<typeof startSource>[0];
   readonly worker?: Readonly<Record<string, unknown>>;
   /** More of pgcloned.yaml. */
