@@ -34,6 +34,8 @@ need sshd openssh-server
 need setpriv util-linux
 need redis-server redis-server
 need shellcheck shellcheck
+# The tests clone clusters of other locales.
+[ -e /usr/share/i18n/locales/ru_RU ] || missing="$missing locales"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
 
 if [ -n "$missing" ]; then

@@ -373,20 +373,23 @@ describe('the rsync daemon', () => {
     expect((await running.ended).error).toBeUndefined();
   });
 
-  test('that finds no free port in its range says so, and is tried again', async () => {
+  test('that finds no free port in its range ends the clone at once, and says what to do', async () => {
     const taken = createServer();
     const port = await freePort();
     await new Promise<void>((resolve) => taken.listen(port, '127.0.0.1', resolve));
-    const running = await startClone(source, {
+
+    const ended = await runClone(source, {
       source: { rsyncd: { ports: `${String(port)}-${String(port)}` } },
       target: { dataDirectory: at('no port', 'main') },
     });
-    await running.said('no port of the range is free on the source host');
+
     taken.close();
-
-    const ended = await running.ended;
-
-    expect(ended.error).toBeUndefined();
+    expect(ended.error).toMatchObject({
+      code: 'RSYNCD_FAILED',
+      phase: 'copy-files',
+      message: 'no port of the range is free on the source host',
+      hint: expect.stringContaining('rsyncd.ports'),
+    });
     await expectNothingLeft(ended, 'no port');
   });
 });

@@ -31,8 +31,6 @@ export interface Running {
   readonly reached: (phase: PhaseName) => Promise<void>;
   /** Settles once this share of all bytes is copied; rejects if the clone ends before. */
   readonly copied: (share: number) => Promise<void>;
-  /** Settles once a warning or log line contains the text; rejects if the clone ends before. */
-  readonly said: (text: string) => Promise<void>;
   readonly ended: Promise<Ended>;
 }
 
@@ -65,7 +63,6 @@ export async function startClone(
     waiting.set(phase, known);
     return known;
   };
-  const listening = new Map<string, PromiseWithResolvers<void>>();
   let wantedShare = Number.POSITIVE_INFINITY;
   const share = Promise.withResolvers<void>();
   share.promise.catch(() => {});
@@ -75,8 +72,6 @@ export async function startClone(
     for (const { name, state } of said.progress?.phases ?? [])
       if (state !== 'waiting') waitFor(name).resolve();
     const { bytesDone = 0, bytesTotal = 0 } = said.progress ?? {};
-    for (const [text, { resolve }] of listening)
-      if (said.event === 'message' && said.text.includes(text)) resolve();
     if (bytesTotal > 0 && bytesDone >= wantedShare * bytesTotal) share.resolve();
   };
   const [file = '', ...args] = inMountNamespace(options.mount, [
@@ -106,7 +101,7 @@ export async function startClone(
     { onLine, onErrorLine: (line) => errorLines.push(line), killAfterMs: 60_000 },
   );
   const ended = child.exited.then(({ status }): Ended => {
-    for (const { reject } of [...waiting.values(), ...listening.values(), share])
+    for (const { reject } of [...waiting.values(), share])
       reject(new Error(`the clone ended before: ${errorLines.join('\n')}`));
     const found = lines.findLast((line) => line.event === 'result');
     const failure = [...errorLines].reverse().find((line) => line.startsWith('{"error"'));
@@ -128,12 +123,6 @@ export async function startClone(
     copied: async (wanted) => {
       wantedShare = wanted;
       await share.promise;
-    },
-    said: async (text) => {
-      const heard = Promise.withResolvers<void>();
-      listening.set(text, heard);
-      if (lines.some((line) => line.event === 'message' && line.text.includes(text))) return;
-      await heard.promise;
     },
     ended,
   };

@@ -1,8 +1,8 @@
 /**
  * Which failures another attempt may overcome by itself, and how often it is tried.
  *
- * What somebody has to mend first is not tried again, nor what our own side decided (a cancel, a stop, a deadline), nor
- * anything after the clone was published.
+ * What somebody has to mend first is not tried again: a closed port looks the same a minute later. Nor is what our own
+ * side decided (a cancel, a stop, a deadline), nor anything after the clone was published.
  */
 import type { CloneError, ErrorCode } from '@pgcloned/contract';
 
@@ -12,8 +12,6 @@ const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'SOURCE_CHANGED',
   'SOURCE_NO_WAL_SENDER',
   'SSH_UNREACHABLE',
-  'REMOTE_COMMAND_FAILED',
-  'RSYNCD_FAILED',
   'STALLED',
   'WAL_RECEIVER_FAILED',
   'WAL_REMOVED',
