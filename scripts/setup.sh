@@ -32,6 +32,7 @@ need rsync rsync
 need ssh openssh-client
 need sshd openssh-server
 need setpriv util-linux
+need ip iproute2
 need redis-server redis-server
 need shellcheck shellcheck
 # The tests clone clusters of other locales.

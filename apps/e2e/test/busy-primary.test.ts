@@ -14,6 +14,7 @@ import {
   installAmcheck,
   leftBehind,
   makeDirectory,
+  otherHost,
   type PostgresServer,
   runsAsRoot,
   type Source,
@@ -96,38 +97,39 @@ test.each([1, 8])(
 );
 
 test.skipIf(!runsAsRoot)(
-  'a tablespace that is not mapped keeps its path on the other host, which takes root to imitate',
+  'on another host, which takes root to imitate, a tablespace that is not mapped keeps its path',
   async () => {
-    const home = join(directory, 'unmapped');
+    await using host = await otherHost();
+    await using far = await startSource({ settings: { max_wal_size: '64MB' } }, host);
+    const home = join(directory, 'far');
     await makeDirectory(home);
     await makeDirectory(join(home, 'slow of the other host'));
-    await source.primary.query('CREATE DATABASE unmapped');
-    await using load = await startWriteLoad(source.primary, {
-      database: 'unmapped',
-      tablespaces: ['fast', 'slow'],
-    });
+    await installAmcheck(far.primary);
+    await far.primary.createTablespace('fast', join(directory, 'far fast'));
+    await far.primary.createTablespace('slow', join(directory, 'far slow'));
+    await using load = await startWriteLoad(far.primary, { tablespaces: ['fast', 'slow'] });
+    const mount = { path: join(directory, 'far slow'), by: join(home, 'slow of the other host') };
 
-    const { status, stderr } = await runClone(
-      source,
+    const { status, stderr, result } = await runClone(
+      far,
       {
         target: {
           dataDirectory: join(home, 'main'),
-          tablespaces: { [join(directory, 'source fast')]: join(home, 'fast') },
+          tablespaces: { [join(directory, 'far fast')]: join(home, 'fast') },
         },
         replica: { start: true, waitFor: 'streaming', port: await freePort() },
       },
-      { mount: { path: join(directory, 'source slow'), by: join(home, 'slow of the other host') } },
+      { on: (argv) => host.on(argv, mount) },
     );
 
     expect(stderr).toBe('');
     expect(status).toBe(0);
+    expect(result.result.warnings.join()).toMatch(/listen_addresses of the source/);
     await using standby = await adoptServer(join(home, 'main'));
     await load.stop();
-    await waitForReplay(source.primary, standby);
-    expect(await compareTables(source.primary, standby)).toEqual([]);
+    await waitForReplay(far.primary, standby);
+    expect(await compareTables(far.primary, standby)).toEqual([]);
     expect(await findDamage(standby)).toBe('');
-    expect(await readdir(join(home, 'slow of the other host'))).toContainEqual(
-      expect.stringMatching(/^PG_15_/),
-    );
+    expect(await readdir(mount.by)).toContainEqual(expect.stringMatching(/^PG_15_/));
   },
 );

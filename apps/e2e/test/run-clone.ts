@@ -43,8 +43,8 @@ export interface RunSpecText {
 export interface RunCloneOptions {
   readonly arguments?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
-  /** Another host has another directory under the same path: the clone sees `by` at `path`. Needs root. */
-  readonly mount?: { readonly path: string; readonly by: string };
+  /** Turns the argv into one that runs on another host. */
+  readonly on?: (argv: readonly string[]) => readonly string[];
 }
 
 /** Starts a clone of `source`; `spec.source`, if given, is merged over what the testbed says. */
@@ -74,7 +74,7 @@ export async function startClone(
     const { bytesDone = 0, bytesTotal = 0 } = said.progress ?? {};
     if (bytesTotal > 0 && bytesDone >= wantedShare * bytesTotal) share.resolve();
   };
-  const [file = '', ...args] = inMountNamespace(options.mount, [
+  const [file = '', ...args] = (options.on ?? ((argv) => argv))([
     ...asPartsUser([
       process.execPath,
       PGCLONED,
@@ -126,16 +126,6 @@ export async function startClone(
     },
     ended,
   };
-}
-
-function inMountNamespace(
-  mount: RunCloneOptions['mount'],
-  argv: readonly string[],
-): readonly string[] {
-  if (mount === undefined) return argv;
-  const script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
-  const unshare = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
-  return [...unshare, mount.by, mount.path, ...argv];
 }
 
 function nameOf(lines: readonly Json[]): string {

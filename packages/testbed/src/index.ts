@@ -9,6 +9,7 @@ export {
 export { mountFilesystem, type TestFilesystem } from './filesystem.ts';
 export { freePort } from './free-port.ts';
 export { type LeftBehindOptions, leftBehind } from './left-behind.ts';
+export { type OtherHost, otherHost } from './other-host.ts';
 export {
   asPartsUser,
   partsEnvironment,

@@ -4,6 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
+import type { OtherHost } from './other-host.ts';
 import { writePartsFile } from './parts-user.ts';
 import { type PostgresServer, type PrimaryOptions, startPrimary } from './postgres-server.ts';
 import { type SshServer, startSshd } from './sshd.ts';
@@ -31,20 +32,31 @@ export interface Source extends AsyncDisposable {
   };
 }
 
-/** @param options Of the primary. The role comes in by password over loopback; `postgres` needs none. */
-export async function startSource(options: Omit<PrimaryOptions, 'hba'> = {}): Promise<Source> {
+/**
+ * @param options Of the primary. The role comes in by password over loopback; `postgres` needs none.
+ * @param from Another host than this one from which it is reached as well, and then is cloned.
+ */
+export async function startSource(
+  options: Omit<PrimaryOptions, 'hba'> = {},
+  from?: Pick<OtherHost, 'address' | 'clientAddress'>,
+): Promise<Source> {
+  const host = from?.address ?? '127.0.0.1';
+  const clients = ['127.0.0.1', ...(from === undefined ? [] : [from.clientAddress])];
   await using parts = new AsyncDisposableStack();
   const primary = parts.use(
     await startPrimary({
       ...options,
+      listen: options.listen ?? [...new Set(['127.0.0.1', host])].join(', '),
       hba: [
         'host all postgres 127.0.0.1/32 trust',
-        `host all ${ROLE} 127.0.0.1/32 scram-sha-256`,
-        `host replication ${ROLE} 127.0.0.1/32 scram-sha-256`,
+        ...clients.flatMap((client) => [
+          `host all ${ROLE} ${client}/32 scram-sha-256`,
+          `host replication ${ROLE} ${client}/32 scram-sha-256`,
+        ]),
       ],
     }),
   );
-  const sshd = parts.use(await startSshd());
+  const sshd = parts.use(await startSshd({ alsoListen: from === undefined ? [] : [host] }));
   const password = randomBytes(16).toString('hex');
   await primary.query(`CREATE ROLE ${ROLE} LOGIN REPLICATION PASSWORD '${password}'`);
   await primary.query(`GRANT pg_monitor TO ${ROLE}`);
@@ -52,7 +64,7 @@ export async function startSource(options: Omit<PrimaryOptions, 'hba'> = {}): Pr
     `GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO ${ROLE}`,
   );
   const passFile = join(sshd.directory, 'pgpass');
-  await writePartsFile(passFile, `127.0.0.1:${String(primary.port)}:*:${ROLE}:${password}\n`);
+  await writePartsFile(passFile, `${host}:${String(primary.port)}:*:${ROLE}:${password}\n`);
   const owned = parts.move();
   return {
     primary,
@@ -60,7 +72,7 @@ export async function startSource(options: Omit<PrimaryOptions, 'hba'> = {}): Pr
     password,
     passFile,
     configuration: {
-      host: primary.host,
+      host,
       port: primary.port,
       user: ROLE,
       database: 'postgres',

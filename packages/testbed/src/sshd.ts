@@ -23,7 +23,7 @@ export interface SshServer extends AsyncDisposable {
   readonly privateKeyFile: string;
   /** A key that it does not let in. */
   readonly otherKeyFile: string;
-  /** Knows the server as `[127.0.0.1]:port`. */
+  /** Knows the server as `[127.0.0.1]:port`, and by its other addresses. */
   readonly knownHostsFile: string;
   /** Knows another server's key under the same name. */
   readonly wrongKnownHostsFile: string;
@@ -40,8 +40,8 @@ export interface SshServer extends AsyncDisposable {
 export interface SshdOptions {
   /** Lines of sshd_config; the first of a keyword wins, and these come first. */
   readonly settings?: readonly string[];
-  /** Default: 127.0.0.1. */
-  readonly listen?: string;
+  /** Addresses beside 127.0.0.1. */
+  readonly alsoListen?: readonly string[];
 }
 
 export async function startSshd(options: SshdOptions = {}): Promise<SshServer> {
@@ -83,12 +83,13 @@ async function sshServer(
   options: SshdOptions,
 ): Promise<Omit<SshServer, typeof Symbol.asyncDispose>> {
   const at = (name: string) => join(directory, name);
+  const addresses = ['127.0.0.1', ...(options.alsoListen ?? [])];
   await writeFile(
     at('sshd_config'),
     [
       ...(options.settings ?? []),
       `Port ${String(port)}`,
-      `ListenAddress ${options.listen ?? '127.0.0.1'}`,
+      ...addresses.map((address) => `ListenAddress ${address}`),
       `HostKey ${at('host_key')}`,
       `AuthorizedKeysFile ${at('authorized_keys')}`,
       'AuthenticationMethods publickey',
@@ -102,7 +103,7 @@ async function sshServer(
       '',
     ].join('\n'),
   );
-  const name = `[127.0.0.1]:${String(port)}`;
+  const name = addresses.map((address) => `[${address}]:${String(port)}`).join(',');
   await writeFile(at('known_hosts'), `${name} ${await readFile(at('host_key.pub'), 'utf8')}`);
   await writeFile(
     at('wrong_known_hosts'),
