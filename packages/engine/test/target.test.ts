@@ -193,6 +193,23 @@ describe('locks', () => {
     expect(other.fds()).toHaveLength(1);
   });
 
+  test('leave no file behind', async () => {
+    // Other tests lock beside us, so only what names our directory counts.
+    const namingUs = async () => {
+      const names = (await readdir('/run/lock')).filter((name) => name.startsWith('pgcloned-'));
+      const texts = await Promise.all(
+        names.map(async (name) => await readFile(join('/run/lock', name), 'utf8').catch(() => '')),
+      );
+      return texts.filter((text) => text.includes(root)).length;
+    };
+    {
+      await using _ = await lock(join(root, 'clone'), 'first');
+      expect(await namingUs()).toBe(1);
+    }
+
+    expect(await namingUs()).toBe(0);
+  });
+
   test('are free again once they are let go', async () => {
     {
       await using _ = await lock(join(root, 'clone'), 'first');

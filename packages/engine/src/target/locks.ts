@@ -4,10 +4,11 @@
  *
  * A lock is held by an open file description that our children inherit: it ends with the last of them, not with us. The
  * files say which directory they stand for, so that a clone above or below a running one is refused too, not only one
- * in the same place. A short lock over all of them makes check and take one step. Lock files are never unlinked.
+ * in the same place. A short common lock makes check and take one step; it is also held whenever a file is opened or
+ * removed, so no file is removed that somebody is about to lock. The file of the common lock itself stays.
  */
 import { createHash } from 'node:crypto';
-import { access, constants, readdir, readFile, stat } from 'node:fs/promises';
+import { access, constants, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { type FileLock, lockFile } from '@pgcloned/process';
@@ -40,6 +41,7 @@ export function makeLockSet(cloneId: string): LockSet {
     },
     fds: () => [...held.values()].map(({ fd }) => fd),
     [Symbol.asyncDispose]: async () => {
+      await removeFiles([...held.values()].map(({ path }) => path));
       for (const lock of held.values()) await lock[Symbol.asyncDispose]();
     },
   };
@@ -50,17 +52,7 @@ async function lockDirectories(
   { cloneId, signal }: { readonly cloneId: string; readonly signal: AbortSignal },
 ): Promise<ReadonlyMap<string, FileLock>> {
   const lockDirectory = await findLockDirectory();
-  const common = await lockFile(join(lockDirectory, `${PREFIX}common.lock`), {
-    signal,
-    waitMs: COMMON_LOCK_WAIT_MS,
-  });
-  if (common === null) {
-    throw new CloneError('TARGET_BUSY', 'the lock over all targets is not released', {
-      facts: { lockFile: join(lockDirectory, `${PREFIX}common.lock`) },
-      hint: 'Find its holder with `fuser` and see what it waits for.',
-    });
-  }
-  await using _ = common;
+  await using _ = await takeCommonLock(lockDirectory, signal);
   await refuseOverlap(lockDirectory, paths, cloneId, signal);
 
   const held = new Map<string, FileLock>();
@@ -77,6 +69,27 @@ async function lockDirectories(
     throw error;
   }
   return held;
+}
+
+async function takeCommonLock(lockDirectory: string, signal: AbortSignal): Promise<FileLock> {
+  const path = join(lockDirectory, `${PREFIX}common.lock`);
+  const common = await lockFile(path, { signal, waitMs: COMMON_LOCK_WAIT_MS });
+  if (common !== null) return common;
+  throw new CloneError('TARGET_BUSY', 'the lock over all targets is not released', {
+    facts: { lockFile: path },
+    hint: 'Find its holder with `fuser` and see what it waits for.',
+  });
+}
+
+/** While they are still locked. What cannot be removed is in nobody's way: only its lock counts. */
+async function removeFiles(paths: readonly string[]): Promise<void> {
+  try {
+    const signal = AbortSignal.timeout(COMMON_LOCK_WAIT_MS);
+    await using _ = await takeCommonLock(await findLockDirectory(), signal);
+    for (const path of paths) await rm(path, { force: true });
+  } catch {
+    // A disposer never throws. The next clone of the same directory takes the file as it is.
+  }
 }
 
 interface Holder {
@@ -102,6 +115,8 @@ async function refuseOverlap(
       const probe = await lockFile(file, { signal });
       // Our own earlier locks of the same clone are not in the way of its later ones.
       if (probe === null && holder.cloneId !== cloneId) throw busy(path, holder.path, holder);
+      // Left by one that was killed.
+      if (probe !== null) await rm(file, { force: true }).catch(() => undefined);
       await probe?.[Symbol.asyncDispose]();
     }
   }
