@@ -36,6 +36,12 @@ const PIPE_ROUNDS_MAX = 20;
 const STDERR_LINES_KEPT_MAX = 40;
 const STDERR_LINE_CHARS_KEPT_MAX = 1_000;
 
+/**
+ * The kernel kills nobody whose parent died before that was asked for, in the milliseconds after the fork. So the program
+ * is only begun if the parent is still the one that the first argument names. PWD is the shell's own addition.
+ */
+const UNLESS_ORPHANED = '[ "$PPID" = "$1" ] || exit; shift; unset PWD; exec "$@"';
+
 export interface StartOptions {
   /** A line of standard output, without its end. A carriage return ends a line too: rsync's progress. */
   readonly onLine?: (line: string) => void;
@@ -75,7 +81,8 @@ export async function startProcess(
   for (const program of [file, 'setpriv']) {
     if ((await findProgram(program, { path, cwd })) === null) throw missing(program);
   }
-  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', file, ...args], {
+  const bound = ['--pdeathsig', 'KILL', '--', '/bin/sh', '-c', UNLESS_ORPHANED, 'sh'];
+  const child = spawn('setpriv', [...bound, String(process.pid), file, ...args], {
     env: { PATH: path, ...command.env },
     ...(cwd !== undefined && { cwd }),
     detached: true,
