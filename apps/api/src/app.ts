@@ -74,6 +74,7 @@ export async function buildApi({
       },
     }),
   });
+  takeJsonOnly(app);
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(createSerializerCompiler({ stringify: JSON.stringify }));
   await app.register(requestLog);
@@ -89,4 +90,22 @@ export async function buildApi({
   await app.register(hostRoutes, { prefix: '/v1', store });
   await app.ready();
   return app;
+}
+
+/**
+ * Bodies are JSON; any other type is 415, also plain text, which Fastify would take.
+ *
+ * Many clients name the type with every request, so an empty body is none, and not JSON that ends too early.
+ */
+function takeJsonOnly(app: FastifyInstance): void {
+  const parseJson = app.getDefaultJsonParser('error', 'error');
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser<string>(
+    'application/json',
+    { parseAs: 'string' },
+    (request, body, done) => {
+      if (body === '') done(null, undefined);
+      else void parseJson(request, body, done);
+    },
+  );
 }

@@ -161,6 +161,7 @@ test.each([
   ['no body at all', undefined, undefined, 400, 'REQUEST_MALFORMED'],
   ['a list', '[]', 'application/json', 422, 'REQUEST_INVALID'],
   ['a form', 'source=orders', 'application/x-www-form-urlencoded', 415, 'MEDIA_TYPE_UNSUPPORTED'],
+  ['plain text', '{"source":{}}', 'text/plain', 415, 'MEDIA_TYPE_UNSUPPORTED'],
   ['a huge body', `"${'x'.repeat(300_000)}"`, 'application/json', 413, 'REQUEST_TOO_LARGE'],
 ])('%s is a problem', async (_what, payload, type, status, code) => {
   await using product = await openProduct();
@@ -170,7 +171,7 @@ test.each([
     headers: { ...asOperator, ...(type !== undefined && { 'content-type': type }) },
     ...(payload !== undefined && { payload }),
   });
-  expect(problemIn(response)).toMatchObject({ status, code });
+  expect(problemIn(response)).toMatchObject({ status, code, hint: expect.any(String) as string });
 });
 
 test.each([
@@ -193,9 +194,30 @@ test.each([
 ] as const)('%s %s is %i', async (method, url, status, code) => {
   await using product = await openProduct();
   const response = await product.app.inject({ method, url, headers: asAdmin });
-  expect(problemIn(response)).toMatchObject({ status, code });
+  expect(problemIn(response)).toMatchObject({ status, code, hint: expect.any(String) as string });
   expect(response.headers['x-request-id']).toBeTruthy();
   if (status === 405) expect(response.headers.allow).toContain('GET');
+});
+
+test('a client that names a type without sending a body is answered as one that names none', async () => {
+  await using product = await openProduct();
+  await product.register();
+  const { id } = (await product.post(specFor('main'))).json<Clone>();
+  const headers = { ...asOperator, 'content-type': 'application/json' };
+
+  const cancelled = await product.app.inject({
+    method: 'POST',
+    url: `/v1/clones/${id}/cancel`,
+    headers,
+  });
+  const forgotten = await product.app.inject({
+    method: 'DELETE',
+    url: `/v1/clones/${id}`,
+    headers,
+  });
+
+  expect(cancelled.statusCode).toBe(202);
+  expect(forgotten.statusCode).toBe(204);
 });
 
 test('the list is filtered, and its pages hold every clone once, newest first', async () => {

@@ -32,6 +32,16 @@ const CODE_OF_FASTIFY: Readonly<Record<string, ErrorCode>> = {
   FST_ERR_CTP_INVALID_MEDIA_TYPE: 'MEDIA_TYPE_UNSUPPORTED',
 };
 
+/** For errors that are made where no hint is at hand. */
+const HINTS: Partial<Record<ErrorCode, string>> = {
+  REQUEST_MALFORMED: '`/docs` describes what can be sent, and in which form.',
+  REQUEST_TOO_LARGE: 'Send less: 256 KiB are enough for any clone.',
+  MEDIA_TYPE_UNSUPPORTED: 'Send JSON, with `Content-Type: application/json`.',
+  NOT_FOUND:
+    'Look whether the path is right; `/docs` lists all, and lists of clones and hosts name theirs.',
+  NOT_ACCEPTABLE: 'Send `Accept: text/event-stream`.',
+};
+
 /** What Node refuses before there is a request. */
 const MALFORMED_REASONS: Readonly<Record<string, string>> = {
   HPE_HEADER_OVERFLOW: 'the headers are too large',
@@ -142,7 +152,7 @@ function problemOf(error: CloneError, requestId: string | null): Problem {
   const hint =
     code === 'INTERNAL' && requestId !== null
       ? `Report this with what the log of the API says about request ${requestId}.`
-      : error.hint;
+      : (error.hint ?? HINTS[code] ?? null);
   return {
     type: `urn:problem-type:pgcloned:${code}`,
     title: CATALOGUE[code].title,
