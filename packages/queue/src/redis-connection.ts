@@ -96,21 +96,37 @@ export async function firstOutcome(redis: Redis): Promise<void> {
 /** @throws {CloneError} `CONFIGURATION_INVALID`, which does not repeat the URL: it may hold a password. */
 export function redisAddress(url: string): RedisAddress {
   if (url.startsWith('unix://')) return { path: url.slice('unix://'.length) };
-  if (!URL.canParse(url)) {
-    throw new CloneError('CONFIGURATION_INVALID', 'the Redis URL cannot be read', {
-      hint: 'Write redis://[user:password@]host[:port][/database], rediss://… or unix:///path.',
-    });
+  if (!URL.canParse(url)) throw unreadableUrl();
+  const { hostname, port, username, password, protocol, pathname, search, hash } = new URL(url);
+  const [, database] = /^\/?(\d{0,6})$/.exec(pathname) ?? [];
+  // What would not be heeded is refused: another database than the one that was meant is somebody else's.
+  if (hostname === '' || database === undefined || search !== '' || hash !== '') {
+    throw unreadableUrl();
   }
-  const { hostname, port, username, password, protocol, pathname } = new URL(url);
   const host = hostname.replace(/^\[(.*)\]$/, '$1');
   return {
     host,
     port: Number(port === '' ? 6379 : port),
-    db: Number(pathname.slice(1)) || 0,
-    ...(username !== '' && { username: decodeURIComponent(username) }),
-    ...(password !== '' && { password: decodeURIComponent(password) }),
+    db: Number(database),
+    ...(username !== '' && { username: unescaped(username) }),
+    ...(password !== '' && { password: unescaped(password) }),
     ...(protocol === 'rediss:' && { tls: isIP(host) === 0 ? { servername: host } : {} }),
   };
+}
+
+function unescaped(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    // Its error is of no use to anybody who may not see the text.
+    throw unreadableUrl();
+  }
+}
+
+function unreadableUrl(): CloneError {
+  return new CloneError('CONFIGURATION_INVALID', 'the Redis URL cannot be read', {
+    hint: 'Write redis://[user:password@]host[:port][/database], rediss://… or unix:///path, with %25 for a % in a password.',
+  });
 }
 
 /** Where Redis is, for people: the URL without user and password. */

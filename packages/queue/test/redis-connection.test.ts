@@ -14,6 +14,17 @@ test.each([
   expect(redisAddress(url)).toEqual(address);
 });
 
+test.each([
+  'redis://:hunter2@db1/orders',
+  'redis://:hunter2@db1/1/2',
+  'redis://:hunter2@db1/0?password=other',
+  'redis://:hunter2@db1/0#1',
+  'redis://:hunter2%zz@db1',
+  'redis://',
+])('%s is refused instead of being read in part', (url) => {
+  expect(() => redisAddress(url)).toThrow(/^the Redis URL cannot be read$/);
+});
+
 test('a password is neither in the description of a server nor in an error about its URL', async () => {
   expect(describeRedis('redis://me:secret@db1')).toBe('db1:6379');
   const broken = openCloneStore({ redisUrl: 'redis://me:secret@db1:port', onError: () => {} });
