@@ -1,4 +1,4 @@
-/** Writes what is generated: openapi.yaml and the types of the client. `--check` only compares, and fails when stale. */
+/** openapi.yaml from the routes, and the client's types from it. With `--check` nothing is written; stale files fail. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { openapiYaml } from '@pgcloned/api';
 import openapiTS, { astToString } from 'openapi-typescript';

@@ -1,8 +1,8 @@
 /**
- * The error responses, one object per status, for `schema.response` of the routes.
+ * What routes answer with when they refuse: one object per status, shared by all of them.
  *
- * Each has an `id`, so that it becomes a component of the OpenAPI document. Without one, a response that two routes
- * share comes out empty at the second, and two objects must never have the same id (fastify-zod-openapi 5.7).
+ * fastify-zod-openapi 5.7 knows a shared response by its `id` and writes it as a component; one without comes out empty
+ * wherever it is used again, and an id may stand for one object only.
  */
 import { CATALOGUE, type ErrorCode, Problem } from '@pgcloned/contract';
 

@@ -1,6 +1,6 @@
 /**
  * A host that keeps the configuration of its clusters outside their data directories, as Debian does: it is used and never
- * changed, whichever way the replica is started (physics R9.1, R9.7).
+ * changed, whichever way the replica is started (R9.1, R9.7).
  *
  * The place is fixed (`/etc/postgresql`), and only root may write there.
  */

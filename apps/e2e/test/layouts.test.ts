@@ -1,6 +1,6 @@
 /**
  * Clusters that are not laid out as initdb leaves them: WAL, configuration and tablespaces elsewhere, access for the group,
- * names of any bytes, and everything in a data directory that must not be copied (physics R1.*).
+ * names of any bytes, and everything in a data directory that must not be copied (R1.*).
  *
  * What is copied is compared with what PostgreSQL's own pg_basebackup takes from the same idle cluster.
  */

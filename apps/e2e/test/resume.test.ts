@@ -1,6 +1,6 @@
 /**
  * A clone that died in the middle is taken up by the next one into the same directory: what is still the same on the
- * source is not sent again, everything else is, and nothing stale survives (physics R6.9, R6.10).
+ * source is not sent again, everything else is, and nothing stale survives (R6.9, R6.10).
  */
 import { readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,6 +1,6 @@
 /**
  * A source whose settings would disturb a clone, or whose users a clone could disturb: synchronous replication, an
- * archive that does not work, and timeouts of the role (physics R3.2, R3.3, R4.8).
+ * archive that does not work, and timeouts of the role (R3.2, R3.3, R4.8).
  */
 import { join } from 'node:path';
 import {

@@ -9,9 +9,8 @@
  *      └──cancel─┐      cancelling ──stop──► cancelled
  *                └──────────────────────────► cancelled
  *
- * `cancelling` is a state of its own because stopping takes time: children have to end and the source has to be tidied
- * up. Only `cancelled` promises that nothing of the clone is running. A queued clone has nothing to stop, so it is
- * cancelled at once.
+ * Between the wish to cancel and its end lies work on two hosts, hence `cancelling`; nothing runs any more once the state
+ * is `cancelled`. A queued clone has nothing to stop, so it is cancelled at once.
  */
 
 export const STATES = [

@@ -117,7 +117,7 @@ export type ErrorCode = keyof typeof CATALOGUE;
 export type ErrorFacts = Readonly<Record<string, string | number | boolean | null>>;
 
 export interface CloneErrorOptions {
-  /** What was observed: paths, numbers, exit statuses. Facts only, and never a secret. */
+  /** Paths, numbers, exit statuses as they were seen. Everybody may read them, so none is a secret. */
   readonly facts?: ErrorFacts;
   /** What the user can do, as a full sentence. Left out only when we do not know. */
   readonly hint?: string;
@@ -133,7 +133,7 @@ export class CloneError extends Error {
   /** The phase it happened in; set by the engine, where it runs the phases. */
   phase: PhaseName | null = null;
 
-  /** @param message One line, lower case, no full stop: `data directory is not empty`. */
+  /** @param message A lower-case line without an end mark, such as `data directory is not empty`. */
   constructor(code: ErrorCode, message: string, options: CloneErrorOptions = {}) {
     super(message, options.cause === undefined ? {} : { cause: options.cause });
     this.code = code;

@@ -2,15 +2,15 @@
  * Undo steps that run in reverse order, whatever happened in between.
  *
  * `always` is for what must be as before in every case (slots, sessions, remote directories), `onFailure` for what only
- * a success may keep (the copy). Register the undo of a remote action before the action, because its answer may get
- * lost, and that of a local handle right after it.
+ * a success may keep (the copy). What is done on another host is registered first and done then, because the answer may
+ * never come although the deed was done; for a handle of our own there is nothing to undo before we have it.
  *
  * A step that fails neither stops the others nor hides the error of the clone: it becomes a leftover with the command
  * that removes it by hand.
  */
 import { once } from 'node:events';
 
-/** A step may hang on a dead host or a stuck mount; the next ones must get their turn. */
+/** Enough for a slow host; a dead one must not keep the other steps waiting. */
 const STEP_TIMEOUT_MS = 30_000;
 
 interface Step {

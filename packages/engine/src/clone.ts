@@ -4,7 +4,7 @@
  * Promises: when `runClone` settles, nothing of it runs any more on either side (a replica that it started excepted);
  * the source is as it was; the target holds either a complete clone or something that cannot be started and that the
  * next clone into it may use. What could not be undone is reported as a leftover. See ARCHITECTURE.md for the order and
- * its reasons, which are those of physics section 0.
+ * its reasons.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import {
@@ -58,7 +58,7 @@ export async function runClone(
   return await withCleanup(async (lasting) => {
     lasting.always({
       what: `locks on ${plan.spec.target.dataDirectory}`,
-      remedy: 'They end with the process that holds them.',
+      remedy: 'kill the process that holds them: fuser /run/lock/pgcloned-*',
       undo: async () => {
         await locks[Symbol.asyncDispose]();
       },

@@ -37,7 +37,7 @@ export async function openSourceHost(run: CloneRun): Promise<SourceHost> {
   };
   run.cleanup.always({
     what: `SSH connection to ${current.label}`,
-    remedy: 'It ends with the process that holds it.',
+    remedy: `kill ${String(process.pid)}`,
     undo: host.close,
   });
   return host;

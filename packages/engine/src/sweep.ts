@@ -3,7 +3,7 @@
  * standby's slot.
  *
  * Everything else ended by itself: children by the kernel, sessions and temporary slots with their connections, the
- * rsync daemon with its lease. The unfinished copy stays, marked and unstartable; the next clone into it clears it.
+ * rsync daemon with its lease. The unfinished copy stays, marked and unstartable; the next clone into it builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
 import { resolveConnection } from '@pgcloned/postgres';

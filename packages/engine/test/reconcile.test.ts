@@ -1,6 +1,6 @@
 /**
  * An earlier copy meets a new listing: whatever changed in between, what is kept is what the source has, and what the
- * source does not have goes (physics R6.9, R6.10). Journal and files are real; the listing is made by hand.
+ * source does not have goes (R6.9, R6.10). Journal and files are real; the listing is made by hand.
  */
 import { mkdir, mkdtemp, readFile, rm, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

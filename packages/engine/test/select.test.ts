@@ -1,4 +1,4 @@
-/** The exclude rules (physics R1.1–R1.8, R1.13, R1.14) on listings made by hand: one entry per class of file. */
+/** The exclude rules (R1.1–R1.8, R1.13, R1.14) on listings made by hand: one entry per class of file. */
 import type { SourceEntry } from '@pgcloned/rsync';
 import { describe, expect, test } from 'vitest';
 import { selectDataDirectory, selectTablespace } from '../src/copy/select.ts';

@@ -1,14 +1,13 @@
 /**
- * Positions in the write-ahead log (LSN), as PostgreSQL prints them: `16/B374D848`.
+ * WAL positions (LSN) such as `16/B374D848`: bytes of WAL that the cluster has ever written, as two hexadecimal words.
  *
- * An LSN counts bytes since the cluster was made, in 64 bits, written as two halves in hexadecimal. It stays text
- * everywhere and becomes a `bigint` only for arithmetic, because a JavaScript number is exact only up to 2^53.
+ * They are compared and subtracted as `bigint`, since a double cannot hold 64 bits, and are text everywhere else.
  */
 
 const LSN = /^([0-9A-Fa-f]{1,8})\/([0-9A-Fa-f]{1,8})$/;
 const LSN_MAX = 2n ** 64n - 1n;
 
-/** @throws {RangeError} If `text` is not an LSN. They come from PostgreSQL, so that is our bug. */
+/** @throws {RangeError} If `text` is not an LSN. PostgreSQL prints no other, so we have mangled it. */
 export function parseLsn(text: string): bigint {
   const [, high, low] = LSN.exec(text) ?? [];
   if (high === undefined || low === undefined) throw new RangeError(`not an LSN: ${text}`);

@@ -1,4 +1,4 @@
-/** Real children, no mocks: what matters here is what the operating system does. */
+/** Real children: it is the kernel's behaviour that is put to the test. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';

@@ -20,7 +20,7 @@ const SOCKET_TIMEOUT_MS = 20_000;
 
 const RECONNECT_MS_MAX = 2_000;
 
-/** Our own type: that of ioredis does not go through `exactOptionalPropertyTypes`, neither there nor in BullMQ. */
+/** What ioredis and BullMQ both take; their own types contradict `exactOptionalPropertyTypes`. */
 interface RedisAddress {
   readonly path?: string;
   readonly host?: string;

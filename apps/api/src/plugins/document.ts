@@ -111,8 +111,8 @@ const transform: SwaggerTransform = (options) => {
 };
 
 /**
- * fastify-zod-openapi 5.7 puts a response component only into the first route that uses it; in the others
- * @fastify/swagger takes the reference for that of a schema. It also loses the examples of a body that is a component.
+ * Mends what fastify-zod-openapi 5.7 and @fastify/swagger make of a response that is a component: from its second use on
+ * the reference lands where a schema belongs. The examples of a body that is a component get lost as well.
  */
 const transformObject: SwaggerTransformObject = (documentObject) => {
   const document = fastifyZodOpenApiTransformers.transformObject(documentObject);

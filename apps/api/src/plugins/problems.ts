@@ -1,5 +1,5 @@
 /**
- * Every error of the API leaves it as an RFC 9457 problem with a code of the catalogue.
+ * Whatever goes wrong is answered by a problem (RFC 9457) with a code of the catalogue.
  *
  * What cannot be read at all is 400, what can be read but breaks a rule is 422 with a JSON pointer to each place. An
  * error without a code is a bug of ours: its text stays in the log, where the request id leads.
@@ -84,7 +84,7 @@ export const problems = fastifyPlugin((app, _options, done) => {
   done();
 });
 
-/** Also for `frameworkErrors`: a URL that cannot be decoded never reaches the error handler. */
+/** Fastify gives an undecodable URL to `frameworkErrors` and not to the error handler, so both end here. */
 export function sendProblem(
   error: FastifyError | Error,
   request: FastifyRequest,

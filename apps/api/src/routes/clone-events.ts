@@ -54,7 +54,7 @@ export const cloneEventRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore 
       found(await store.get(id), id);
       using answer = app.beginLongAnswer(reply);
       const { signal } = answer;
-      // Or closing waits until the client lets go of the idle connection: 4 s and more.
+      // A kept-alive connection would hold up the end of the server for seconds.
       void reply.header('connection', 'close');
       const lastEventId = request.headers['last-event-id'] ?? null;
       for await (const event of store.watch(id, { lastEventId, signal })) {

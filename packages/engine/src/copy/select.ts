@@ -1,6 +1,6 @@
 /**
  * What of a listing is copied: the exclude rules of PostgreSQL's own base backup, and those that a cloner needs beyond
- * it (physics R1.1–R1.8, R1.13, R1.14).
+ * it (R1.1–R1.8, R1.13, R1.14).
  *
  * Pure: a listing in, names out. A name is relative to its root and made of bytes (`ByteName`).
  */

@@ -192,7 +192,7 @@ function follow(run: CloneRun, pin: WalPin | null, receiver: WalReceiver): void 
   );
   run.cleanup.always({
     what: 'watch over the WAL stream',
-    remedy: 'It ends with the process that holds it.',
+    remedy: `kill ${String(process.pid)}`,
     undo: async () => {
       await repetition.stop();
     },
