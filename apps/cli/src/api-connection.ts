@@ -16,16 +16,20 @@ import { tokenFileOf } from './state-directory.ts';
 /** An answer takes milliseconds; only event streams take longer, and those have a limit of their own. */
 const ANSWER_TIMEOUT_MS = 30_000;
 
-/** @throws {CloneError} `UNAUTHENTICATED` if no token can be found. */
+/**
+ * @throws {CloneError} `UNAUTHENTICATED` if no token can be found, `CONFIGURATION_INVALID` if PGCLONED_URL or the
+ *   configuration cannot be used.
+ */
 export async function findApi(
   environment: Environment,
   config: string | undefined,
 ): Promise<ApiClient> {
   const url = environment.PGCLONED_URL;
   if (url) {
-    if (!URL.canParse(url)) {
-      throw new CloneError('CONFIGURATION_INVALID', `PGCLONED_URL is not a URL: ${url}`, {
-        hint: 'Write it like http://127.0.0.1:7432.',
+    if (!isAddressOfApi(url)) {
+      // Not repeated, since a password may stand in it.
+      throw new CloneError('CONFIGURATION_INVALID', 'PGCLONED_URL is not the address of an API', {
+        hint: 'Write it like http://127.0.0.1:7432, without user and password: PGCLONED_TOKEN lets you in.',
       });
     }
     if (environment.PGCLONED_TOKEN) return connectApi({ url, token: environment.PGCLONED_TOKEN });
@@ -39,6 +43,13 @@ export async function findApi(
     .replace(/^\[::\]:/, '[::1]:')}`;
   const token = environment.PGCLONED_TOKEN || (await readLocalToken(stateDirectory));
   return connectApi({ url: local, token });
+}
+
+/** `localhost:7432` is a URL too, of the scheme `localhost`. */
+function isAddressOfApi(text: string): boolean {
+  if (!URL.canParse(text)) return false;
+  const { protocol, username, password } = new URL(text);
+  return /^https?:$/.test(protocol) && username === '' && password === '';
 }
 
 async function readLocalToken(stateDirectory: string): Promise<string> {

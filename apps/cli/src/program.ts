@@ -125,7 +125,7 @@ function addClones(program: Command, invocation: Invocation): void {
     .option('--host <name>', 'only those of this host')
     .option('--label <name=value>', 'only those with this label')
     .addOption(
-      new Option('--limit <number>', 'at most so many').argParser(positiveNumber).default(50),
+      new Option('--limit <number>', 'at most so many').argParser(positiveInteger).default(50),
     )
     .action(async (_options, command: Command) => {
       const { listClones } = await import('./commands/clones.ts');
@@ -273,10 +273,18 @@ function appendTo(given: string, before: readonly string[] = []): readonly strin
   return [...before, given];
 }
 
+const NUMBER_HINT = 'See with --help what the option counts.';
+
 function positiveNumber(text: string): number {
   const number = Number(text);
   if (text.trim() !== '' && number > 0 && Number.isFinite(number)) return number;
-  throw new CloneError('REQUEST_INVALID', `not a positive number: ${text}`);
+  throw new CloneError('REQUEST_INVALID', `not a positive number: ${text}`, { hint: NUMBER_HINT });
+}
+
+function positiveInteger(text: string): number {
+  const number = positiveNumber(text);
+  if (Number.isSafeInteger(number)) return number;
+  throw new CloneError('REQUEST_INVALID', `not a whole number: ${text}`, { hint: NUMBER_HINT });
 }
 
 /** What `parseAsync` threw, as an error to tell; null if it was only the help or the version. */

@@ -58,6 +58,7 @@ test.each([
   ['a value that is none of the choices', ['run', '--progress', 'loud'], 'Allowed choices are'],
   ['a group without a command', ['clone'], 'a command is missing'],
   ['a number that is none', ['clone', 'list', '--limit', 'x'], 'not a positive number: x'],
+  ['a number that is not whole', ['clone', 'list', '--limit', '0.5'], 'not a whole number: 0.5'],
 ])('%s is a usage error', async (_what, args, message) => {
   const { status, stdout, stderr } = await workplace.pgcloned(args);
 
@@ -114,6 +115,21 @@ test('an API that does not answer is told with its address and a remedy', async 
   expect(status).toBe(EXIT_STATUS.unavailable);
   expect(stderr).toContain('http://127.0.0.1:1');
   expect(stderr).toContain('hint: ');
+});
+
+test.each([
+  '127.0.0.1:7432',
+  'localhost:7432',
+  'http://me:hunter2@127.0.0.1:1',
+  'http://me:hunter2@',
+])('the address %s is refused, and no password in it repeated', async (url) => {
+  const { status, stderr } = await workplace.pgcloned(['clone', 'list'], {
+    env: { PGCLONED_URL: url, PGCLONED_TOKEN: 'x' },
+  });
+
+  expect(status).toBe(EXIT_STATUS.usage);
+  expect(stderr).toContain('hint: ');
+  expect(stderr).not.toContain('hunter2');
 });
 
 test('the token of this machine is not sent to another address', async () => {
