@@ -10,7 +10,7 @@
  */
 import { existsSync, statSync } from 'node:fs';
 import { hostname, userInfo } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
+import { dirname, isAbsolute, join, resolve } from 'node:path';
 import {
   CloneError,
   Configuration,
@@ -109,9 +109,7 @@ export async function readSettings(
   return {
     file: used === null ? null : resolve(used),
     host: configuration.host ?? hostname(),
-    stateDirectory:
-      stateDirectory ??
-      join(environment.XDG_STATE_HOME || join(home, '.local', 'state'), 'pgcloned'),
+    stateDirectory: stateDirectory ?? join(stateHomeOf(environment), 'pgcloned'),
     redis: configuration.redis,
     api: {
       ...api,
@@ -207,8 +205,19 @@ export function withAbsoluteFiles(
 /** HOME as psql takes it, unless it is another user's. */
 function ownHome(home: string | undefined): string {
   if (!home) return passwdHome();
-  const owner = statSync(home, { throwIfNoEntry: false })?.uid;
-  return owner === undefined || owner === process.getuid?.() ? home : passwdHome();
+  try {
+    const owner = statSync(home, { throwIfNoEntry: false })?.uid;
+    return owner === undefined || owner === process.getuid?.() ? home : passwdHome();
+  } catch {
+    // What we may not even look at is another user's.
+    return passwdHome();
+  }
+}
+
+/** The XDG specification wants a relative path to be ignored: it would mean another place in every directory. */
+function stateHomeOf(environment: Environment): string {
+  const { XDG_STATE_HOME = '' } = environment;
+  return isAbsolute(XDG_STATE_HOME) ? XDG_STATE_HOME : join(homeOf(environment), '.local', 'state');
 }
 
 /** For paths that begin with it. */

@@ -1,4 +1,5 @@
 /** The configuration as the command reads it: `host list` is the cheapest command that needs it. */
+import { runsAsRoot } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { makeWorkplace, type Workplace } from './pgcloned.ts';
 
@@ -117,4 +118,17 @@ test('a secret in the URL of Redis is in no message', async () => {
 
   expect(stderr).toContain('redis: must be embedded');
   expect(stderr).not.toContain('hunter2');
+});
+
+test('a state home that is no absolute path is not heeded', async () => {
+  const { error } = await start('', { XDG_STATE_HOME: 'state' });
+
+  expect(error.message).toContain(`there is no token in ${workplace.path}/.local/state/pgcloned`);
+});
+
+test.skipIf(!runsAsRoot)('a HOME that may not be looked at is not ours', async () => {
+  const { error } = await start('', { HOME: '/root/nobody-may-look' });
+
+  expect(error.code).toBe('UNAUTHENTICATED');
+  expect(error.message).not.toContain('/root/');
 });
