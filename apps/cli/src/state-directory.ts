@@ -2,22 +2,25 @@
  * The directory in which the processes of this machine keep what must survive them, and in which the command line
  * finds the way to them: `token` is the admin token that was made at the first start.
  */
-import { type FileHandle, mkdir, open, readFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { constants, existsSync } from 'node:fs';
+import { access, link, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, type Token } from '@pgcloned/contract';
-import { lockFile } from '@pgcloned/process';
+import { lockFile, syncDirectory, writeDurably } from '@pgcloned/process';
 import { hashOfToken, makeToken } from './token.ts';
 
 export function tokenFileOf(stateDirectory: string): string {
   return join(stateDirectory, 'token');
 }
 
-/** @throws {CloneError} `CONFIGURATION_INVALID` if it cannot be made. */
+/** @throws {CloneError} `CONFIGURATION_INVALID` if it cannot be made or written, as one that root has made. */
 export async function makeStateDirectory(path: string): Promise<void> {
   try {
     await mkdir(path, { recursive: true, mode: 0o700 });
+    await access(path, constants.R_OK | constants.W_OK | constants.X_OK);
   } catch (cause) {
-    throw new CloneError('CONFIGURATION_INVALID', `cannot make the state directory ${path}`, {
+    throw new CloneError('CONFIGURATION_INVALID', `cannot use the state directory ${path}`, {
       facts: { reason: (cause as NodeJS.ErrnoException).code ?? String(cause) },
       hint: 'Choose another one with stateDirectory or PGCLONED_STATE_DIRECTORY, or let this user write there.',
       cause,
@@ -41,31 +44,29 @@ export async function lockStateDirectory(
   });
 }
 
-/** The admin token of this machine, made now if there is none yet. Only its owner may read the file. */
+/**
+ * The admin token of this machine, made now if there is none yet. Only its owner may read the file.
+ *
+ * @throws {CloneError} `CONFIGURATION_INVALID` if the file holds none.
+ */
 export async function adminToken(stateDirectory: string): Promise<Token> {
   const path = tokenFileOf(stateDirectory);
-  const file = await createExclusively(path);
-  if (file === null) return entryOf((await readFile(path, 'utf8')).trim());
-  const token = makeToken();
+  // The file appears with its content: API and `up` may start at once, and a crash must not leave one without a token.
+  const made = `${path}.${randomUUID()}.tmp`;
   try {
-    await file.writeFile(`${token}\n`);
-    await file.sync();
+    if (!existsSync(path)) {
+      await writeDurably(made, `${makeToken()}\n`);
+      await link(made, path).catch((error: unknown) => {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      });
+      await syncDirectory(stateDirectory);
+    }
+    const token = (await readFile(path, 'utf8')).trim();
+    if (token !== '') return { name: 'admin', sha256: hashOfToken(token), role: 'admin' };
   } finally {
-    await file.close();
+    await rm(made, { force: true });
   }
-  return entryOf(token);
-}
-
-function entryOf(token: string): Token {
-  return { name: 'admin', sha256: hashOfToken(token), role: 'admin' };
-}
-
-/** Null: it exists. */
-async function createExclusively(path: string): Promise<FileHandle | null> {
-  try {
-    return await open(path, 'wx', 0o600);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return null;
-    throw error;
-  }
+  throw new CloneError('CONFIGURATION_INVALID', `there is no token in ${path}`, {
+    hint: 'Remove the file: the next start makes a new token.',
+  });
 }

@@ -1,5 +1,5 @@
 /** The daemons as processes, beside a real Redis. What they do for a clone is tested in apps/e2e. */
-import { readFile, stat } from 'node:fs/promises';
+import { mkdir, readFile, stat, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { EXIT_STATUS } from '@pgcloned/contract';
 import { freePort, listProcesses, startRedis } from '@pgcloned/testbed';
@@ -104,8 +104,33 @@ test('a state directory that cannot be made is told with a remedy', async () => 
   });
 
   expect(status).toBe(EXIT_STATUS.usage);
-  expect(stderr).toContain('cannot make the state directory');
+  expect(stderr).toContain('cannot use the state directory');
   expect(stderr).toContain('PGCLONED_STATE_DIRECTORY');
+});
+
+test('a state directory that belongs to somebody else is told with a remedy', async () => {
+  await using workplace = await makeWorkplace();
+  const directory = join(workplace.path, 'state');
+  await mkdir(directory, { mode: 0o555 });
+
+  const { status, stderr } = await workplace.pgcloned(['api'], {
+    env: { PGCLONED_STATE_DIRECTORY: directory },
+  });
+
+  expect(status).toBe(EXIT_STATUS.usage);
+  expect(stderr).toContain(`cannot use the state directory ${directory}`);
+});
+
+test('a token file without a token is told, and not taken for a token', async () => {
+  await using workplace = await makeWorkplace();
+  const env = { ...(await listenVariable()), PGCLONED_HOST: 'replica-1' };
+  await (await startDaemon(workplace, 'up', env)).stop();
+  await truncate(join(workplace.path, '.local/state/pgcloned/token'));
+
+  const { status, stderr } = await workplace.pgcloned(['up'], { env });
+
+  expect(status).toBe(EXIT_STATUS.usage);
+  expect(stderr).toContain('Remove the file');
 });
 
 test('`up` runs everything without a configuration, and leaves no process', async () => {
