@@ -197,14 +197,19 @@ async function startWrapper(
     clearInterval(heartbeat);
     const reason = [describeExit(exit), remote.stderrTail()].join(': ');
     ready.reject(
-      new CloneError(
-        'REMOTE_COMMAND_FAILED',
-        `the rsync daemon could not be prepared on ${runner.label}`,
-        {
-          facts: { host: runner.label, reason },
-          hint: 'The SSH user needs a POSIX login shell and a temporary directory with free space.',
-        },
-      ),
+      exit.status === null && exit.signal === null
+        ? new CloneError('SOURCE_LOST', `the connection to ${runner.label} was lost`, {
+            facts: { host: runner.label },
+            hint: 'See whether its SSH server runs, and the network between.',
+          })
+        : new CloneError(
+            'REMOTE_COMMAND_FAILED',
+            `the rsync daemon could not be prepared on ${runner.label}`,
+            {
+              facts: { host: runner.label, reason },
+              hint: 'The SSH user needs a POSIX login shell and a temporary directory with free space.',
+            },
+          ),
     );
     for (const ending of endings.values()) ending.resolve({ status: null, reason });
   });
