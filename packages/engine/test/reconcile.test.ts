@@ -125,6 +125,40 @@ describe('the journal', () => {
     expect(last.vouchesFor('pgdata', entry('a'))).toBe(true);
     expect(last.vouchesFor('pgdata', entry('b'))).toBe(true);
   });
+
+  test('keeps the batches of workers apart, however many files they have', async () => {
+    const names = (worker: number) =>
+      Array.from({ length: 10_000 }, (_, index) => `base/${String(worker)}/${String(index)}`);
+    {
+      await using journal = await open();
+      await Promise.all(
+        [1, 2, 3].map(async (worker) => {
+          await journal.add(
+            'pgdata',
+            names(worker).map((name) => entry(name)),
+          );
+        }),
+      );
+    }
+
+    await using later = await open();
+
+    for (const name of [1, 2, 3].flatMap(names))
+      if (!later.vouchesFor('pgdata', entry(name))) expect.fail(`${name} is forgotten`);
+  });
+
+  test('that a crash of the host has spoilt is none', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+    const path = join(directory, '.pgcloned-journal');
+    await writeFile(path, `${await readFile(path, 'utf8')}\0\0\0\0\n`);
+
+    expect(await isContinuable(directory, identity)).toBe(false);
+    await using later = await open();
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+  });
 });
 
 describe('reconciling', () => {

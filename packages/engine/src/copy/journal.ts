@@ -51,6 +51,8 @@ export async function openCopyJournal(
   const known = believe(await readWholeLines(path), begun);
   const file: FileHandle = await open(path, known === null ? 'w' : 'a', 0o600);
   await append(file, { begin: { ...begun, listedAtNs: String(listedAtNs) } });
+  // One line after the other: a long one is written in pieces, and those of two workers would mix.
+  let lastInLine: Promise<void> = Promise.resolve();
   return {
     isContinued: known !== null,
     vouchesFor(root, entry) {
@@ -65,7 +67,7 @@ export async function openCopyJournal(
       return isSame && entry.mtimeNs < settledAtNs && entry.ctimeNs < settledAtNs;
     },
     add: async (root, entries) => {
-      await append(file, {
+      const line = {
         root,
         files: entries.map(({ name, inode, bytes, mtimeNs, ctimeNs }) => [
           name,
@@ -74,7 +76,13 @@ export async function openCopyJournal(
           String(mtimeNs),
           String(ctimeNs),
         ]),
+      };
+      const turn = lastInLine.then(async () => {
+        await append(file, line);
       });
+      // Whoever adds is told of its own failure; the next one has its own try.
+      lastInLine = turn.catch(() => {});
+      await turn;
     },
     [Symbol.asyncDispose]: async () => {
       await file.close();
@@ -138,18 +146,27 @@ function believe(
   return listedAtNs === null ? null : known;
 }
 
-/** What follows the last line feed was being written when an engine died; it is cut off. */
+/**
+ * What follows the last line feed was being written when an engine died; it is cut off. A journal that cannot be read, for
+ * example after a crash of this host, is none.
+ */
 async function readWholeLines(path: string): Promise<readonly (BeginLine | BatchLine)[]> {
   const text = await readFile(path, 'utf8').catch((error: unknown) => {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ERR_STRING_TOO_LONG') return '';
     throw error;
   });
   const whole = text.slice(0, text.lastIndexOf('\n') + 1);
   if (whole !== text) await truncate(path, Buffer.byteLength(whole));
-  return whole
-    .split('\n')
-    .slice(0, -1)
-    .map((line) => JSON.parse(line) as BeginLine | BatchLine);
+  try {
+    return whole
+      .split('\n')
+      .slice(0, -1)
+      .map((line) => JSON.parse(line) as BeginLine | BatchLine);
+  } catch (error) {
+    if (error instanceof SyntaxError) return [];
+    throw error;
+  }
 }
 
 async function append(file: FileHandle, line: object): Promise<void> {
