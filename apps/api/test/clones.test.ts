@@ -1,6 +1,6 @@
 /** Creating, reading, cancelling and forgetting clones, over a real Redis. */
 import type { Clone } from '@pgcloned/contract';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { asAdmin, asOperator, asViewer, NO_STORE, openApi } from './harness.ts';
 import { FENCE, openProduct, problemIn, specFor } from './redis-harness.ts';
 
@@ -79,6 +79,23 @@ test('a request that is repeated with its idempotency key makes one clone', asyn
   expect(problemIn(other)).toMatchObject({ status: 422, code: 'IDEMPOTENCY_KEY_REUSED' });
   expect(ofAnotherToken.statusCode).toBe(202);
   expect(product.lines.filter(({ msg }) => msg === 'clone created')).toHaveLength(2);
+});
+
+test('a request that was accepted is not refused when it is repeated with its key', async () => {
+  await using product = await openProduct();
+  await product.register();
+  const key = { 'idempotency-key': 'order-4711' };
+  const deadline = new Date(Date.now() + 1_000).toISOString();
+  const body = specFor('main', { deadline });
+  const first = await product.post(body, '/v1/clones', key);
+  await vi.waitUntil(() => Date.now() > Date.parse(deadline), { timeout: 5_000 });
+
+  const again = await product.post(body, '/v1/clones', key);
+  const withoutKey = await product.post(body);
+
+  expect(again.statusCode).toBe(202);
+  expect(again.json<Clone>().id).toBe(first.json<Clone>().id);
+  expect(problemIn(withoutKey)).toMatchObject({ status: 422, code: 'REQUEST_INVALID' });
 });
 
 test.each([

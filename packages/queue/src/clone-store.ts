@@ -96,6 +96,8 @@ export interface CloneStore extends AsyncDisposable {
     clone: Clone,
     idempotency?: Idempotency,
   ) => Promise<{ readonly clone: Clone; readonly created: boolean }>;
+  /** The clone that `create` would answer because the same request came before; undefined if it would make one. */
+  readonly madeBefore: (idempotency: Idempotency) => Promise<Clone | undefined>;
   readonly get: (id: string) => Promise<Clone | undefined>;
   /** Newest first. @throws {CloneError} `REQUEST_INVALID` if the page token is none of ours. */
   readonly list: (
@@ -207,6 +209,11 @@ export async function openCloneStore(options: {
           }).catch(onError);
           return { clone: presentQueued(clone, host), created: true };
       }
+    },
+
+    madeBefore: async ({ key, fingerprint }) => {
+      const [id, known] = await ask(redis.hmget(idempotencyKey(sha256(key)), 'id', 'fingerprint'));
+      return typeof id === 'string' && known === fingerprint ? await store.get(id) : undefined;
     },
 
     get: async (id) => {

@@ -103,22 +103,24 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         spec,
         createdAt: new Date().toISOString(),
       });
-      await admitClone(spec, store);
       if (query.validateOnly) {
+        await admitClone(spec, store);
         await refuseBusyTarget(spec, store);
         return await reply.code(200).send(clone);
       }
       const key = headers['idempotency-key'];
-      const made = await store.create(
-        clone,
+      const idempotency =
         key === undefined
           ? undefined
           : {
               // Callers choose their keys on their own, so one token's must not meet another's.
               key: `${request.caller?.name ?? ''}/${key}`,
               fingerprint: fingerprintOf(spec),
-            },
-      );
+            };
+      // What was accepted stays accepted, also where the same request would be refused by now.
+      const before = idempotency && (await store.madeBefore(idempotency));
+      if (before === undefined) await admitClone(spec, store);
+      const made = await store.create(clone, idempotency);
       if (made.created) audit(request, 'clone created', made.clone.id);
       return await reply
         .code(202)
