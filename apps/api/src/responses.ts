@@ -70,7 +70,7 @@ const REFUSALS = {
   ),
   429: refusal(
     'RateLimited',
-    'Too many requests without a known token, or too many open streams.',
+    'Too many requests without a known token, open streams, or clones that wait for one host.',
     'RATE_LIMITED',
     { detail: 'too many requests without a known token' },
   ),

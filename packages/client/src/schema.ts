@@ -1145,7 +1145,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Too many requests without a known token, or too many open streams. */
+        /** @description Too many requests without a known token, open streams, or clones that wait for one host. */
         RateLimited: {
             headers: {
                 [name: string]: unknown;

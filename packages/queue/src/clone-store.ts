@@ -90,7 +90,8 @@ export interface CloneStore extends AsyncDisposable {
    * Accepts a clone. With a key that is known, the clone that was made with it is answered again (`created: false`).
    *
    * @throws {CloneError} `IDEMPOTENCY_KEY_REUSED` for another request with the same key; `TARGET_BUSY` with the fact
-   *   `holder` if a clone of the same host that has not ended names the same directory, or one above or below it.
+   *   `holder` if a clone of the same host that has not ended names the same directory, or one above or below it;
+   *   `RATE_LIMITED` if a thousand of them have not ended.
    */
   readonly create: (
     clone: Clone,
@@ -190,6 +191,11 @@ export async function openCloneStore(options: {
       switch (outcome) {
         case 'busy':
           throw targetBusy(id);
+        case 'full':
+          throw new CloneError('RATE_LIMITED', `too many clones wait for host ${clone.host}`, {
+            facts: { host: clone.host },
+            hint: 'Wait until some of them have ended, or cancel those that nobody needs.',
+          });
         case 'reused':
           throw new CloneError(
             'IDEMPOTENCY_KEY_REUSED',

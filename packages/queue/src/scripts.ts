@@ -21,6 +21,9 @@ import { ask } from './redis-connection.ts';
 /** Enough for every line of an ordinary clone; of a noisy one the oldest go. */
 const EVENTS_PER_CLONE_MAX = 1000;
 
+/** Far more than wait for one host on a bad day; a caller that asks in a loop must not fill Redis. */
+const OPEN_PER_HOST_MAX = 1000;
+
 /**
  * One marker per stream says that the record has changed. The one before it is deleted, so that two changes per second for
  * an hour do not push the log lines out.
@@ -57,6 +60,7 @@ const CREATE = `${MARK}
       end
     end
   end
+  if #held >= 2 * ${String(OPEN_PER_HOST_MAX)} then return {'full', ''} end
   redis.call('HSET', clone, 'record', record, 'state', 'queued', 'ended', '0', 'attempt', '1', 'workerId', '')
   redis.call('ZADD', index, 0, id)
   redis.call('HSET', open, id, directories)
@@ -68,9 +72,12 @@ const CREATE = `${MARK}
   return {'created', id}
 `;
 
-export type CreateOutcome = 'created' | 'known' | 'reused' | 'busy';
+export type CreateOutcome = 'created' | 'known' | 'reused' | 'busy' | 'full';
 
-/** Writes the record of a new clone, unless its key is known or another clone of the host holds one of its directories. */
+/**
+ * Writes the record of a new clone, unless its key is known, another clone of the host holds one of its directories, or
+ * too many wait there.
+ */
 export async function createRecord(
   redis: Redis,
   o: {

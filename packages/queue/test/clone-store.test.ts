@@ -57,6 +57,16 @@ test('the same key with the same request answers the first clone, with another o
   expect((await store.list({ pageSize: 10 })).clones).toHaveLength(1);
 });
 
+test('a host with a thousand clones that have not ended gets no more', async () => {
+  const open = Array.from({ length: 1_000 }, (_, index) => [`id-${String(index)}`, '["/other"]']);
+  await raw.hset('pgcloned:open:replica-1', Object.fromEntries(open) as Record<string, string>);
+
+  await expect(store.create(someClone())).rejects.toMatchObject({ code: 'RATE_LIMITED' });
+  const elsewhere = await store.create(someClone({ host: 'replica-2' }));
+
+  expect(elsewhere.created).toBe(true);
+});
+
 test('a key becomes free when its clone is forgotten', async () => {
   const first = someClone();
   const key = { key: 'k', fingerprint: 'same' };
