@@ -2,7 +2,7 @@
  * A clone that died in the middle is taken up by the next one into the same directory: what is still the same on the
  * source is not sent again, everything else is, and nothing stale survives (R6.9, R6.10).
  */
-import { readdir, writeFile } from 'node:fs/promises';
+import { chmod, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -11,12 +11,15 @@ import {
   findDamage,
   freePort,
   installAmcheck,
+  makeDirectory,
   type PostgresServer,
+  partsEnvironment,
   type Source,
   scratchDirectory,
   startSource,
   startWriteLoad,
   waitForReplay,
+  writePartsFile,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { runClone, startClone } from './run-clone.ts';
@@ -77,4 +80,33 @@ test('what was copied before a kill is kept as far as it is unchanged, and the c
   await using standby = await adoptServer(dataDirectory);
   await load.stop();
   await expectEqual(source.primary, standby);
+});
+
+test('a disk that loses writes ends the clone, although the kernel tells of it once, and nothing of it is kept', async () => {
+  const dataDirectory = join(directory, 'unsynced', 'main');
+  const bin = join(directory, 'bin');
+  await makeDirectory(bin);
+  // As syncfs(2) does it: the first one after the loss fails, the next one knows of nothing.
+  await writePartsFile(
+    join(bin, 'sync'),
+    `#!/bin/sh\nif mkdir ${bin}/told; then echo 'Input/output error' >&2; exit 1; fi\nexec /usr/bin/sync "$@"\n`,
+  );
+  await chmod(join(bin, 'sync'), 0o755);
+
+  const { status, error } = await runClone(
+    source,
+    { target: { dataDirectory }, transfer: { maxRate: 15_000_000, workers: 2 } },
+    { env: { PATH: `${bin}:${partsEnvironment.PATH ?? ''}` } },
+  );
+
+  expect(error).toMatchObject({
+    code: 'TRANSFER_FAILED',
+    message: expect.stringContaining('could not be brought to the disk'),
+    hint: expect.stringContaining('kernel log'),
+    facts: { stderr: 'Input/output error' },
+  });
+  expect(status).not.toBe(0);
+  const again = await runClone(source, { target: { dataDirectory } });
+  expect(again.status).toBe(0);
+  expect(again.result.result.keptBytes).toBe(0);
 });

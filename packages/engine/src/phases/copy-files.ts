@@ -9,7 +9,7 @@
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError, type ErrorCode } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, toCloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
@@ -24,7 +24,7 @@ import {
 import { type CloneRun, together } from '../clone-run.ts';
 import { type Batch, queueBatches } from '../copy/batches.ts';
 import { makeDirectories } from '../copy/directories.ts';
-import { type CopyJournal, openCopyJournal } from '../copy/journal.ts';
+import { type CopyJournal, openCopyJournal, removeCopyJournal } from '../copy/journal.ts';
 import { copyAll } from '../copy/pool.ts';
 import { startRateRelay } from '../copy/rate-relay.ts';
 import {
@@ -151,7 +151,8 @@ async function copyRound({
   void daemon.lost.then((error) => {
     lost.abort(error);
   });
-  const signal = AbortSignal.any([run.signal, lost.signal]);
+  const unsynced = new AbortController();
+  const signal = AbortSignal.any([run.signal, lost.signal, unsynced.signal]);
   const plans: RootPlan[] = [];
   for (const [index, root] of roots.entries()) {
     const listing = listings[index] ?? null;
@@ -194,11 +195,16 @@ async function copyRound({
       await syncFilesystems(
         roots.map(({ destination }) => destination),
         signal,
-      );
+      ).catch(async (error: unknown) => {
+        if (signal.aborted) return;
+        // The kernel tells of a write that it has lost once: the sync in `publish` would hear nothing of it (R8.1). Nor
+        // does the file itself show it, so that no later attempt may keep what lies here.
+        await removeCopyJournal(ready.data.build);
+        unsynced.abort(lostWrites(ready, error));
+      });
     },
     (error) => {
-      // The sync in `publish` decides; this one only begins early.
-      observer.log('debug', 'a sync during the copy failed', { reason: String(error) });
+      unsynced.abort(error);
     },
   );
   try {
@@ -234,15 +240,16 @@ async function copyRound({
       },
       sent: run.sent,
     });
-    return {
-      bytes: queue.bytesTotal + sumOf(kept),
-      files: queue.filesTotal + kept.length,
-      keptBytes: sumOf(kept),
-      tablespaces,
-    };
   } finally {
     await syncing.stop();
   }
+  unsynced.signal.throwIfAborted();
+  return {
+    bytes: queue.bytesTotal + sumOf(kept),
+    files: queue.filesTotal + kept.length,
+    keptBytes: sumOf(kept),
+    tablespaces,
+  };
 }
 
 /**
@@ -377,6 +384,15 @@ function relativeLogDirectory({ facts }: Ready): string | null {
   return directory === '' || directory.startsWith('/')
     ? null
     : Buffer.from(directory).toString('latin1');
+}
+
+function lostWrites({ data }: Ready, cause: unknown): CloneError {
+  const { message, facts } = toCloneError(cause);
+  return new CloneError('TRANSFER_FAILED', 'the target could not be brought to the disk', {
+    facts: { dataDirectory: data.final, reason: message, ...facts },
+    hint: 'See the kernel log of this host and the state of its disk before you clone again; nothing of this copy is kept then.',
+    cause,
+  });
 }
 
 function vanished(path: string): CloneError {
