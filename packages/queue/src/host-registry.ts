@@ -8,6 +8,7 @@ import { type Host, HostFacts } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import { HOSTS_KEY, hostKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
+import { parsedJson } from './stored-clone.ts';
 
 export const HEARTBEAT_MS = 5_000;
 
@@ -34,7 +35,7 @@ export async function readHost(redis: Redis, name: string): Promise<KnownHost | 
   ]);
   if (typeof facts !== 'string') return undefined;
   // A worker of another version may say it in another way; then we do not know the host.
-  const parsed = HostFacts.safeParse(JSON.parse(facts));
+  const parsed = HostFacts.safeParse(parsedJson(facts));
   if (!parsed.success) return undefined;
   const nowMs = Number(seconds) * 1000 + Number(microseconds) / 1000;
   return {

@@ -11,7 +11,7 @@ import type { ChangeFeed } from './change-feed.ts';
 import { HEARTBEAT_MS } from './host-registry.ts';
 import { eventsKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
-import { notFound, versionOf } from './stored-clone.ts';
+import { notFound, parsedJson, versionOf } from './stored-clone.ts';
 
 const POSITION = /^\d{1,20}-\d{1,20}$/;
 const BEFORE_ALL = '0-0';
@@ -86,5 +86,5 @@ export async function* watchClone(o: {
 export function logLineOf(fields: readonly string[]): LogLine | undefined {
   const [, event, , line] = fields;
   if (event !== 'log' || line === undefined) return undefined;
-  return LogLine.safeParse(JSON.parse(line)).data;
+  return LogLine.safeParse(parsedJson(line)).data;
 }

@@ -67,6 +67,19 @@ test('a host with a thousand clones that have not ended gets no more', async () 
   expect(elsewhere.created).toBe(true);
 });
 
+test('a host and a log line that are no JSON do not hide the others', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  await raw.sadd('pgcloned:hosts', 'broken');
+  await raw.hset('pgcloned:host:broken', { facts: '{', seenAt: '1', left: '0' });
+  await raw.xadd(`pgcloned:events:${clone.id}`, '*', 'event', 'log', 'line', '{');
+  await using _worker = await openWorker(url);
+
+  expect((await store.hosts()).map(({ name }) => name)).toEqual(['replica-1']);
+  expect((await store.list({ pageSize: 10 })).clones).toHaveLength(1);
+  expect(await store.logs(clone.id)).toEqual([]);
+});
+
 test('a key becomes free when its clone is forgotten', async () => {
   const first = someClone();
   const key = { key: 'k', fingerprint: 'same' };
