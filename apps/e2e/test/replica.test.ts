@@ -189,6 +189,29 @@ test('the slot that was asked for is there, and the standby streams from it', as
   await source.primary.query("SELECT pg_drop_replication_slot('its_own')");
 });
 
+test('a slot that somebody else makes under the same name during the copy is refused, and never dropped', async () => {
+  const slots = async () =>
+    await source.primary.query('SELECT slot_name FROM pg_replication_slots WHERE NOT temporary');
+  const spec = { target: { dataDirectory: at('theirs', 'main') }, replica: { slot: 'theirs' } };
+  const running = await startClone(source, {
+    ...spec,
+    transfer: { maxRate: 6_000_000, workers: 2 },
+  });
+  await running.reached('copy-files');
+  await source.primary.query("SELECT pg_create_physical_replication_slot('theirs', true)");
+
+  for (const { error, status } of [await running.ended, await runClone(source, spec)]) {
+    expect(status).not.toBe(0);
+    expect(error).toMatchObject({
+      code: 'SOURCE_SETTINGS_UNSUITABLE',
+      message: 'replication slot theirs exists already',
+      hint: expect.stringContaining("pg_drop_replication_slot('theirs')"),
+    });
+    expect(await slots()).toEqual([{ slot_name: 'theirs' }]);
+  }
+  await source.primary.query("SELECT pg_drop_replication_slot('theirs')");
+});
+
 test('a start command that fails ends the clone with its log, drops the slot, and leaves the clone to be started', async () => {
   const config = await configurationWith('failing', {
     start: { command: ['sh', '-c', 'echo nothing works >&2; exit 3'] },

@@ -15,6 +15,8 @@ import type { Place } from '../target/layout.ts';
 import { isPublished } from '../target/marker.ts';
 
 const NOTE = 'pgcloned.replica-slot';
+/** What the server says of a second slot of one name. */
+const DUPLICATE_OBJECT = '42710';
 
 /** @throws {CloneError} `SOURCE_SETTINGS_UNSUITABLE` if there is a slot of this name. */
 export async function refuseExistingSlot(
@@ -27,8 +29,11 @@ export async function refuseExistingSlot(
     [slotName],
     signal,
   );
-  if (found.length === 0) return;
-  throw new CloneError(
+  if (found.length > 0) throw existsAlready(slotName);
+}
+
+function existsAlready(slotName: string): CloneError {
+  return new CloneError(
     'SOURCE_SETTINGS_UNSUITABLE',
     `replication slot ${slotName} exists already`,
     {
@@ -53,11 +58,15 @@ export async function makeReplicaSlot(
   },
 ): Promise<void> {
   await writeDurably(join(data.build, NOTE), slotName);
+  let isOurs = true;
   run.cleanup.onFailure({
     what: `replication slot ${slotName} on ${settings.host}:${String(settings.port)}`,
     remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
     undo: async (signal) => {
+      if (!isOurs) return;
       await dropSlot(settings, { slotName, applicationName: run.name, signal });
+      // Whatever gets this name from now on is another's.
+      await forgetNotedSlot(data.build);
       // Whoever starts it later needs it, but until then it would fill the disk of the source.
       if (await isPublished(data.final, run.plan.id))
         run.observer.log('warn', 'the slot of the replica was dropped; make it again with', {
@@ -65,11 +74,19 @@ export async function makeReplicaSlot(
         });
     },
   });
-  await session.query(
-    'SELECT pg_create_physical_replication_slot($1, true)',
-    [slotName],
-    run.signal,
-  );
+  try {
+    await session.query(
+      'SELECT pg_create_physical_replication_slot($1, true)',
+      [slotName],
+      run.signal,
+    );
+  } catch (error) {
+    if ((error as { readonly code?: unknown }).code !== DUPLICATE_OBJECT) throw error;
+    // Somebody has made it since the preflight, and it is theirs to drop.
+    isOurs = false;
+    await forgetNotedSlot(data.build);
+    throw existsAlready(slotName);
+  }
 }
 
 /** The slot that an unfinished clone in this directory has made, or null. */
