@@ -18,6 +18,11 @@ interface Step {
   readonly what: string;
   /** The command that removes it by hand. */
   readonly remedy: string;
+  /**
+   * Takes as long as it takes: what is removed or renamed here must not go on beside the next clone of the directory,
+   * whose files it would hit. Terabytes take minutes.
+   */
+  readonly unlimited?: true;
 }
 
 interface AlwaysStep extends Step {
@@ -57,7 +62,10 @@ export async function withCleanup<Result>(
     for (const { step, onFailureOnly } of steps.toReversed()) {
       if (onFailureOnly && failure === null) continue;
       try {
-        await withTimeLimit((signal) => step.undo(signal, failure?.error));
+        const undo = async (signal: AbortSignal) => {
+          await step.undo(signal, failure?.error);
+        };
+        await (step.unlimited === true ? undo(new AbortController().signal) : withTimeLimit(undo));
       } catch (error) {
         onLeftover(step, error);
       }

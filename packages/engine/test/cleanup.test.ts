@@ -1,5 +1,5 @@
 import { CloneError } from '@pgcloned/contract';
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { withCleanup } from '../src/cleanup.ts';
 
 const step = (name: string, ran: string[], fails = false) => ({
@@ -10,6 +10,10 @@ const step = (name: string, ran: string[], fails = false) => ({
     ran.push(name);
     if (fails) throw new Error(`${name} is stuck`);
   },
+});
+
+afterEach(() => {
+  vi.restoreAllMocks();
 });
 
 describe('cleanup', () => {
@@ -67,5 +71,40 @@ describe('cleanup', () => {
 
     expect(ran).toEqual(['stuck', 'first']);
     expect(leftovers).toEqual(['stuck: remove stuck']);
+  });
+
+  test.each([
+    ['that hangs is given up at its limit', {}, ['locks'], ['files']],
+    ['without a limit is waited for before the next', { unlimited: true }, ['files', 'locks'], []],
+  ] as const)('a step %s', async (_case, limit, ranInOrder, leftBehind) => {
+    const ran: string[] = [];
+    const leftovers: string[] = [];
+    const expiry = new AbortController();
+    vi.spyOn(AbortSignal, 'timeout').mockReturnValue(expiry.signal);
+    const removal = Promise.withResolvers<void>();
+
+    const cleaning = withCleanup(
+      async (cleanup) => {
+        cleanup.always(step('locks', ran));
+        cleanup.always({
+          ...step('files', ran),
+          ...limit,
+          undo: async () => {
+            expiry.abort(new Error('too late'));
+            await removal.promise;
+            ran.push('files');
+          },
+        });
+        await Promise.resolve();
+      },
+      ({ what }) => leftovers.push(what),
+    );
+    setImmediate(() => {
+      if ('unlimited' in limit) removal.resolve();
+    });
+    await cleaning;
+
+    expect(ran).toEqual(ranInOrder);
+    expect(leftovers).toEqual(leftBehind);
   });
 });

@@ -182,6 +182,7 @@ async function swap(run: CloneRun, ready: Ready, places: readonly Place[]): Prom
   run.cleanup.onFailure({
     what: `directories moved aside for ${dataDirectory}`,
     remedy: `Clone into ${dataDirectory} again: the next clone puts them back first.`,
+    unlimited: true,
     undo: async () => {
       await recoverSwap(dataDirectory);
     },

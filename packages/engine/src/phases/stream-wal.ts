@@ -70,6 +70,7 @@ async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
   run.cleanup.always({
     what: `temporary WAL directory ${prepared.path}`,
     remedy: `rm -r ${prepared.path}`,
+    unlimited: true,
     undo: async () => {
       await removePrepared(prepared);
     },
@@ -90,6 +91,7 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
   run.lasting.onFailure({
     what: `unfinished directory ${prepared.path}`,
     remedy: `rm -r ${prepared.path}`,
+    unlimited: true,
     undo: async (_signal, error) => {
       if (await isPublished(ready.data.final, run.plan.id)) return;
       const { code } = toCloneError(error);
