@@ -87,39 +87,64 @@ const SettingValue = z.union([
   z.boolean(),
 ]);
 
-const Replica = z.strictObject({
-  role: z.enum(['standby', 'detached']).nullable().default(null).meta({
-    description: 'null: standby for method rsync, detached for method reflink',
-  }),
-  start: z.boolean().default(false).meta({ description: 'Start the server of the clone' }),
-  waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
-    description:
-      'When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams',
-  }),
-  hold: z
-    .int()
-    .min(0)
-    .max(7 * 86_400)
-    .default(3600)
-    .meta({
-      description: 'Seconds for which WAL is kept for a replica that somebody else starts',
+const PORT_MAX = 65_535;
+
+/** Of two ports one would be ignored. */
+const isPortAtMostOnce = ({
+  port,
+  settings,
+}: {
+  readonly port: number | null;
+  readonly settings: Readonly<Record<string, unknown>>;
+}): boolean => {
+  if (settings.port === undefined) return true;
+  const chosen = Number(String(settings.port));
+  return port === null && Number.isInteger(chosen) && chosen >= 1 && chosen <= PORT_MAX;
+};
+
+const Replica = z
+  .strictObject({
+    role: z.enum(['standby', 'detached']).nullable().default(null).meta({
+      description: 'null: standby for method rsync, detached for method reflink',
     }),
-  port: z.int().min(1).max(65_535).nullable().default(null).meta({
-    description: 'Port of the clone; null: the one in its configuration',
-  }),
-  settings: z
-    .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
-    .default({})
-    .meta({ description: 'Settings of the clone, from a list of harmless ones' }),
-  slot: SlotName.nullable().default(null).meta({
-    description: 'A permanent replication slot for the standby, made on the source',
-  }),
-  clusterName: z.string().max(63).regex(TEXT).nullable().default(null),
-  configuration: z.enum(['auto', 'source', 'host']).default('auto').meta({
-    description:
-      'auto: the configuration of the host where it lies outside PGDATA, else that of the source',
-  }),
-});
+    start: z.boolean().default(false).meta({ description: 'Start the server of the clone' }),
+    waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
+      description:
+        'When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams',
+    }),
+    hold: z
+      .int()
+      .min(0)
+      .max(7 * 86_400)
+      .default(3600)
+      .meta({
+        description: 'Seconds for which WAL is kept for a replica that somebody else starts',
+      }),
+    port: z.int().min(1).max(PORT_MAX).nullable().default(null).meta({
+      description: 'Port of the clone; null: the one in its configuration',
+    }),
+    settings: z
+      .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
+      .default({})
+      .meta({ description: 'Settings of the clone, from a list of harmless ones' }),
+    slot: SlotName.nullable().default(null).meta({
+      description: 'A permanent replication slot for the standby, made on the source',
+    }),
+    clusterName: z
+      .string()
+      // Also the application_name by which the source knows the standby: PostgreSQL changes anything else in it.
+      .regex(/^[\x20-\x7e]{1,63}$/, 'must be 1 to 63 printable ASCII characters')
+      .nullable()
+      .default(null),
+    configuration: z.enum(['auto', 'source', 'host']).default('auto').meta({
+      description:
+        'auto: the configuration of the host where it lies outside PGDATA, else that of the source',
+    }),
+  })
+  .refine(isPortAtMostOnce, {
+    path: ['settings', 'port'],
+    message: `must be a port from 1 to ${String(PORT_MAX)}, and cannot stand beside replica.port`,
+  });
 
 const withDefaults = <Shape extends z.ZodObject>(schema: Shape) =>
   schema.prefault({} as z.input<Shape>);

@@ -127,6 +127,21 @@ test.each([
   expect(brokenPlaces({ ...minimal, ...part })).toEqual([place]);
 });
 
+test.each([
+  [{ port: 5433, settings: { port: 5434 } }, 'replica.settings.port'],
+  [{ settings: { port: 'abc' } }, 'replica.settings.port'],
+  [{ settings: { port: true } }, 'replica.settings.port'],
+  [{ settings: { port: 70_000 } }, 'replica.settings.port'],
+  [{ clusterName: '' }, 'replica.clusterName'],
+  [{ clusterName: 'réplica' }, 'replica.clusterName'],
+])('a replica of %j is refused: it would be another than was asked for', (replica, place) => {
+  expect(brokenPlaces({ ...minimal, replica })).toEqual([place]);
+});
+
+test('the port of the replica may stand among its settings', () => {
+  expect(brokenPlaces({ ...minimal, replica: { settings: { port: '5433' } } })).toEqual([]);
+});
+
 test('pgcloned run takes a source by name or spelled out, and needs no host', () => {
   const target = { dataDirectory: '/srv/clone' };
 
