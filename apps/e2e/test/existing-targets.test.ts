@@ -284,7 +284,8 @@ describe('without replace', () => {
     const target = targetIn('empty');
     await makeDirectory(at('empty'));
     await runAsPartsUser(['mkdir', '-m', '0755', target.dataDirectory, target.walDirectory]);
-    await runAsPartsUser(['mkdir', join(target.dataDirectory, 'lost+found')]);
+    // As of a filesystem that root has made.
+    await runAsPartsUser(['mkdir', '--mode', '000', join(target.dataDirectory, 'lost+found')]);
 
     const { error } = await runClone(source, { target });
 

@@ -93,7 +93,10 @@ export async function bytesIn(root: string): Promise<number> {
   return [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
 }
 
-/** Everything below `root`, by name; nothing if it does not exist. Links are not followed. */
+/** Of the filesystem, where `root` is a mount point: root alone may look into it. */
+const LOST_AND_FOUND = 'lost+found';
+
+/** Everything below `root` but `lost+found`, by name; nothing if it does not exist. Links are not followed. */
 export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, LocalEntry>> {
   const found = new Map<ByteName, LocalEntry>();
   const visit = async (directory: ByteName): Promise<void> => {
@@ -103,6 +106,7 @@ export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, Loc
     });
     for (const base of names) {
       const name = directory === '' ? base : `${directory}/${base}`;
+      if (name === LOST_AND_FOUND) continue;
       const stats = await lstat(bytePath(root, name), { bigint: true });
       const type = stats.isFile() ? 'file' : stats.isDirectory() ? 'directory' : 'other';
       found.set(name, { type, bytes: Number(stats.size), mtimeNs: stats.mtimeNs });

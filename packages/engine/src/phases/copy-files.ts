@@ -301,8 +301,8 @@ async function planRoot({
   return { ...root, ...reconciliation, directories: selection.directories, entries, localBytes };
 }
 
-/** Of this run, or of the filesystem. */
-const OURS = /^(?:\.pgcloned-marker|\.pgcloned-journal|pgcloned-wal-[0-9a-f]+|lost\+found)(?:\/|$)/;
+/** Of this run. */
+const OURS = /^(?:\.pgcloned-marker|\.pgcloned-journal|pgcloned-wal-[0-9a-f]+)(?:\/|$)/;
 
 const sumOf = (files: readonly { readonly bytes: number }[]) =>
   files.reduce((sum, { bytes }) => sum + bytes, 0);
