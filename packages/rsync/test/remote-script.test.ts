@@ -8,6 +8,7 @@ import {
   runsAsRoot,
   type ScratchDirectory,
   scratchDirectory,
+  writePartsFile,
 } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listFiles, probeHost, readRemoteFile, remoteExists, sweepHost } from '../src/index.ts';
@@ -121,6 +122,21 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
       code: 'REMOTE_COMMAND_FAILED',
       message: expect.stringContaining('closed'),
       hint: expect.stringContaining('postgres'),
+    });
+  });
+
+  test('a listing that was killed is an error, although all that it had complained of is gone', async () => {
+    await writePartsFile(
+      join(runner.bin, 'find'),
+      `#!/bin/sh\nprintf 'd\\0000\\0001.0\\0001.0\\0001\\000700\\000\\000\\000'\necho 'find: x: No such file or directory' >&2\nkill -KILL $$\n`,
+    );
+    await chmod(join(runner.bin, 'find'), 0o755);
+
+    const listing = listFiles(runner, { roots: [data], signal });
+
+    await expect(listing).rejects.toMatchObject({
+      code: 'REMOTE_COMMAND_FAILED',
+      message: expect.stringContaining('137'),
     });
   });
 
