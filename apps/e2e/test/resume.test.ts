@@ -34,10 +34,12 @@ beforeAll(async () => {
   );
   directory = owned.use(await scratchDirectory()).path;
   await installAmcheck(source.primary);
-  await source.primary.query(
-    'CREATE TABLE cold AS SELECT i, md5(i::text) FROM generate_series(1, 600000) i',
-  );
-  await source.primary.query('CREATE INDEX ON cold (i)');
+  // Of many files most are complete at any moment, and what was written before the checkpoint stays as it is.
+  for (let table = 1; table <= 30; table++)
+    await source.primary.query(
+      `CREATE TABLE cold_${String(table)} AS SELECT i, md5(i::text) FROM generate_series(1, 30000) i`,
+    );
+  await source.primary.query('CHECKPOINT');
 });
 
 afterAll(async () => {
