@@ -24,6 +24,11 @@ export function refusal(status: number, body: unknown): ApiError {
   );
 }
 
+/** @throws {ApiError} `API_UNREACHABLE` if the answer has another type than the API's would have. */
+export function demandType({ status, headers }: Response, type: string): void {
+  if (headers.get('content-type')?.startsWith(type) !== true) throw refusal(status, null);
+}
+
 /** For a call that got no answer. */
 export function unreachable(url: string, cause: unknown): ApiError {
   const reason = reasonOf(cause);

@@ -5,7 +5,7 @@
  * `NODE_EXTRA_CA_CERTS`, or `tls.setDefaultCACertificates`, adds the certificate of a private authority.
  */
 import createClient, { type Client } from 'openapi-fetch';
-import { refusal, unreachable } from './api-error.ts';
+import { demandType, refusal, unreachable } from './api-error.ts';
 import type { paths } from './schema.ts';
 import type { CloneEvent } from './types.ts';
 import { watchClone } from './watch-clone.ts';
@@ -36,6 +36,10 @@ export function connectApi({
   const headers = { authorization: `Bearer ${token}` };
   const http = createClient<paths>({ baseUrl, headers });
   http.use({
+    // A proxy or a login page answers 200, too.
+    onResponse: ({ response }) => {
+      if (response.ok && response.status !== 204) demandType(response, 'application/json');
+    },
     onError: ({ error, request }) =>
       request.signal.aborted ? undefined : unreachable(baseUrl, error),
   });

@@ -6,7 +6,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
-import { ApiError, refusal, unreachable } from './api-error.ts';
+import { ApiError, demandType, refusal, unreachable } from './api-error.ts';
 import type { CloneEvent } from './types.ts';
 
 /** Three heartbeats of the API. */
@@ -71,6 +71,7 @@ async function* readStream(
     if (!response.ok || response.body === null) {
       throw refusal(response.status, await response.json().catch(() => null));
     }
+    demandType(response, 'text/event-stream');
     const messages: EventSourceMessage[] = [];
     const parser = createParser({ onEvent: (message) => messages.push(message) });
     for await (const text of response.body.pipeThrough(new TextDecoderStream())) {

@@ -128,6 +128,9 @@ test('a call answers its body, or throws the problem of the API', async () => {
     },
     refusing(403, JSON.stringify(problem('FORBIDDEN', 403))),
     refusing(502, '<html>bad gateway</html>'),
+    (_request, response) => {
+      response.writeHead(200, { 'content-type': 'text/html' }).end('<html>please log in</html>');
+    },
   );
   const call = async () => await answerOf(server.api.http.GET('/v1/hosts'));
 
@@ -135,6 +138,9 @@ test('a call answers its body, or throws the problem of the API', async () => {
   await expect(call()).rejects.toMatchObject({ problem: { code: 'FORBIDDEN', status: 403 } });
   await expect(call()).rejects.toMatchObject({
     problem: { code: 'API_UNREACHABLE', detail: expect.stringContaining('502') as string },
+  });
+  await expect(call()).rejects.toMatchObject({
+    problem: { code: 'API_UNREACHABLE', detail: expect.stringContaining('200') as string },
   });
 });
 
