@@ -699,6 +699,27 @@ describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mo
     expect((await runClone(source, specOf({ target: { dataDirectory } }))).error).toBeUndefined();
   });
 
+  test('a target that has room but no more inodes ends the clone as a full one', async () => {
+    await using filesystem = await mountFilesystem({
+      type: 'tmpfs',
+      bytes: 100 * MEGABYTE,
+      inodes: 20,
+    });
+
+    const ended = await runClone(
+      source,
+      specOf({ target: { dataDirectory: join(filesystem.path, 'main') } }),
+    );
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'copy-files',
+      hint: saying('df -i'),
+    });
+    expect(ended.status).toBe(7);
+    await expectNothingLeft(ended);
+  });
+
   test('a directory for WAL that fills up ends the clone', async () => {
     await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 40 * MEGABYTE });
     const running = await startClone(

@@ -30,6 +30,7 @@ import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
 import { makeLockSet } from './target/locks.ts';
+import { explainFullTarget } from './target/space.ts';
 
 export interface RunCloneOptions {
   readonly observer: CloneObserver;
@@ -170,7 +171,7 @@ async function runAttempt(
   } catch (error) {
     observer.phaseEnded(current, 'failed');
     // Whatever an abort broke off complains in its own words; the reason is what counts.
-    const failure = toCloneError(signal.aborted ? signal.reason : error);
+    const failure = toCloneError(signal.aborted ? signal.reason : explainFullTarget(error));
     failure.phase = current;
     throw failure;
   }

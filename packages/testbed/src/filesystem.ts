@@ -17,6 +17,8 @@ export interface TestFilesystem extends AsyncDisposable {
 export async function mountFilesystem(o: {
   readonly type: 'tmpfs' | 'ext4' | 'xfs' | 'btrfs';
   readonly bytes: number;
+  /** How many files it can hold; tmpfs only. */
+  readonly inodes?: number;
 }): Promise<TestFilesystem> {
   const scratch = await scratchDirectory();
   const path = join(scratch.path, 'mnt');
@@ -24,7 +26,8 @@ export async function mountFilesystem(o: {
   try {
     await run('mkdir', path);
     if (o.type === 'tmpfs') {
-      await run('mount', '-t', 'tmpfs', '-o', `size=${String(o.bytes)}`, 'tmpfs', path);
+      const options = `size=${String(o.bytes)},nr_inodes=${String(o.inodes ?? 0)}`;
+      await run('mount', '-t', 'tmpfs', '-o', options, 'tmpfs', path);
     } else {
       await run('truncate', '--size', String(o.bytes), image);
       await run(`/usr/sbin/mkfs.${o.type}`, '-q', image);

@@ -32,6 +32,17 @@ export async function refuseIfTooLarge(needs: readonly SpaceNeed[]): Promise<voi
   }
 }
 
+/** A full filesystem that a write of ours has met, as what it is; any other error as it came. */
+export function explainFullTarget(error: unknown): unknown {
+  const { code, path } = error as NodeJS.ErrnoException;
+  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
+  return new CloneError('TARGET_NO_SPACE', 'the target has no space left', {
+    facts: { code, path: path ?? null },
+    hint: 'Make room on the filesystem of the target (see df, and df -i for its inodes), or choose a larger one.',
+    cause: error,
+  });
+}
+
 async function deepestExisting(path: string): Promise<string> {
   for (let existing = path; existing !== '/'; existing = dirname(existing)) {
     if ((await stat(existing).catch(() => null)) !== null) return existing;
