@@ -3,8 +3,10 @@ import { existsSync } from 'node:fs';
 import { EXIT_STATUS } from '@pgcloned/contract';
 import {
   adoptServer,
+  descendantsOf,
   freePort,
   leftBehind,
+  listProcesses,
   type PostgresServer,
   runAsPartsUser,
   type SshServer,
@@ -178,11 +180,25 @@ test('a second signal ends the command at once, with the status of that signal',
   const target = `${workplace.path}/killed`;
   await using run = startPgcloned(workplace, runTo(target, ...SLOWLY));
   await said(run.child.stderr, COPYING);
+  // A source host that does not answer makes the tidying up last, so that there is a middle of it.
+  const sessions = descendantsOf(sshd.pid, await listProcesses()).map(({ pid }) => pid);
+  for (const pid of sessions) process.kill(pid, 'SIGSTOP');
+  const pid = run.child.pid ?? 0;
 
   run.child.kill('SIGINT');
+  await expect
+    .poll(
+      async () =>
+        descendantsOf(pid, await listProcesses())
+          .map(({ args }) => args)
+          .join(),
+      { timeout: 8_000 },
+    )
+    .not.toContain('--files-from');
   run.child.kill('SIGTERM');
   const { status } = await run.ended;
 
+  for (const session of sessions) process.kill(session, 'SIGCONT');
   expect(status).toBe(128 + 15);
   expect(existsSync(`${target}/global/pg_control`)).toBe(false);
 });
