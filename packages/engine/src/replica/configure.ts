@@ -71,9 +71,14 @@ export async function configureReplica(
   );
 }
 
+/** What a server keeps of an application_name. */
+const NAME_BYTES_MAX = 63;
+
 /** R9.5: unique among the standbys of a source; also the application_name by which the source knows this one. */
-export function clusterNameOf({ plan }: CloneRun): string {
-  return plan.spec.replica.clusterName ?? `${plan.spec.target.host}-${plan.id.slice(-8)}`;
+export function clusterNameOf({ plan }: Pick<CloneRun, 'plan'>): string {
+  const suffix = `-${plan.id.slice(-8)}`;
+  const host = plan.spec.target.host.slice(0, NAME_BYTES_MAX - suffix.length);
+  return plan.spec.replica.clusterName ?? `${host}${suffix}`;
 }
 
 /** What lies outside PGDATA on the source was not copied (R1.15). */
