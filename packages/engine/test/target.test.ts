@@ -272,4 +272,22 @@ describe('a swap', () => {
     expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('new');
     expect(await readdir(root)).toContain(`main.pgcloned-old-${cloneId}`);
   });
+
+  test('makes the directories of a published clone its own: none counts as unfinished', async () => {
+    const { data, wal, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    expect(await inspectDirectory(wal, 'wal')).toBe('unfinished');
+    await writeFile(join(data, 'global/pg_control'), 'new');
+
+    expect(await inspectDirectory(wal, 'wal')).toBe('foreign');
+  });
+
+  test('leaves nothing finished behind where it is undone', async () => {
+    const { data, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    await recoverSwap(data);
+
+    for (const { kind, build } of places)
+      expect(await inspectDirectory(build, kind)).toBe('unfinished');
+  });
 });

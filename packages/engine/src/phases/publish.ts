@@ -165,7 +165,7 @@ async function linkTablespaces(
 async function finishPlace(
   { plan }: CloneRun,
   { data }: Ready,
-  { kind, build }: Place,
+  { kind, build, old }: Place,
   mode: number,
 ): Promise<void> {
   // The server refuses a data directory that was there before with other rights (R6.11).
@@ -173,7 +173,8 @@ async function finishPlace(
   await writeMarker(build, kind, {
     cloneId: plan.id,
     dataDirectory: data.final,
-    finished: true,
+    // What is built aside is finished by the swap: until then it is of no use to anybody.
+    finished: old === null,
   });
 }
 

@@ -9,7 +9,7 @@ import { readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { syncDirectory, writeDurably } from '@pgcloned/process';
 import { type Place, swapJournalPath } from './layout.ts';
-import { exists, isPublished, markerPath, writeMarker } from './marker.ts';
+import { exists, isPublished, type Marker, markerPath, writeMarker } from './marker.ts';
 
 interface SwapJournal {
   readonly cloneId: string;
@@ -26,7 +26,7 @@ export async function swapIntoPlace(
     if (place.old === null) continue;
     await rename(place.final, place.old);
     await rename(place.build, place.final);
-    await moveMarker(place.build, place.final, place, { cloneId, dataDirectory });
+    await moveMarker(place.build, place.final, place, { cloneId, dataDirectory, finished: true });
     await syncDirectory(dirname(place.final));
   }
 }
@@ -59,7 +59,7 @@ async function putBack(place: Place, cloneId: string, dataDirectory: string): Pr
   if (place.old === null || !(await exists(place.old))) return;
   if (await exists(place.final)) {
     await rename(place.final, place.build);
-    await moveMarker(place.final, place.build, place, { cloneId, dataDirectory });
+    await moveMarker(place.final, place.build, place, { cloneId, dataDirectory, finished: false });
   }
   await rename(place.old, place.final);
   await syncDirectory(dirname(place.final));
@@ -70,9 +70,9 @@ async function moveMarker(
   from: string,
   to: string,
   { kind }: Place,
-  { cloneId, dataDirectory }: { readonly cloneId: string; readonly dataDirectory: string },
+  marker: Marker,
 ): Promise<void> {
-  await writeMarker(to, kind, { cloneId, dataDirectory, finished: false });
+  await writeMarker(to, kind, marker);
   if (kind === 'tablespace') await rm(markerPath(from, kind), { force: true });
 }
 
