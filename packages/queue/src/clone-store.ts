@@ -22,7 +22,7 @@ import {
 import { openChangeFeed } from './change-feed.ts';
 import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
 import { openJobQueues } from './job-queues.ts';
-import { eventsKey, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
+import { eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
 import {
   ask,
   connectFailingFast,
@@ -111,7 +111,8 @@ export interface CloneStore extends AsyncDisposable {
    */
   readonly cancel: (id: string) => Promise<Clone>;
   /**
-   * Removes the record. One that is forced away while its worker lives comes back with the worker's next word.
+   * Removes the record. One that is forced away while its worker lives comes back with the worker's next word. One that
+   * cannot be read, as of another version, goes only by force.
    *
    * @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED` unless forced.
    */
@@ -265,7 +266,15 @@ export async function openCloneStore(options: {
     },
 
     forget: async (id, { force }) => {
-      const { clone } = await find(id);
+      const stored = await find(id).catch((error: unknown) => {
+        if (force && error instanceof RecordUnreadableError) return null;
+        throw error;
+      });
+      if (stored === null) {
+        await forgetUnreadable(id);
+        return;
+      }
+      const { clone } = stored;
       if (!(await forgetRecord(redis, { id, host: clone.host, force }))) {
         throw new CloneError('CLONE_NOT_ENDED', 'the clone has not ended', {
           facts: { state: clone.state },
@@ -387,6 +396,13 @@ export async function openCloneStore(options: {
     });
     if (ended) await queues.removeClone(clone).catch(onError);
     return ended;
+  }
+
+  /** It does not say whose it is, and may hold a target of any host. */
+  async function forgetUnreadable(id: string): Promise<void> {
+    for (const host of await ask(redis.smembers(HOSTS_KEY))) {
+      await forgetRecord(redis, { id, host, force: true });
+    }
   }
 
   /** The clones of `ids`, in that order; what cannot be read is left out and reported. */

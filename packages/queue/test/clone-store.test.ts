@@ -80,6 +80,20 @@ test('a host and a log line that are no JSON do not hide the others', async () =
   expect(await store.logs(clone.id)).toEqual([]);
 });
 
+test('a record that cannot be read is forgotten by force, and lets go of its target', async () => {
+  const target = { dataDirectory: '/srv/main' };
+  const clone = someClone(target);
+  await using _worker = await openWorker(url);
+  await store.create(clone);
+  await raw.hset(`pgcloned:clone:${clone.id}`, 'record', '{}');
+
+  await expect(store.forget(clone.id, { force: false })).rejects.toThrow(/cannot be read/);
+  await store.forget(clone.id, { force: true });
+
+  expect(await store.get(clone.id)).toBeUndefined();
+  expect((await store.create(someClone(target))).created).toBe(true);
+});
+
 test('a key becomes free when its clone is forgotten', async () => {
   const first = someClone();
   const key = { key: 'k', fingerprint: 'same' };
