@@ -4,12 +4,7 @@
  * The worker checks everything again and more, because it trusts nothing that it reads from Redis. What depends on its
  * disk, such as symbolic links in the target's path, only it can know.
  */
-import {
-  CloneError,
-  type CloneSpec,
-  refuseForbiddenSettings,
-  refuseUnsupported,
-} from '@pgcloned/contract';
+import { CloneError, type CloneSpec, refuseForbiddenSettings } from '@pgcloned/contract';
 import type { CloneStore } from '@pgcloned/queue';
 
 /**
@@ -27,11 +22,12 @@ export function refuseSpelledOutSource(body: unknown): void {
 }
 
 /**
- * @throws {CloneError} `NOT_SUPPORTED`, `REQUEST_INVALID` (deadline), `HOST_UNKNOWN`, `SOURCE_UNKNOWN`,
+ * What depends on more than the request.
+ *
+ * @throws {CloneError} `REQUEST_INVALID` (deadline), `HOST_UNKNOWN`, `SOURCE_UNKNOWN`,
  *   `SETTING_FORBIDDEN`, `QUEUE_UNAVAILABLE`.
  */
 export async function admitClone(spec: CloneSpec, store: CloneStore): Promise<void> {
-  refuseUnsupported(spec);
   if (spec.deadline !== null && Date.parse(spec.deadline) <= Date.now()) {
     throw new CloneError('REQUEST_INVALID', 'deadline: lies in the past', {
       facts: { field: 'deadline' },

@@ -81,6 +81,22 @@ test('a request that is repeated with its idempotency key makes one clone', asyn
   expect(product.lines.filter(({ msg }) => msg === 'clone created')).toHaveLength(2);
 });
 
+test('a webhook nested as deep as a body allows is not supported, with a key too', async () => {
+  await using product = await openProduct();
+  await product.register();
+  const deep = `{"a":${'['.repeat(60_000)}${']'.repeat(60_000)}}`;
+  const payload = JSON.stringify(specFor('main', { webhook: 'here' })).replace('"here"', deep);
+
+  const response = await product.app.inject({
+    method: 'POST',
+    url: '/v1/clones',
+    headers: { ...asOperator, 'content-type': 'application/json', 'idempotency-key': 'deep' },
+    payload,
+  });
+
+  expect(problemIn(response)).toMatchObject({ status: 422, code: 'NOT_SUPPORTED' });
+});
+
 test('a request that was accepted is not refused when it is repeated with its key', async () => {
   await using product = await openProduct();
   await product.register();

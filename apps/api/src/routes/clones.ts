@@ -7,6 +7,7 @@ import {
   CloneSpec,
   hasEnded,
   newClone,
+  refuseUnsupported,
   STATES,
 } from '@pgcloned/contract';
 import { type CloneStore, versionOf } from '@pgcloned/queue';
@@ -98,6 +99,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
     },
     async (request, reply) => {
       const { body: spec, query, headers } = request;
+      refuseUnsupported(spec);
       const clone = newClone({
         id: uuidv7().replaceAll('-', ''),
         spec,
@@ -322,8 +324,8 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
     async (request, reply) => {
       const { params, query } = request;
       if (query.force) demandRole(request, 'admin');
-      found(await store.get(params.id), params.id);
       if (query.data) {
+        found(await store.get(params.id), params.id);
         throw new CloneError('NOT_SUPPORTED', 'data: removing the data is not supported', {
           facts: { field: 'data' },
           hint: 'Stop the replica and remove its directory on the host, then delete without data.',
