@@ -273,6 +273,23 @@ describe('a swap', () => {
     expect(await readdir(root)).toContain(`main.pgcloned-old-${cloneId}`);
   });
 
+  test.each([
+    ['with the old set beside it', false],
+    ['with the rest of an old set whose removal was cut short', true],
+  ])('whose clone is published is kept, %s, whatever its marker says', async (_case, oldIsGone) => {
+    const { data, wal, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    await writeFile(join(data, 'global/pg_control'), 'new');
+    // As after a restart of the host that gave the device another number.
+    await rm(join(data, '.pgcloned-marker'));
+    if (oldIsGone) await rm(places[0]?.old ?? '', { recursive: true });
+
+    expect(await recoverSwap(data)).toBe('kept');
+
+    expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('new');
+    expect(await readdir(wal)).not.toContain('old');
+  });
+
   test('makes the directories of a published clone its own: none counts as unfinished', async () => {
     const { data, wal, places } = await arrange();
     await swapIntoPlace(data, { cloneId, places });

@@ -9,10 +9,11 @@ import { readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { syncDirectory, writeDurably } from '@pgcloned/process';
 import { type Place, swapJournalPath } from './layout.ts';
-import { exists, isPublished, type Marker, markerPath, writeMarker } from './marker.ts';
+import { exists, hasControlFile, type Marker, markerPath, writeMarker } from './marker.ts';
 
 interface SwapJournal {
   readonly cloneId: string;
+  /** The data directory first. */
   readonly places: readonly Place[];
 }
 
@@ -40,19 +41,30 @@ export async function swapIntoPlace(
 export async function recoverSwap(dataDirectory: string): Promise<'none' | 'kept' | 'reverted'> {
   const journal = await readJournal(dataDirectory);
   if (journal === null) return 'none';
-  const published = await isPublished(dataDirectory, journal.cloneId);
-  if (!published) {
+  const interrupted = await isInterrupted(dataDirectory, journal);
+  if (interrupted) {
     for (const place of journal.places.toReversed())
       await putBack(place, journal.cloneId, dataDirectory);
   }
   await rm(swapJournalPath(dataDirectory), { force: true });
   await syncDirectory(dirname(dataDirectory));
-  return published ? 'kept' : 'reverted';
+  return interrupted ? 'reverted' : 'kept';
 }
 
 /** Forgets the journal of a swap whose clone is published. */
 export async function endSwap(dataDirectory: string): Promise<void> {
   await rm(swapJournalPath(dataDirectory), { force: true });
+  await syncDirectory(dirname(dataDirectory));
+}
+
+/**
+ * The data directory is the first to move and the last to come back, and what takes its place has no pg_control before it
+ * is published. So this is told without the marker, which knows the number of a device that may have another one since
+ * the last restart of this host: what is published may run, and is never moved.
+ */
+async function isInterrupted(dataDirectory: string, { places }: SwapJournal): Promise<boolean> {
+  const old = places.find(({ kind }) => kind === 'data')?.old ?? null;
+  return old !== null && (await exists(old)) && !(await hasControlFile(dataDirectory));
 }
 
 async function putBack(place: Place, cloneId: string, dataDirectory: string): Promise<void> {
