@@ -2,17 +2,20 @@
  * What a worker that died by `kill -9` left of a clone is put away: an interrupted swap, temporary directories, the
  * standby's slot.
  *
+ * What a published clone has replaced is named, and nobody but the user removes it.
+ *
  * Everything else ended by itself: children by the kernel, sessions and temporary slots with their connections, the
  * rsync daemon with its lease. The unfinished copy stays, marked and unstartable; the next clone into it builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
 import { resolveConnection } from '@pgcloned/postgres';
+import { quoteForShell } from '@pgcloned/process';
 import type { ClonePlan } from './plan.ts';
 import { dropSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { makeLockSet } from './target/locks.ts';
-import { hasControlFile, isPublished, readMarker } from './target/marker.ts';
+import { exists, hasControlFile, isPublished, readMarker } from './target/marker.ts';
 import { removeMarked, removeStrays } from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
 
@@ -53,6 +56,11 @@ export async function sweepClone(
   await removeStrays({ kind: 'data', final: dataDirectory });
   if (walDirectory !== dataDirectory) await removeStrays({ kind: 'wal', final: walDirectory });
 
+  for (const final of finals) {
+    const { old } = makePlace('data', final, { cloneId: id, replaces: true });
+    if (old !== null && (await exists(old)))
+      leftovers.push({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
+  }
   return { published: await isPublished(dataDirectory, id), leftovers };
 }
 

@@ -13,6 +13,8 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { ClonePlan } from '../src/plan.ts';
+import { sweepClone } from '../src/sweep.ts';
 import { guardPath, inspectDirectory, refuseNesting } from '../src/target/guard.ts';
 import { makePlace } from '../src/target/layout.ts';
 import { makeLockSet } from '../src/target/locks.ts';
@@ -288,6 +290,24 @@ describe('a swap', () => {
 
     expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('new');
     expect(await readdir(wal)).not.toContain('old');
+  });
+
+  test('whose clone was published before its worker died leaves the old set, which a sweep names', async () => {
+    const { data, wal, places } = await arrange();
+    await swapIntoPlace(data, { cloneId, places });
+    await writeFile(join(data, 'global/pg_control'), 'new');
+    const plan = {
+      id: cloneId,
+      spec: { target: { dataDirectory: data, walDirectory: wal, temporaryWalDirectory: null } },
+      host: { dataRoots: [root], protectedPaths: [] },
+    };
+
+    const { published, leftovers } = await sweepClone(plan as unknown as ClonePlan, { signal });
+
+    expect(published).toBe(true);
+    expect(leftovers.map(({ remedy }) => remedy)).toEqual(
+      places.map(({ old }) => `rm -r ${old ?? ''}`),
+    );
   });
 
   test('makes the directories of a published clone its own: none counts as unfinished', async () => {
