@@ -2,7 +2,7 @@
  * What becomes of a published clone: its configuration, its slot, who starts it, and what is waited for.
  */
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -124,6 +124,29 @@ test('what the source has in its settings cannot keep the clone from being a har
   for (const name of Object.keys(harmful))
     expect(await readFile(original, 'utf8')).toContain(`${name} = `);
   await expectNothingLeft(ended, 'harmless', { pids: [standby.pid] });
+});
+
+test('what the configuration in the data directory includes from elsewhere comes with it', async () => {
+  const config = join(source.primary.dataDirectory, 'postgresql.conf');
+  const original = await readFile(config, 'utf8');
+  await writePartsFile(at('of the site.conf'), "work_mem = '7MB'\n");
+  await writePartsFile(join(source.primary.dataDirectory, 'more.conf'), "temp_buffers = '11MB'\n");
+  await writePartsFile(
+    config,
+    `${original}\ninclude '${at('of the site.conf')}'\nINCLUDE more.conf\n`,
+  );
+  await source.primary.query('SELECT pg_reload_conf()');
+
+  const { error } = await runClone(source, { target: { dataDirectory: at('includes', 'main') } });
+  await writePartsFile(config, original);
+  await rm(at('of the site.conf'));
+
+  expect(error).toBeUndefined();
+  await using standby = await startCluster(at('includes', 'main'));
+  expect(await settingsOf(standby, ['work_mem', 'temp_buffers'])).toEqual({
+    work_mem: '7MB',
+    temp_buffers: '11MB',
+  });
 });
 
 test('settings, port and cluster name are those of the request', async () => {

@@ -12,6 +12,7 @@ import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import {
+  includesFiles,
   neutralizePaths,
   readSourceConfiguration,
   readSourceFile,
@@ -90,9 +91,13 @@ async function bringSourceFiles(
   const reading = { runner: host.ssh(), signal: run.signal };
   const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
   const { configFile, hbaFile, identFile } = facts.configFiles;
-  const text = isOutside(configFile)
-    ? await readSourceConfiguration(configFile, reading)
+  const copied = isOutside(configFile)
+    ? null
     : await readFile(join(data.build, 'postgresql.conf'), 'utf8');
+  const text =
+    copied === null || includesFiles(copied)
+      ? await readSourceConfiguration(configFile, reading)
+      : copied;
   await put('postgresql.conf', neutralizePaths(text));
   if (isOutside(hbaFile)) await put('pg_hba.conf', await readSourceFile(hbaFile, reading));
   if (isOutside(identFile)) await put('pg_ident.conf', await readSourceFile(identFile, reading));

@@ -12,7 +12,9 @@ const FILE_BYTES_MAX = 1024 * 1024;
 /** As deep as the server itself follows includes. */
 const INCLUDE_DEPTH_MAX = 10;
 
-const INCLUDE = /^\s*(include|include_if_exists|include_dir)\s*=?\s*'((?:[^']|'')*)'\s*(?:#.*)?$/;
+/** Case does not count, and a name that begins with a letter needs no quotes. */
+const INCLUDE =
+  /^\s*(include|include_if_exists|include_dir)(?:\s*=\s*|\s+|(?='))(?:'((?:[^']|'')*)'|([a-z][\w.:/-]*))\s*(?:#.*)?$/i;
 
 /** Settings that point to the source's own files: without them the server takes those in its data directory. */
 const POINTS_TO_SOURCE =
@@ -26,6 +28,11 @@ interface Reading {
 /** `postgresql.conf` with its includes resolved. */
 export async function readSourceConfiguration(path: string, reading: Reading): Promise<string> {
   return await readWithIncludes(path, reading, 0);
+}
+
+/** Whether this text is not the whole configuration: a file that it includes may lie anywhere on the source. */
+export function includesFiles(text: string): boolean {
+  return text.split('\n').some((line) => INCLUDE.test(line));
 }
 
 /** One file of the source, as text. */
@@ -59,15 +66,15 @@ async function readWithIncludes(path: string, reading: Reading, depth: number): 
   }
   const lines: string[] = [];
   for (const line of (await readSourceFile(path, reading)).split('\n')) {
-    const [, directive, quoted] = INCLUDE.exec(line) ?? [];
-    if (directive === undefined || quoted === undefined) {
+    const [, directive, quoted, bare] = INCLUDE.exec(line) ?? [];
+    const target = quoted?.replaceAll("''", "'") ?? bare;
+    if (directive === undefined || target === undefined) {
       lines.push(line);
       continue;
     }
     lines.push(`#pgcloned: ${line}`);
-    const target = quoted.replaceAll("''", "'");
     const included = isAbsolute(target) ? target : join(dirname(path), target);
-    for (const file of await filesOf(directive, included, reading))
+    for (const file of await filesOf(directive.toLowerCase(), included, reading))
       lines.push(await readWithIncludes(file, reading, depth + 1));
   }
   return lines.join('\n');
