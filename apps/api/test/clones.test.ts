@@ -421,6 +421,25 @@ test('hosts are listed with what their workers say, but without what identifies 
   expect(list.payload).not.toContain('machine-1');
 });
 
+test('of too many who wait at once the last is told when to come back', async () => {
+  await using product = await openProduct();
+  await product.register();
+  const { id } = (await product.post(specFor('main'))).json<Clone>();
+  const headers = { ...asViewer, prefer: 'wait=50' };
+
+  const waiting = Array.from(
+    { length: 501 },
+    async () => await product.app.inject({ url: `/v1/clones/${id}`, headers }),
+  );
+  const first = await Promise.race(waiting);
+  await product.app.close();
+  const answers = await Promise.all(waiting);
+
+  expect(problemIn(first)).toMatchObject({ status: 429, code: 'RATE_LIMITED' });
+  expect(Number(first.headers['retry-after'])).toBeGreaterThan(0);
+  expect(answers.filter(({ statusCode }) => statusCode === 200)).toHaveLength(500);
+});
+
 test('with Redis away every call is refused at once and works again when it is back', async () => {
   await using product = await openProduct();
   await product.register();

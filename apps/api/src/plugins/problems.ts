@@ -20,7 +20,7 @@ import { pathOf } from './request-log.ts';
 
 const PROBLEM_JSON = 'application/problem+json';
 
-/** Redis is watched and comes back within seconds. */
+/** Redis is watched and comes back within seconds; of many who wait, some have gone by then. */
 const RETRY_AFTER_SECONDS = 5;
 
 const CODE_OF_FASTIFY: Readonly<Record<string, ErrorCode>> = {
@@ -95,7 +95,10 @@ export function sendProblem(
   if (problem.status >= 500)
     request.log.error({ err: error, code: problem.code }, 'request failed');
   else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
-  if (problem.status === 503) void reply.header('retry-after', RETRY_AFTER_SECONDS);
+  const canComeBack = problem.status === 503 || problem.status === 429;
+  if (canComeBack && !reply.hasHeader('retry-after')) {
+    void reply.header('retry-after', RETRY_AFTER_SECONDS);
+  }
   // Without a readable URL no hook has run that would have said it.
   void reply.header('x-request-id', request.id);
   void reply.code(problem.status).type(PROBLEM_JSON).send(problem);
