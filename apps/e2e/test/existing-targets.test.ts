@@ -184,6 +184,36 @@ describe('replace', () => {
     expect(existsSync(at('unstarted', 'main', 'global', 'pg_control'))).toBe(true);
   });
 
+  test('never replaces the source, although its server runs where it cannot be seen', async () => {
+    const { dataDirectory } = source.primary;
+    const pidFile = join(dataDirectory, 'postmaster.pid');
+    const lines = (await readFile(pidFile, 'utf8')).split('\n');
+    // As it looks from another container: no such process here, and no such shared memory.
+    await writePartsFile(pidFile, lines.with(0, '4194305').with(6, '0 0').join('\n'));
+
+    const { error, name } = await runClone(source, {
+      target: {
+        dataDirectory,
+        ifExists: 'replace',
+        tablespaces: { [at('fast')]: at('own', 'fast') },
+      },
+    });
+    await writePartsFile(pidFile, lines.join('\n'));
+
+    expect(error).toMatchObject({
+      code: 'TARGET_IN_USE',
+      message: 'the target is the data directory of the source',
+      hint: 'Choose another directory for the clone.',
+    });
+    expect(
+      await leftBehind({ names: [name], servers: [source.primary], directories: [dataDirectory] }),
+    ).toEqual([]);
+    expect(await source.primary.query('SELECT id FROM kept')).toEqual([{ id: 42 }]);
+    expect(
+      (await readdir(join(dataDirectory, '..'))).filter((entry) => entry.includes('pgcloned')),
+    ).toEqual([]);
+  });
+
   test.skipIf(!runsAsRoot)('of a mount point, which takes root to make, is refused', async () => {
     await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 200_000_000 });
     const target = {

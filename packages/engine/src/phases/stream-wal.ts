@@ -17,7 +17,7 @@ import { isContinuable } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
-import { isPublished } from '../target/marker.ts';
+import { exists, isPublished } from '../target/marker.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
@@ -130,6 +130,13 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
   void pin.lost.then((error) => {
     run.warn(`${error.message}; the source may now remove WAL that is still needed`);
   });
+  // A server in another container is not seen from here (R9.8), but its data directory is.
+  if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName))) {
+    throw new CloneError('TARGET_IN_USE', 'the target is the data directory of the source', {
+      facts: { path: ready.data.final, source: ready.facts.dataDirectory },
+      hint: 'Choose another directory for the clone.',
+    });
+  }
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
   if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
