@@ -27,8 +27,8 @@ const CONNECT_SECONDS_MAX = 20;
 /** rsync ends half a second after its signal. */
 const KILL_AFTER_MS = 2_000;
 
-/** A few messages per file of a batch, at most. */
-const MESSAGES_KEPT_MAX = 10_000;
+/** A few messages for each of the thousands of files of a batch: one that is not kept cannot tell of a file that is missing. */
+const MESSAGES_KEPT_MAX = 100_000;
 
 export interface TransferRequest {
   /** Where to connect: the daemon itself, or what forwards to it. */
