@@ -6,7 +6,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, rm, rmdir } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, rmdir, symlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
@@ -103,6 +103,19 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
       },
     };
   }
+
+  test('is found through a link above a data directory that is yet to be made', async () => {
+    await makeDirectory(join(directory, 'disk'));
+    await symlink(join(directory, 'disk'), join(directory, 'link'));
+    const dataDirectory = join(directory, 'link', 'main');
+    await using _ = await configureCluster({ data_directory: dataDirectory });
+
+    const { error } = await runClone(source, { target: { dataDirectory } });
+
+    expect(error).toBeUndefined();
+    expect(existsSync(join(directory, 'disk', 'main', 'global', 'pg_control'))).toBe(true);
+    expect(existsSync(join(directory, 'disk', 'main', 'postgresql.conf'))).toBe(false);
+  });
 
   test.each(['pg_ctl', 'pg_ctlcluster'])(
     'is used as it is, and left as it is, by a replica that %s starts',

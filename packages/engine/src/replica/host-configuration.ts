@@ -3,8 +3,9 @@
  * `/etc/postgresql/15/main/postgresql.conf` with `data_directory = '/var/lib/postgresql/15/main'`. It belongs to the
  * host and is used as it is.
  */
-import { readdir, readFile, realpath } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { resolveReal } from '../target/guard.ts';
 
 const CONFIGURATION_ROOT = '/etc/postgresql';
 
@@ -19,7 +20,9 @@ export async function findHostConfiguration(
     const text = await readFile(file, 'utf8').catch(() => null);
     const configured = text === null ? null : lastValueOf('data_directory', text);
     if (configured === null) continue;
-    if ((await realpath(configured).catch(() => configured)) === dataDirectory) return file;
+    // Of another cluster it may be a link that leads nowhere.
+    const resolved = await resolveReal(configured).catch(() => null);
+    if (resolved?.real === dataDirectory) return file;
   }
   return null;
 }

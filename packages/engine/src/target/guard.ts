@@ -86,7 +86,8 @@ async function isDataDirectory(path: string): Promise<boolean> {
   return (await exists(join(path, 'PG_VERSION'))) && (await exists(join(path, 'global')));
 }
 
-async function resolveReal(
+/** The real path of a directory that may be yet to be made: that of its deepest existing ancestor plus the rest. */
+export async function resolveReal(
   path: string,
 ): Promise<{ readonly existing: string; readonly real: string }> {
   const rest: string[] = [];
