@@ -196,7 +196,7 @@ async function copyRound({
         roots.map(({ destination }) => destination),
         signal,
       ).catch(async (error: unknown) => {
-        if (signal.aborted) return;
+        if (signal.aborted && error === signal.reason) return;
         // The kernel tells of a write that it has lost once: the sync in `publish` would hear nothing of it (R8.1). Nor
         // does the file itself show it, so that no later attempt may keep what lies here.
         await removeCopyJournal(ready.data.build);

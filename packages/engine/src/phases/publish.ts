@@ -80,6 +80,7 @@ export async function publish(
       places.map(({ build }) => build),
       run.signal,
     );
+    run.signal.throwIfAborted();
     if (places.some(({ old }) => old !== null)) await swap(run, ready, places);
   } catch (error) {
     run.signal.throwIfAborted();
