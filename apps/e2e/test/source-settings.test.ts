@@ -51,6 +51,15 @@ test('an archive that takes nothing does not hold a clone up', async () => {
   expect(await standby.query('SHOW archive_mode')).toEqual([{ archive_mode: 'off' }]);
 });
 
+test('a data directory that is configured with a slash at its end is the one of the source', async () => {
+  const { error } = await runClone(source, {
+    source: { dataDirectory: `${source.primary.dataDirectory}/` },
+    target: { dataDirectory: at('slash', 'main') },
+  });
+
+  expect(error).toBeUndefined();
+});
+
 test('timeouts of the role end neither the backup, nor the pin, nor the stream', async () => {
   await using undo = new AsyncDisposableStack();
   for (const name of [

@@ -173,7 +173,8 @@ const START_TIME_TOLERANCE_SECONDS = 60;
 /** R11.2, as far as it can be told before the pin: do SQL and SSH lead to one cluster? */
 function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
   const postmaster = parsePostmasterPid(probe.postmasterPid);
-  const configured = plan.source.dataDirectory;
+  // The server names it without a slash at the end.
+  const configured = plan.source.dataDirectory?.replace(/(.)\/+$/, '$1') ?? null;
   const startedSecondsApart = Math.abs(
     Date.parse(facts.startedAt) / 1000 - (postmaster?.startedAtSeconds ?? 0),
   );
