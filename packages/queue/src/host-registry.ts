@@ -7,8 +7,8 @@
 import { type Host, HostFacts } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import { HOSTS_KEY, hostKey } from './keys.ts';
+import { parsedJson } from './parsed-json.ts';
 import { ask } from './redis-connection.ts';
-import { parsedJson } from './stored-clone.ts';
 
 export const HEARTBEAT_MS = 5_000;
 

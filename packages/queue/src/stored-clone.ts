@@ -59,16 +59,6 @@ function parseRecord(id: string, record: string): Clone {
   return data;
 }
 
-/** For what a schema looks at next: undefined, which none of them takes, if it is not JSON. */
-export function parsedJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    // Whoever reads says what becomes of an entry that is none.
-    return undefined;
-  }
-}
-
 /** The clone as callers see it. `host` is what the registry knows of the clone's host. */
 export function presentClone(stored: StoredClone, host: KnownHost | undefined): Clone {
   const { clone, cancelRequested, fence } = stored;

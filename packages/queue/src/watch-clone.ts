@@ -10,8 +10,9 @@ import type { Redis } from 'ioredis';
 import type { ChangeFeed } from './change-feed.ts';
 import { HEARTBEAT_MS } from './host-registry.ts';
 import { eventsKey } from './keys.ts';
+import { parsedJson } from './parsed-json.ts';
 import { ask } from './redis-connection.ts';
-import { notFound, parsedJson, versionOf } from './stored-clone.ts';
+import { notFound, versionOf } from './stored-clone.ts';
 
 const POSITION = /^\d{1,20}-\d{1,20}$/;
 const BEFORE_ALL = '0-0';

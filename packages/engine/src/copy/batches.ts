@@ -1,9 +1,9 @@
 /**
  * The work of a copy, cut into batches that workers pull.
  *
- * Largest files first, so that no worker ends with one big file while the others idle. A batch is a share of what is
- * left: big at the start, because each costs an rsync process and a login, and small at the end, so that all workers end
- * together. Its size is bounded, because a lost connection costs one batch.
+ * Largest files first, so that no worker ends with one big file while the others idle. A batch is a worker's share of what
+ * is left: big at the start, because each costs an rsync process and a login, and small at the end, so that all workers
+ * end together. Its size is bounded, because a lost connection costs one batch.
  */
 import type { ByteName } from '@pgcloned/rsync';
 import type { SelectedFile } from './select.ts';
@@ -59,8 +59,8 @@ export function queueBatches(
       const root = largestHead();
       const queue = root === null ? undefined : queues[root];
       if (root === null || queue === undefined) return null;
-      const bytesWanted = clamp(bytesLeft / (2 * workers), BATCH_BYTES_MIN, BATCH_BYTES_MAX);
-      const filesWanted = clamp(filesLeft / (2 * workers), BATCH_FILES_MIN, BATCH_FILES_MAX);
+      const bytesWanted = clamp(bytesLeft / workers, BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+      const filesWanted = clamp(filesLeft / workers, BATCH_FILES_MIN, BATCH_FILES_MAX);
       const names: ByteName[] = [];
       let bytes = 0;
       for (;;) {
