@@ -22,6 +22,8 @@ export default defineConfig({
           include: ['apps/e2e/test/**/*.test.ts'],
           sequence: { groupOrder: 1 },
           fileParallelism: false,
+          // Real servers on a machine that others may load: a second try is printed, so that it can be looked into.
+          retry: 1,
           testTimeout: 120_000,
           hookTimeout: 60_000,
         },

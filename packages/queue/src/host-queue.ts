@@ -107,7 +107,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
   });
 
   let hasLeft = false;
-  const register = async (): Promise<void> => {
+  const registerNow = async (): Promise<void> => {
     const facts = JSON.stringify(await options.facts());
     // Whoever has said goodbye must not come back with a late word.
     if (hasLeft) return;
@@ -119,6 +119,12 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
       onlineMs: ONLINE_MS,
     });
     if (!registered) throw nameTaken(host);
+  };
+  let registering = Promise.resolve();
+  /** One after the other: facts that were gathered earlier must not arrive later. */
+  const register = (): Promise<void> => {
+    registering = registering.catch(() => undefined).then(registerNow);
+    return registering;
   };
   try {
     await untilAborted(register(), options.signal);
