@@ -182,7 +182,16 @@ test('a second signal ends the command at once, with the status of that signal',
   await said(run.child.stderr, COPYING);
   // A source host that does not answer makes the tidying up last, so that there is a middle of it.
   const sessions = descendantsOf(sshd.pid, await listProcesses()).map(({ pid }) => pid);
-  for (const pid of sessions) process.kill(pid, 'SIGSTOP');
+  const signalSessions = (signal: NodeJS.Signals) => {
+    for (const session of sessions) process.kill(session, signal);
+  };
+  signalSessions('SIGSTOP');
+  // Also when the test fails: what is stopped cannot end by itself.
+  using _ = {
+    [Symbol.dispose]: () => {
+      signalSessions('SIGCONT');
+    },
+  };
   const pid = run.child.pid ?? 0;
 
   run.child.kill('SIGINT');
@@ -198,7 +207,6 @@ test('a second signal ends the command at once, with the status of that signal',
   run.child.kill('SIGTERM');
   const { status } = await run.ended;
 
-  for (const session of sessions) process.kill(session, 'SIGCONT');
   expect(status).toBe(128 + 15);
   expect(existsSync(`${target}/global/pg_control`)).toBe(false);
 });
