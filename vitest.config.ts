@@ -22,7 +22,7 @@ export default defineConfig({
           include: ['apps/e2e/test/**/*.test.ts'],
           sequence: { groupOrder: 1 },
           fileParallelism: false,
-          // Real servers on a machine that others may load: a second try is printed, so that it can be looked into.
+          // Real servers on a machine that others may load. Who needed the second try is named at the end.
           retry: 1,
           testTimeout: 120_000,
           hookTimeout: 60_000,
@@ -37,6 +37,8 @@ export default defineConfig({
           const tests = modules.flatMap((module) => [...module.children.allTests()]);
           const count = (state: string) =>
             tests.filter((test) => test.result().state === state).length;
+          for (const test of tests)
+            if (test.diagnostic()?.flaky === true) console.log(`second try: ${test.fullName}`);
           console.log(
             `${count('passed')} passed, ${count('failed')} failed, ${count('skipped')} skipped`,
           );

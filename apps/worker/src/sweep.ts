@@ -1,8 +1,8 @@
 /**
  * What a worker finds at its start: runs that died with the one before it, and records that nobody owns any more.
  *
- * A run that died is not taken up again: what it had copied belongs to a backup that its session ended. Its record ends as
- * failed and retryable at once, whatever BullMQ still believes about its job.
+ * A run that died is not taken up again. Its record ends as failed and retryable at once, whatever BullMQ still believes
+ * about its job; what it had copied serves the next clone into the same directory.
  */
 import {
   type Clone,
@@ -144,7 +144,7 @@ function lostClone(
     facts: { dataDirectory, published },
     hint: published
       ? `The clone in ${dataDirectory} is complete and can be started; only what was to follow is missing.`
-      : 'Ask for the clone again: what was copied cannot be started and is cleared by the next one.',
+      : 'Ask for the clone again: what was copied cannot be started, and the next one builds upon it.',
   });
   error.phase = clone.phase;
   const state = nextState(clone.state, 'fail') ?? clone.state;
