@@ -1,7 +1,7 @@
 /**
  * The record of a run, as it grows from what the engine says.
  *
- * States change only through the contract's table. What a record says is true of this attempt, from this worker.
+ * States change only through the contract's table. What a record says is true of its attempt, from this worker.
  */
 import {
   type Clone,
