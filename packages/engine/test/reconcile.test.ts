@@ -2,7 +2,18 @@
  * An earlier copy meets a new listing: whatever changed in between, what is kept is what the source has, and what the
  * source does not have goes (R6.9, R6.10). Journal and files are real; the listing is made by hand.
  */
-import { mkdir, mkdtemp, readFile, rm, symlink, utimes, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  link,
+  mkdir,
+  mkdtemp,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { SourceEntry } from '@pgcloned/rsync';
@@ -162,7 +173,7 @@ describe('the journal', () => {
 });
 
 describe('reconciling', () => {
-  const LARGE = 1024 * 1024;
+  const LARGE = 4 * 1024 * 1024;
 
   /** Writes files as a finished transfer leaves them: with the size and the time of the listing. */
   async function put(name: string, bytes: number, mtimeNs = LONG_AGO_NS): Promise<void> {
@@ -193,6 +204,7 @@ describe('reconciling', () => {
     expect(await plan([entry('a')])).toEqual({
       kept: [{ name: 'a', bytes: 8 }],
       delta: [],
+      short: new Set(),
       whole: [],
       obsolete: [],
     });
@@ -202,32 +214,40 @@ describe('reconciling', () => {
     ['nobody vouches for', LONG_AGO_NS, 8, false],
     ['was touched here', LONG_AGO_NS + SECOND_NS, 8, true],
     ['has another size here', LONG_AGO_NS, 4, true],
-  ])(
-    'sends a small file whole that %s, and removes the old one first',
-    async (_case, mtimeNs, bytes, vouched) => {
-      await put('a', bytes, mtimeNs);
+  ])('sends the difference of a file that %s', async (_case, mtimeNs, bytes, vouched) => {
+    await put('a', bytes, mtimeNs);
 
-      const { kept, whole, obsolete } = await plan([entry('a')], { vouched });
+    expect(await plan([entry('a')], { vouched })).toEqual({
+      kept: [],
+      delta: [{ name: 'a', bytes: 8 }],
+      short: new Set(),
+      whole: [],
+      obsolete: [],
+    });
+  });
 
-      expect({ kept, whole, obsolete }).toEqual({
-        kept: [],
-        whole: [{ name: 'a', bytes: 8 }],
-        obsolete: ['a'],
-      });
-    },
-  );
+  test('knows of a file whose end is missing', async () => {
+    await put('most', LARGE - 8192);
+    await put('some', 8192);
 
-  test('sends a large file as a delta if most of it is here, else whole', async () => {
-    await put('most', LARGE);
-    await put('some', LARGE / 4);
-
-    const { delta, whole } = await plan(
+    const { delta, short } = await plan(
       [entry('most', { bytes: LARGE }), entry('some', { bytes: LARGE })],
       { vouched: false },
     );
 
-    expect(delta.map(({ name }) => name)).toEqual(['most']);
-    expect(whole.map(({ name }) => name)).toEqual(['some']);
+    expect(delta.map(({ name }) => name)).toEqual(['most', 'some']);
+    expect(short).toEqual(new Set(['some']));
+  });
+
+  test('writes into no file that has another name, and sends it whole', async () => {
+    await put('a', 8);
+    await link(join(directory, 'a'), join(directory, 'ours-snapshot'));
+
+    const { delta, whole, obsolete } = await plan([entry('a')], { vouched: false });
+
+    expect(delta).toEqual([]);
+    expect(whole).toEqual([{ name: 'a', bytes: 8 }]);
+    expect(obsolete).toEqual(['a']);
   });
 
   test('removes what the source does not have, but nothing of ours', async () => {
@@ -259,12 +279,18 @@ describe('reconciling', () => {
     expect(obsolete.toSorted()).toEqual(['a', 'pg_wal']);
   });
 
-  test('a file that is about to be sent as a delta no longer looks complete', async () => {
-    await put('a', LARGE);
+  test.each([LONG_AGO_NS, 0n])(
+    'a file of the time %s that is about to be sent as a delta no longer looks complete, and can be written',
+    async (mtimeNs) => {
+      await put('a', 8, mtimeNs);
+      await chmod(join(directory, 'a'), 0o400);
+      const there = entry('a', { mtimeNs });
 
-    await markIncomplete(directory, [{ name: 'a', bytes: LARGE }]);
+      await markIncomplete(directory, [there], new Map([['a', there]]));
 
-    const { kept } = await plan([entry('a', { bytes: LARGE })]);
-    expect(kept).toEqual([]);
-  });
+      const { kept } = await plan([there]);
+      expect(kept).toEqual([]);
+      expect((await stat(join(directory, 'a'))).mode & 0o777).toBe(0o600);
+    },
+  );
 });

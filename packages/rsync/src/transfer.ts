@@ -12,7 +12,7 @@ import { CloneError } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
 import { explainExit } from './exit-explanation.ts';
-import { readProgress, readStatistics } from './rsync-output.ts';
+import { readProgress, readStatistics, readWireBytes, WIRE_FORMAT } from './rsync-output.ts';
 import { rsyncUrl } from './rsync-url.ts';
 
 /** Comparing by checksum reads both files in silence before the first byte is sent. */
@@ -37,8 +37,12 @@ export interface TransferRequest {
   readonly module: string;
   /** Files, relative to the module, without `./`. */
   readonly names: readonly ByteName[];
-  /** Most of the files is here already: only the differences are sent. */
-  readonly delta: boolean;
+  /**
+   * `whole`: all of each file. `delta`: what is here is compared page by page, and only what differs is sent; of that the
+   * source searches every byte, some 30 MB a second. `rest`: of a file that is shorter here what is missing at its end,
+   * unseen whether the beginning is the same; it gets neither mode nor time, so that it does not look complete.
+   */
+  readonly send: 'whole' | 'delta' | 'rest';
   /** A directory that holds the directories of all names. */
   readonly destination: string;
   readonly compression: 'none' | 'lz4' | 'zstd';
@@ -52,14 +56,17 @@ export interface TransferRequest {
   /** Descriptors that the process shall hold: locks on the target. */
   readonly inheritedFds: readonly number[];
   readonly onBytes: (bytesMore: number) => void;
+  /**
+   * What went over the network, in both directions, told whenever a file is complete. What had come of the file in which a
+   * transfer broke off is estimated, and only of one that is sent whole.
+   */
+  readonly onWireBytes: (bytesMore: number) => void;
   readonly signal: AbortSignal;
 }
 
 export interface TransferOutcome {
   /** The sizes of the files that were fetched. */
   readonly bytes: number;
-  /** What went over the network, in both directions. */
-  readonly wireBytes: number;
   /** Truncated or changed while they were read: here, but maybe not whole. Fetch them again, some rounds (R6.1, R6.4). */
   readonly again: readonly ByteName[];
 }
@@ -73,7 +80,7 @@ export interface TransferOutcome {
  * @throws The signal's reason if it aborts.
  */
 export async function transfer(request: TransferRequest): Promise<TransferOutcome> {
-  const { signal, names, onBytes } = request;
+  const { signal, names, onBytes, onWireBytes } = request;
   signal.throwIfAborted();
   const patience = request.compare === 'checksum' ? CHECKSUM_PATIENCE : 1;
   const timeoutMs = request.timeoutMs * patience;
@@ -88,6 +95,8 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
   const messages: string[] = [];
   const statistics: string[] = [];
   let bytesSeen = 0;
+  let bytesOfWholeFiles = 0;
+  let wireBytesSeen = 0;
   try {
     const exit = await runProcess(
       {
@@ -104,6 +113,13 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
         encoding: 'latin1',
         killAfterMs: KILL_AFTER_MS,
         onLine: (line) => {
+          const wireBytesOfFile = readWireBytes(line);
+          if (wireBytesOfFile !== null) {
+            onWireBytes(wireBytesOfFile);
+            wireBytesSeen += wireBytesOfFile;
+            bytesOfWholeFiles = bytesSeen;
+            return;
+          }
           const bytes = readProgress(line);
           if (bytes === null) {
             statistics.push(line);
@@ -120,22 +136,23 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
       },
     );
     const again = explainExit({ exit, messages, names: new Set(names), module: request.module });
-    return { ...readStatistics(statistics), again };
+    return { bytes: readStatistics(statistics).bytes, again };
   } finally {
     clearTimeout(watch);
+    const { wireBytes } = readStatistics(statistics);
+    const estimated = request.send === 'whole' ? bytesSeen - bytesOfWholeFiles : 0;
+    onWireBytes(wireBytes > 0 ? wireBytes - wireBytesSeen : estimated);
   }
 }
 
 function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
-  const { endpoint, daemon, module, names, compression, compare, delta, destination } = request;
+  const { endpoint, daemon, module, names, compression, compare, send, destination } = request;
   const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
   return [
     // Names in messages byte for byte, but for control characters.
     '--8-bit-output',
-    '--perms',
-    '--times',
     '--no-implied-dirs',
-    ...(delta ? DELTA_OPTIONS : ['--whole-file']),
+    ...SEND_OPTIONS[send],
     // No second copy of a gigabyte under a temporary name; the clone cannot start before it is whole.
     '--inplace',
     '--from0',
@@ -145,6 +162,7 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
     `--timeout=${String(timeoutSeconds)}`,
     `--contimeout=${String(Math.min(timeoutSeconds, CONNECT_SECONDS_MAX))}`,
     '--info=progress2,stats2,flist0,nonreg0',
+    `--out-format=${WIRE_FORMAT}`,
     '--no-human-readable',
     '--outbuf=L',
     // rsync refuses what arrives without having been asked for, and mistakes a backslash in a name for an escape there.
@@ -159,8 +177,12 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
   ];
 }
 
-/** Relations change by pages of 8 kB, and stay where they are. */
-const DELTA_OPTIONS = ['--no-whole-file', '--block-size=8192'];
+const SEND_OPTIONS = {
+  whole: ['--perms', '--times', '--whole-file'],
+  // Relations change by pages of 8 kB, and stay where they are.
+  delta: ['--perms', '--times', '--no-whole-file', '--block-size=8192'],
+  rest: ['--append'],
+} as const satisfies Record<TransferRequest['send'], readonly string[]>;
 
 const COMPARE_OPTIONS = {
   quick: ['--modify-window=-1'],

@@ -86,10 +86,11 @@ async function fetchVersion(daemon: RsyncDaemon, change: Partial<RsyncDaemon> = 
     destination: join(scratch.path, 'here'),
     compression: 'none',
     compare: 'ignore-times',
-    delta: false,
+    send: 'whole',
     timeoutMs: 10_000,
     inheritedFds: [],
     onBytes: () => {},
+    onWireBytes: () => {},
     signal: new AbortController().signal,
   });
 }

@@ -32,7 +32,7 @@ import {
   scratchDirectory,
 } from '@pgcloned/testbed';
 import * as fc from 'fast-check';
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import {
   listFiles,
   type RsyncDaemon,
@@ -83,10 +83,11 @@ beforeEach(async () => {
     destination: target,
     compression: 'none',
     compare: 'quick',
-    delta: false,
+    send: 'whole',
     timeoutMs: 20_000,
     inheritedFds: [],
     onBytes: () => {},
+    onWireBytes: () => {},
     signal: new AbortController().signal,
   };
 });
@@ -116,16 +117,18 @@ test('names of any bytes arrive, with content, mode and time', async () => {
     await chown(path, partsUser.uid, partsUser.gid);
   }
   let bytesSeen = 0;
+  let wireBytes = 0;
 
   const outcome = await transfer({
     ...request,
     names,
     onBytes: (bytesMore) => (bytesSeen += bytesMore),
+    onWireBytes: (bytesMore) => (wireBytes += bytesMore),
   });
 
   const bytes = Buffer.from(names.join('')).length;
   expect(outcome).toMatchObject({ bytes, again: [] });
-  expect(outcome.wireBytes).toBeGreaterThan(bytes);
+  expect(wireBytes).toBeGreaterThan(bytes);
   expect(bytesSeen).toBe(bytes);
   for (const name of names) {
     const [from, to] = [source, target].map((root) => Buffer.from(`${root}/${name}`, 'latin1'));
@@ -273,13 +276,69 @@ test('what is here already is compared as asked', async () => {
   expect(await fetch('quick')).toBe('fresh');
 });
 
+describe('of a file that is here in part', () => {
+  const PAGE_BYTES = 8192;
+  const pages = randomBytes(1_000 * PAGE_BYTES);
+  let wireBytes = 0;
+
+  const fetch = async (send: TransferRequest['send']) => {
+    wireBytes = 0;
+    await transfer({
+      ...request,
+      names: ['pages'],
+      send,
+      onWireBytes: (bytesMore) => (wireBytes += bytesMore),
+    });
+    return await readFile(join(target, 'pages'));
+  };
+
+  beforeEach(async () => {
+    await writeFile(join(source, 'pages'), pages);
+    await utimes(join(source, 'pages'), 1_700_000_000, 1_700_000_000);
+  });
+
+  test('a delta sends the pages that differ, and what it takes to find them is counted', async () => {
+    const stale = Buffer.from(pages);
+    for (let page = 0; page < 1_000; page += 50) stale.write('stale', page * PAGE_BYTES + 100);
+    await writeFile(join(target, 'pages'), stale);
+
+    expect(pages.equals(await fetch('delta'))).toBe(true);
+
+    // Of each page a few bytes go there and come back.
+    expect(wireBytes).toBeGreaterThan(20 * PAGE_BYTES + 1_000 * 8);
+    expect(wireBytes).toBeLessThan(20 * PAGE_BYTES + 1_000 * 16);
+  });
+
+  test('the rest is sent without a look at the beginning, so the file does not look complete', async () => {
+    const stale = Buffer.from(pages.subarray(0, 900 * PAGE_BYTES)).fill('stale', 0, 100);
+    await writeFile(join(target, 'pages'), stale);
+
+    const fetched = await fetch('rest');
+
+    expect(fetched.subarray(0, 100)).toEqual(stale.subarray(0, 100));
+    expect(pages.equals(Buffer.concat([pages.subarray(0, 100), fetched.subarray(100)]))).toBe(true);
+    expect((await stat(join(target, 'pages'))).mtimeMs).toBeGreaterThan(1_700_000_000_000);
+    expect(wireBytes).toBeGreaterThan(100 * PAGE_BYTES);
+    expect(wireBytes).toBeLessThan(101 * PAGE_BYTES);
+    expect(pages.equals(await fetch('delta'))).toBe(true);
+    expect((await stat(join(target, 'pages'))).mtimeMs).toBe(1_700_000_000_000);
+  });
+});
+
 test.each(['lz4', 'zstd'] as const)('%s sends less than there is', async (compression) => {
   await writeFile(join(source, 'zeros'), Buffer.alloc(1_000_000));
 
-  const outcome = await transfer({ ...request, names: ['zeros'], compression });
+  let wireBytes = 0;
+
+  const outcome = await transfer({
+    ...request,
+    names: ['zeros'],
+    compression,
+    onWireBytes: (bytesMore) => (wireBytes += bytesMore),
+  });
 
   expect(outcome.bytes).toBe(1_000_000);
-  expect(outcome.wireBytes).toBeLessThan(100_000);
+  expect(wireBytes).toBeLessThan(100_000);
   expect(await readFile(join(target, 'zeros'))).toEqual(Buffer.alloc(1_000_000));
 });
 
@@ -359,6 +418,27 @@ test('an rsync that is killed is a loss', async () => {
   for (const { pid } of await clients()) process.kill(pid, 'SIGKILL');
 
   await expect(transferring).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+});
+
+test('of a transfer that broke off the files that had come are counted', async () => {
+  await writeFile(join(source, 'first'), Buffer.alloc(1_000_000));
+  await writeFile(join(source, 'second'), Buffer.alloc(64_000_000));
+  await using gate = await openGate({ bytesBefore: 1_200_000 });
+  let wireBytes = 0;
+
+  const transferring = transfer({
+    ...request,
+    endpoint: gate,
+    names: ['first', 'second'],
+    onWireBytes: (bytesMore) => (wireBytes += bytesMore),
+  });
+  transferring.catch(() => {});
+  await gate.reached;
+  gate.breakConnections();
+
+  await expect(transferring).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+  expect(wireBytes).toBeGreaterThan(1_000_000);
+  expect(wireBytes).toBeLessThan(1_300_000);
 });
 
 test('a connection that breaks is a loss', async () => {

@@ -33,8 +33,6 @@ export interface PoolOptions {
     readonly bytes: number;
     readonly files: number;
   }) => void;
-  /** What went over the network, also of a transfer that broke off, as far as it is known. */
-  readonly sent: (wireBytes: number) => void;
   readonly log: (level: LogLevel, message: string, fields: ErrorFacts) => void;
   readonly signal: AbortSignal;
 }
@@ -89,7 +87,7 @@ async function sendStubbornly(
   for (let attempt = 1; ; attempt += 1) {
     let reported = 0;
     try {
-      const outcome = await options.transfer(batch, {
+      return await options.transfer(batch, {
         repeat: round > 1 ? 'changed' : attempt > 1 ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
@@ -97,10 +95,7 @@ async function sendStubbornly(
         },
         signal: options.signal,
       });
-      options.sent(outcome.wireBytes);
-      return outcome;
     } catch (error) {
-      options.sent(reported);
       options.signal.throwIfAborted();
       options.copied({ worker, bytes: -reported, files: 0 });
       if (!mayPass(error) || attempt === ATTEMPTS_MAX) throw error;

@@ -2,34 +2,35 @@
  * What has to be done to bring a directory that holds an earlier copy to what the source has now: what is kept, what is
  * sent, and what goes (R6.9, R6.10).
  *
- * A file is kept only if the journal vouches for it and nobody touched it here. One of which most is here is sent as a
- * delta; everything else is sent whole. What the source does not have goes, before anything is sent: a stale segment of
- * a relation would come back as ghost rows without a word.
+ * A file is kept only if the journal vouches for it and nobody touched it here. Of any other that is here, and ours
+ * alone, only the difference is sent. What the source does not have goes, before anything is sent: a stale segment of a
+ * relation would come back as ghost rows without a word.
  */
-import { lstat, readdir, rm, utimes } from 'node:fs/promises';
+import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 import { bytePath } from './directories.ts';
 import type { SelectedFile, Selection } from './select.ts';
 
-/** Below this a delta saves less than comparing costs. */
-const DELTA_BYTES_MIN = 256 * 1024;
+/** Looking for so much in what is here takes the source longer than starting another rsync. */
+const REST_BYTES_MIN = 2 * 1024 ** 2;
 
 export interface LocalEntry {
   readonly type: 'file' | 'directory' | 'other';
   readonly bytes: number;
   readonly mtimeNs: bigint;
+  /** Of no other user, and without another name: a snapshot made of links must not change with it. */
+  readonly isOursAlone: boolean;
 }
 
 export interface Reconciliation {
   /** Here already. */
   readonly kept: readonly SelectedFile[];
-  /** Mostly here: only the difference is sent. */
+  /** Here, but maybe not the same: only the difference is sent. */
   readonly delta: readonly SelectedFile[];
+  /** Of those the ones whose end is missing, because they grew or an attempt ended in the middle of them. */
+  readonly short: ReadonlySet<ByteName>;
   readonly whole: readonly SelectedFile[];
-  /**
-   * Removed before anything is sent, directories with all they hold: what the source does not have, and what is sent
-   * whole, so that a batch that broke off can be told from what lay there before.
-   */
+  /** Removed before anything is sent, directories with all they hold: what the source does not have, what is not ours. */
   readonly obsolete: readonly ByteName[];
 }
 
@@ -50,6 +51,7 @@ export function reconcile({
 }): Reconciliation {
   const kept: SelectedFile[] = [];
   const delta: SelectedFile[] = [];
+  const short = new Set<ByteName>();
   const whole: SelectedFile[] = [];
   const obsolete = [...strangersIn(local, selection, isSpared)];
   for (const file of selection.files) {
@@ -61,14 +63,19 @@ export function reconcile({
     }
     // The time of the listing is given to a file when it is complete (R6.8), see `markIncomplete`.
     const isUntouched = here.bytes === there.bytes && here.mtimeNs === there.mtimeNs;
-    if (isUntouched && isVouched(there)) kept.push(file);
-    else if (file.bytes >= DELTA_BYTES_MIN && here.bytes * 2 >= file.bytes) delta.push(file);
-    else {
+    if (isUntouched && isVouched(there)) {
+      kept.push(file);
+      continue;
+    }
+    if (!here.isOursAlone) {
       whole.push(file);
       obsolete.push(file.name);
+      continue;
     }
+    delta.push(file);
+    if (there.bytes - here.bytes >= REST_BYTES_MIN) short.add(file.name);
   }
-  return { kept, delta, whole, obsolete };
+  return { kept, delta, short, whole, obsolete };
 }
 
 function strangersIn(
@@ -109,7 +116,8 @@ export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, Loc
       if (name === LOST_AND_FOUND) continue;
       const stats = await lstat(bytePath(root, name), { bigint: true });
       const type = stats.isFile() ? 'file' : stats.isDirectory() ? 'directory' : 'other';
-      found.set(name, { type, bytes: Number(stats.size), mtimeNs: stats.mtimeNs });
+      const isOursAlone = stats.nlink === 1n && stats.uid === BigInt(process.getuid?.() ?? -1);
+      found.set(name, { type, bytes: Number(stats.size), mtimeNs: stats.mtimeNs, isOursAlone });
       if (type === 'directory') await visit(name);
     }
   };
@@ -119,10 +127,20 @@ export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, Loc
 
 /**
  * Takes away the time of files that are about to be sent as a delta: rsync gives a file the time of the listing when it is
- * complete, so the time alone tells a complete file from one that was left in the middle.
+ * complete, so the time alone tells a complete file from one that was left in the middle. Its mode it gives back as well,
+ * and writes into no file that its owner may not write.
  */
-export async function markIncomplete(root: string, files: readonly SelectedFile[]): Promise<void> {
-  for (const { name } of files) await utimes(bytePath(root, name), 0, 0);
+export async function markIncomplete(
+  root: string,
+  files: readonly SelectedFile[],
+  entries: ReadonlyMap<ByteName, SourceEntry>,
+): Promise<void> {
+  for (const { name } of files) {
+    const path = bytePath(root, name);
+    await chmod(path, 0o600);
+    // A tool that restored the source may have set all times to 0.
+    await utimes(path, 0, entries.get(name)?.mtimeNs === 0n ? 1 : 0);
+  }
 }
 
 export async function removeAll(root: string, names: readonly ByteName[]): Promise<void> {

@@ -168,9 +168,9 @@ async function copyRound({
       bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
     })),
   );
-  for (const { destination, obsolete, delta, directories } of plans) {
+  for (const { destination, obsolete, delta, directories, entries } of plans) {
     await removeAll(destination, obsolete);
-    await markIncomplete(destination, delta);
+    await markIncomplete(destination, delta, entries);
     await makeDirectories(destination, directories, ready.facts.dataDirectoryMode);
   }
 
@@ -222,23 +222,32 @@ async function copyRound({
         if (root === undefined) throw new Error('a batch without a root');
         const isDelta = batch.root % 2 === 1;
         if (why === null) await journal.add(root.module, entriesOf(batch, root));
-        return await transfer({
+        const request = {
           endpoint: relay ?? daemon,
           daemon,
           module: root.module,
-          names: batch.names,
           destination: root.destination,
           compression:
             plan.spec.transfer.compression === 'auto' ? 'none' : plan.spec.transfer.compression,
-          compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(isDelta, why),
-          delta: isDelta,
           timeoutMs: plan.host.stallMs,
           inheritedFds: run.locks.fds(),
-          onBytes,
+          onWireBytes: run.sent,
           signal: batchSignal,
+        } as const;
+        const short = isDelta ? batch.names.filter((name) => root.short.has(name)) : [];
+        if (short.length > 0) {
+          const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
+          // Whatever changes then is brought by the delta, which tells of the same bytes.
+          await transfer({ ...request, ...rest, onBytes: () => {} });
+        }
+        return await transfer({
+          ...request,
+          names: batch.names,
+          send: isDelta ? 'delta' : 'whole',
+          compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
+          onBytes,
         });
       },
-      sent: run.sent,
     });
   } finally {
     await syncing.stop();
@@ -253,14 +262,11 @@ async function copyRound({
 }
 
 /**
- * Equal size and time mean equal content only for what this very run has sent (R6.9): that is asked for when a batch
- * broke off. What lay there before, and a file that changed while it was read, are compared by content.
+ * Equal size and time mean equal content only for what this very run has sent (R6.9). That is all that has the time of the
+ * listing: `markIncomplete` took it from what lay there before. A file that changed while it was read is sent in any case.
  */
-function comparisonFor(
-  isDelta: boolean,
-  why: 'broke-off' | 'changed' | null,
-): TransferRequest['compare'] {
-  return why === 'changed' || isDelta ? 'ignore-times' : 'quick';
+function comparisonFor(why: 'broke-off' | 'changed' | null): TransferRequest['compare'] {
+  return why === 'changed' ? 'ignore-times' : 'quick';
 }
 
 function entriesOf({ names }: Batch, { entries }: RootPlan): readonly SourceEntry[] {
