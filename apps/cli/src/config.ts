@@ -64,6 +64,7 @@ const OVERRIDES: readonly (readonly [key: string, kind: 'text' | 'number' | 'lis
   ['worker.start.method', 'text'],
   ['worker.allowedSettings', 'list'],
   ['worker.stallSeconds', 'number'],
+  ['worker.noSpaceSeconds', 'number'],
   ['worker.leaseSeconds', 'number'],
 ];
 

@@ -667,7 +667,9 @@ describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mo
     expect(ended.error).toMatchObject({
       code: 'TARGET_NO_SPACE',
       phase: 'preflight',
-      message: saying(/ has 15\.\d MB free, and \d+\.\d MB are needed$/),
+      message: saying(
+        / has 15\.\d MB free, and \d+\.\d MB are needed, of which 40\.0 MB stay free$/,
+      ),
       hint: 'Make room there, or choose a target on a larger filesystem.',
     });
     expect(ended.status).toBe(7);
@@ -717,34 +719,6 @@ describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mo
       hint: saying('df -i'),
     });
     expect(ended.status).toBe(7);
-    await expectNothingLeft(ended);
-  });
-
-  test('a directory for WAL that fills up ends the clone', async () => {
-    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 40 * MEGABYTE });
-    const running = await startClone(
-      source,
-      specOf({
-        target: { temporaryWalDirectory: filesystem.path },
-        more: { transfer: { maxRate: MEGABYTE } },
-      }),
-    );
-    await running.reached('copy-files');
-    for (let segment = 0; segment < 4; segment += 1)
-      await source.primary.query(
-        "SELECT pg_logical_emit_message(true, '', 'fills'), pg_switch_wal()",
-      );
-
-    const ended = await running.ended;
-
-    expect(ended.error).toMatchObject({
-      code: 'TARGET_NO_SPACE',
-      phase: 'copy-files',
-      message: saying(filesystem.path),
-      hint: saying(/[Mm]ake room/),
-    });
-    expect(ended.status).toBe(7);
-    expect(await readdir(filesystem.path)).toEqual([]);
     await expectNothingLeft(ended);
   });
 

@@ -31,6 +31,8 @@ export interface Running {
   readonly reached: (phase: PhaseName) => Promise<void>;
   /** Settles once this share of all bytes is copied; rejects if the clone ends before. */
   readonly copied: (share: number) => Promise<void>;
+  /** Settles once it has said this beside its progress; rejects if the clone ends before. */
+  readonly said: (text: RegExp) => Promise<void>;
   readonly ended: Promise<Ended>;
 }
 
@@ -66,9 +68,15 @@ export async function startClone(
   let wantedShare = Number.POSITIVE_INFINITY;
   const share = Promise.withResolvers<void>();
   share.promise.catch(() => {});
+  const awaited = new Map<RegExp, PromiseWithResolvers<void>>();
+  const hear = () => {
+    for (const [text, { resolve }] of awaited)
+      if (lines.some((line) => line.event === 'message' && text.test(line.text))) resolve();
+  };
   const onLine = (line: string) => {
     const said: Json = JSON.parse(line);
     lines.push(said);
+    hear();
     for (const { name, state } of said.progress?.phases ?? [])
       if (state !== 'waiting') waitFor(name).resolve();
     const { bytesDone = 0, bytesTotal = 0 } = said.progress ?? {};
@@ -101,7 +109,7 @@ export async function startClone(
     { onLine, onErrorLine: (line) => errorLines.push(line), killAfterMs: 60_000 },
   );
   const ended = child.exited.then(({ status }): Ended => {
-    for (const { reject } of [...waiting.values(), share])
+    for (const { reject } of [...waiting.values(), share, ...awaited.values()])
       reject(new Error(`the clone ended before: ${errorLines.join('\n')}`));
     const found = lines.findLast((line) => line.event === 'result');
     const failure = [...errorLines].reverse().find((line) => line.startsWith('{"error"'));
@@ -123,6 +131,12 @@ export async function startClone(
     copied: async (wanted) => {
       wantedShare = wanted;
       await share.promise;
+    },
+    said: async (text) => {
+      const told = Promise.withResolvers<void>();
+      awaited.set(text, told);
+      hear();
+      await told.promise;
     },
     ended,
   };

@@ -68,6 +68,7 @@ function hostPolicy({
     start: worker.start,
     allowedSettings: worker.allowedSettings,
     stallMs: worker.stallSeconds * 1000,
+    noSpaceMs: worker.noSpaceSeconds * 1000,
     leaseMs: worker.leaseSeconds * 1000,
     protectedPaths: [stateDirectory, ...(file === null ? [] : [file]), ...files],
     // A daemon uses the key that it was given; only `pgcloned run` tries those of its user.

@@ -96,6 +96,11 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
         const state = nextState(record.state, 'interrupt') ?? record.state;
         change({ state, attempt, waitingFor: `the next attempt, after: ${error.message}` });
       },
+      waiting: (reason) => {
+        if (reason === null) log('info', 'the clone goes on');
+        else log('warn', `the clone waits for ${reason}`);
+        change({ waitingFor: reason });
+      },
       published: () => {
         tracker.observer.published();
         listener.changed();

@@ -419,7 +419,7 @@ export interface components {
             endedAt: string | null;
             /** @description Whose worker makes it */
             host: string;
-            /** @description Why a queued clone has not started */
+            /** @description Why a clone does not move: for its turn, for the next attempt, or for something on a host, such as free space */
             waitingFor: string | null;
             progress: components["schemas"]["Progress"];
             result: components["schemas"]["CloneResult"] | null;

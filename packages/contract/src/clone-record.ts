@@ -133,7 +133,10 @@ export const Clone = z
     startedAt: Time.nullable(),
     endedAt: Time.nullable(),
     host: z.string().meta({ description: 'Whose worker makes it' }),
-    waitingFor: z.string().nullable().meta({ description: 'Why a queued clone has not started' }),
+    waitingFor: z.string().nullable().meta({
+      description:
+        'Why a clone does not move: for its turn, for the next attempt, or for something on a host, such as free space',
+    }),
     progress: Progress,
     result: CloneResult.nullable(),
     warnings: z.array(z.string()),

@@ -47,6 +47,7 @@ const Worker = z.strictObject({
   start: StartMethod.default({ method: 'pg_ctl' }),
   allowedSettings: z.array(z.string()).default([]),
   stallSeconds: z.number().min(1).max(86_400).default(60),
+  noSpaceSeconds: z.number().min(0).max(86_400).default(600),
   leaseSeconds: z.number().min(3).max(600).default(15),
 });
 

@@ -17,6 +17,7 @@ test('nothing has to be configured', () => {
       start: { method: 'pg_ctl' },
       allowedSettings: [],
       stallSeconds: 60,
+      noSpaceSeconds: 600,
       leaseSeconds: 15,
     },
     sources: {},

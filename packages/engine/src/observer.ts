@@ -23,6 +23,8 @@ export interface CloneObserver {
     readonly error: CloneError;
     readonly pauseMs: number;
   }): void;
+  /** What the clone waits for until it goes on by itself, in words; null: it goes on. */
+  waiting(reason: string | null): void;
   copyPlanned(plan: {
     readonly bytesTotal: number;
     readonly filesTotal: number;

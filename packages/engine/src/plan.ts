@@ -15,6 +15,8 @@ export interface HostPolicy {
   readonly allowedSettings: readonly string[];
   /** How long nothing may move before that is an error, in milliseconds. */
   readonly stallMs: number;
+  /** How long the copy may wait for free space, in milliseconds. */
+  readonly noSpaceMs: number;
   /** How long the rsync daemon outlives our last sign of life, in milliseconds. */
   readonly leaseMs: number;
   /** Directories and files of ours that no clone may touch: the state directory, keys, passfiles. */

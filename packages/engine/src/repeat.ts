@@ -9,10 +9,11 @@ export interface Repetition {
 /**
  * The first turn comes after one interval.
  *
+ * @param intervalMs Between two turns; a function is asked before each.
  * @param onError Told when a turn fails; the next one comes all the same.
  */
 export function repeat(
-  intervalMs: number,
+  intervalMs: number | (() => number),
   turn: () => Promise<void>,
   onError: (error: unknown) => void,
 ): Repetition {
@@ -20,7 +21,8 @@ export function repeat(
   const ended = (async () => {
     for (;;) {
       // The delay rejects when it is stopped: then the loop ends.
-      await delay(intervalMs, undefined, { signal: stopping.signal }).catch(() => undefined);
+      const pauseMs = typeof intervalMs === 'number' ? intervalMs : intervalMs();
+      await delay(pauseMs, undefined, { signal: stopping.signal }).catch(() => undefined);
       if (stopping.signal.aborted) return;
       try {
         await turn();

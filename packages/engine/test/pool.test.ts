@@ -14,11 +14,16 @@ const outcome = ({ bytes }: Batch, again: readonly string[] = []) => ({
 async function copy(
   count: number,
   transfer: PoolOptions['transfer'],
-  { signal = new AbortController().signal, workers = 2 } = {},
+  {
+    signal = new AbortController().signal,
+    workers = 2,
+    admit = async () => await Promise.resolve(new AbortController().signal),
+  }: Partial<Pick<PoolOptions, 'signal' | 'workers' | 'admit'>> = {},
 ) {
   const copied = { bytes: 0, files: 0 };
   await copyAll(queueBatches([files(count)], { workers }), {
     workers,
+    admit,
     transfer,
     signal,
     log: () => {},
@@ -56,6 +61,34 @@ describe('the pool', () => {
 
     expect(repeats).toEqual([null, 'broke-off', 'broke-off']);
     expect(copied.bytes).toBe(100);
+  });
+
+  test('takes a batch back when it is told to, which costs no try however often, and counts its bytes once', async () => {
+    const repeats: (string | null)[] = [];
+    let halt = new AbortController();
+
+    const { copied } = await copy(
+      1,
+      async (batch, { onBytes, repeat, signal }) => {
+        repeats.push(repeat);
+        onBytes(100);
+        if (repeats.length === 10) return await Promise.resolve(outcome(batch));
+        halt.abort();
+        return await Promise.reject(
+          signal.aborted ? (signal.reason as Error) : new Error('it was not told to stop'),
+        );
+      },
+      {
+        workers: 1,
+        admit: async () => {
+          halt = new AbortController();
+          return await Promise.resolve(halt.signal);
+        },
+      },
+    );
+
+    expect(repeats).toEqual([null, ...Array.from({ length: 9 }, () => 'broke-off')]);
+    expect(copied).toEqual({ bytes: 100, files: 1 });
   });
 
   test('sends files again that changed while they were read, and takes them as they are in the end', async () => {

@@ -5,7 +5,9 @@ import {
   descendantsOf,
   type ListedProcess,
   listProcesses,
+  mountFilesystem,
   type PostgresServer,
+  runsAsRoot,
   scratchDirectory,
   startPrimary,
 } from '@pgcloned/testbed';
@@ -341,6 +343,24 @@ test('aborting while it starts leaves no process', async () => {
 
   await expect(starting).rejects.toThrow('the user cancelled');
 
+  expect(await receivers()).toEqual([]);
+});
+
+test.skipIf(!runsAsRoot)('a filesystem that fills up all the same is told as such', async () => {
+  await using small = await mountFilesystem({ type: 'tmpfs', bytes: 3 * segmentBytes });
+  const directory = join(small.path, 'wal');
+  await mkdir(directory);
+  const [row] = await server.query<{ lsn: string }>(
+    'SELECT pg_current_wal_flush_lsn()::text AS lsn',
+  );
+  const seed = { timeline: 1, lsn: row?.lsn ?? '', segmentBytes };
+  await using streaming = await stream(server, { directory, seed });
+  await writeSegments(4);
+
+  expect(await streaming.receiver.lost).toMatchObject({
+    code: 'TARGET_NO_SPACE',
+    message: `there is no space left for WAL in ${directory}`,
+  });
   expect(await receivers()).toEqual([]);
 });
 

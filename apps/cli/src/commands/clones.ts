@@ -207,6 +207,7 @@ async function show({
 function describeWaiting({ state, waitingFor, contact, lostSince, host }: Clone): string {
   if (contact === 'lost') return `nothing is heard of ${host} since ${lostSince ?? 'a while'}`;
   if (state === 'queued') return `queued: ${waitingFor ?? `waiting for ${host}`}`;
+  if (waitingFor !== null) return `waiting for ${waitingFor}`;
   return state === 'cancelling' ? 'cancelling: tidying up' : '';
 }
 

@@ -119,6 +119,9 @@ function observe({
         `interrupted: ${error.message}; attempt ${String(attempt)} begins in ${String(pauseMs / 1000)} s`,
       );
     },
+    waiting(reason) {
+      display.line(reason === null ? 'the clone goes on' : `the clone waits for ${reason}`);
+    },
     warning(text) {
       display.line(`warning: ${text}`);
     },
@@ -164,6 +167,7 @@ function planOf(
       start: worker.start,
       allowedSettings: worker.allowedSettings,
       stallMs: worker.stallSeconds * 1000,
+      noSpaceMs: worker.noSpaceSeconds * 1000,
       leaseMs: worker.leaseSeconds * 1000,
       protectedPaths: [
         stateDirectory,

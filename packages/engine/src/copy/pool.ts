@@ -19,6 +19,11 @@ const ROUNDS_MAX = 5;
 
 export interface PoolOptions {
   readonly workers: number;
+  /**
+   * Settles when a batch may be sent. When the signal that it gives aborts, the batch is taken back and waits for its
+   * turn again, which is no failure.
+   */
+  readonly admit: (batch: Batch, signal: AbortSignal) => Promise<AbortSignal>;
   /** One rsync. `repeat` tells why the batch is sent again, if it is. */
   readonly transfer: (
     batch: Batch,
@@ -30,6 +35,8 @@ export interface PoolOptions {
   ) => Promise<TransferOutcome>;
   readonly copied: (step: {
     readonly worker: number;
+    /** Of the batch. */
+    readonly root: number;
     readonly bytes: number;
     readonly files: number;
   }) => void;
@@ -75,7 +82,7 @@ async function sendBatch(batch: Batch, worker: number, options: PoolOptions): Pr
     }
     pending = { root: batch.root, names: outcome.again, bytes: 0 };
   }
-  options.copied({ worker, bytes: 0, files: batch.names.length });
+  options.copied({ worker, root: batch.root, bytes: 0, files: batch.names.length });
 }
 
 async function sendStubbornly(
@@ -84,20 +91,26 @@ async function sendStubbornly(
   round: number,
   options: PoolOptions,
 ): Promise<TransferOutcome> {
-  for (let attempt = 1; ; attempt += 1) {
+  const { root } = batch;
+  let attempt = 1;
+  let hasBegun = false;
+  for (;;) {
+    const halt = await options.admit(batch, options.signal);
     let reported = 0;
     try {
       return await options.transfer(batch, {
-        repeat: round > 1 ? 'changed' : attempt > 1 ? 'broke-off' : null,
+        repeat: round > 1 ? 'changed' : hasBegun ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
-          options.copied({ worker, bytes, files: 0 });
+          options.copied({ worker, root, bytes, files: 0 });
         },
-        signal: options.signal,
+        signal: AbortSignal.any([options.signal, halt]),
       });
     } catch (error) {
       options.signal.throwIfAborted();
-      options.copied({ worker, bytes: -reported, files: 0 });
+      options.copied({ worker, root, bytes: -reported, files: 0 });
+      hasBegun = true;
+      if (halt.aborted) continue;
       if (!mayPass(error) || attempt === ATTEMPTS_MAX) throw error;
       options.log('warn', 'a batch broke off and is sent again', {
         code: error.code,
@@ -106,6 +119,7 @@ async function sendStubbornly(
         files: batch.names.length,
       });
       await delay(FIRST_PAUSE_MS * 2 ** (attempt - 1), undefined, { signal: options.signal });
+      attempt += 1;
     }
   }
 }

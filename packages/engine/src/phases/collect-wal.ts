@@ -25,6 +25,7 @@ export async function collectWal(
     signal: run.signal,
   });
   await stream.receiver.stop(run.signal);
+  await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
   await proveWal({
     binDirectory: ready.binDirectory,

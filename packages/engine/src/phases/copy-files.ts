@@ -35,6 +35,7 @@ import {
   removeAll,
 } from '../copy/reconcile.ts';
 import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
+import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
@@ -101,7 +102,20 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   });
   if (journal.isContinued)
     run.observer.log('info', 'what an earlier attempt has copied is brought up to date');
-  const round = { run, ready, tablespaces, roots, listings, journal, workers };
+  const bytesToCome = new Map<string, number>();
+  await using gate = await openSpaceGate({
+    destinations: roots.map(({ destination }) => destination),
+    walSegmentBytes: ready.facts.walSegmentBytes,
+    bytesToCome: (destination) => bytesToCome.get(destination) ?? 0,
+    limitMs: plan.host.noSpaceMs,
+    waiting: (reason) => {
+      run.observer.waiting(reason);
+    },
+  });
+  const round = {
+    ...{ run, ready, tablespaces, roots, listings, journal, workers },
+    ...{ bytesToCome, gate },
+  };
   for (let losses = 0; ; losses += 1) {
     try {
       const daemon = losses === 0 ? firstDaemon : await open();
@@ -133,6 +147,8 @@ async function copyRound({
   listings,
   journal,
   workers,
+  bytesToCome,
+  gate,
   daemon,
   isFirst,
 }: {
@@ -143,6 +159,9 @@ async function copyRound({
   readonly listings: readonly (readonly SourceEntry[] | null)[];
   readonly journal: CopyJournal;
   readonly workers: number;
+  /** By destination. */
+  readonly bytesToCome: Map<string, number>;
+  readonly gate: SpaceGate;
   readonly daemon: RsyncDaemon;
   readonly isFirst: boolean;
 }): Promise<Copy> {
@@ -162,12 +181,16 @@ async function copyRound({
       !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(root.module, entry));
     plans.push(await planRoot({ ready, tablespaces, root, listing, isVouched }));
   }
-  await refuseIfTooLarge(
-    plans.map(({ destination, kept, delta, whole, localBytes }) => ({
-      path: destination,
-      bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
-    })),
-  );
+  // Later it is waited for: somebody may be making room.
+  if (isFirst && plan.attempt === 1) {
+    await refuseIfTooLarge(
+      plans.map(({ destination, kept, delta, whole, localBytes }) => ({
+        path: destination,
+        bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
+      })),
+      ready.facts.walSegmentBytes,
+    );
+  }
   for (const { destination, obsolete, delta, directories, entries } of plans) {
     await removeAll(destination, obsolete);
     await markIncomplete(destination, delta, entries);
@@ -185,6 +208,8 @@ async function copyRound({
     workers,
   });
   observer.copied({ worker: null, bytes: sumOf(kept), files: kept.length });
+  for (const { destination, whole, delta } of plans)
+    bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
   await using relay =
     plan.spec.transfer.maxRate === null
       ? null
@@ -211,15 +236,18 @@ async function copyRound({
     await copyAll(queue, {
       workers,
       signal,
-      copied: (step) => {
+      admit: async (batch, batchSignal) =>
+        await gate.enter(planOf(batch, plans).destination, batchSignal),
+      copied: ({ root, ...step }) => {
+        const { destination } = planOf({ root }, plans);
+        bytesToCome.set(destination, (bytesToCome.get(destination) ?? 0) - step.bytes);
         observer.copied(step);
       },
       log: (level, message, fields) => {
         observer.log(level, message, fields);
       },
       transfer: async (batch, { repeat: why, onBytes, signal: batchSignal }) => {
-        const root = plans[Math.floor(batch.root / 2)];
-        if (root === undefined) throw new Error('a batch without a root');
+        const root = planOf(batch, plans);
         const isDelta = batch.root % 2 === 1;
         if (why === null) await journal.add(root.module, entriesOf(batch, root));
         const request = {
@@ -259,6 +287,13 @@ async function copyRound({
     keptBytes: sumOf(kept),
     tablespaces,
   };
+}
+
+/** Each has two queues: what is sent whole, and what is sent as differences. */
+function planOf({ root }: Pick<Batch, 'root'>, plans: readonly RootPlan[]): RootPlan {
+  const plan = plans[Math.floor(root / 2)];
+  if (plan === undefined) throw new Error('a batch without a root');
+  return plan;
 }
 
 /**

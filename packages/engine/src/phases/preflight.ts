@@ -29,7 +29,7 @@ import { refuseUnfitSettings } from '../replica/required-settings.ts';
 import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
 import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
-import { refuseIfTooLarge } from '../target/space.ts';
+import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
 
 export async function preflight(run: CloneRun): Promise<Ready> {
   const { plan, signal } = run;
@@ -99,19 +99,8 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     sameHost,
   };
   await refuseUnfitSettings(run, ready);
-  await refuseIfTooLarge([
-    {
-      path: claim.data.build,
-      bytes: (facts.databaseBytes ?? 0) - (await bytesIn(claim.data.build)),
-    },
-    ...(await Promise.all(
-      tablespaces.map(async ({ build, oid }) => ({
-        path: build,
-        bytes:
-          (facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0) - (await bytesIn(build)),
-      })),
-    )),
-  ]);
+  // A later attempt waits for room where there is none.
+  if (plan.attempt === 1) await refuseIfTooLarge(await needsOf(ready), facts.walSegmentBytes);
   if (ready.sameHost && spec.replica.role !== 'detached') {
     run.warn(
       // R1.11
@@ -119,6 +108,26 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     );
   }
   return ready;
+}
+
+async function needsOf({
+  data,
+  facts,
+  tablespaces,
+  temporaryWalDirectory,
+}: Ready): Promise<readonly SpaceNeed[]> {
+  return [
+    { path: data.build, bytes: (facts.databaseBytes ?? 0) - (await bytesIn(data.build)) },
+    ...(await Promise.all(
+      tablespaces.map(async ({ build, oid }) => ({
+        path: build,
+        bytes:
+          (facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0) - (await bytesIn(build)),
+      })),
+    )),
+    // Nobody knows how much WAL there will be; there has to be room for some.
+    { path: temporaryWalDirectory, bytes: 0 },
+  ];
 }
 
 function refuseUnsupportedSource({ plan }: CloneRun): void {

@@ -15,6 +15,7 @@ import {
   rename,
   rm,
   rmdir,
+  stat,
   symlink,
   writeFile,
 } from 'node:fs/promises';
@@ -29,6 +30,7 @@ import { configureReplica } from '../replica/configure.ts';
 import { forgetNotedSlot } from '../replica/slot.ts';
 import type { Place } from '../target/layout.ts';
 import { writeMarker } from '../target/marker.ts';
+import { refuseIfTooLarge } from '../target/space.ts';
 import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import type { Copy } from './copy-files.ts';
@@ -125,9 +127,14 @@ async function placeWal(
     lsn: start.startLsn,
     segmentBytes: ready.facts.walSegmentBytes,
   });
-  for (const name of await readdir(stream.directory)) {
-    const isWanted = HISTORY.test(name) || (SEGMENT.test(name) && name >= first);
-    if (!isWanted) continue;
+  const names = (await readdir(stream.directory)).filter(
+    (name) => HISTORY.test(name) || (SEGMENT.test(name) && name >= first),
+  );
+  if ((await stat(stream.directory)).dev !== (await stat(home)).dev) {
+    const bytes = names.length * ready.facts.walSegmentBytes;
+    await refuseIfTooLarge([{ path: home, bytes }], ready.facts.walSegmentBytes);
+  }
+  for (const name of names) {
     await moveFile(join(stream.directory, name), join(home, name));
     await chmod(join(home, name), fileMode);
     await writeFile(join(archiveStatus, `${name}.done`), '', { mode: fileMode });

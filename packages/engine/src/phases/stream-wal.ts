@@ -19,6 +19,7 @@ import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
 import { exists, isPublished } from '../target/marker.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
+import { type WalSpaceWatch, watchWalSpace } from '../target/wal-space.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
 const FOLLOW_INTERVAL_MS = 2_000;
@@ -31,6 +32,8 @@ export interface WalStream {
   readonly directory: string;
   /** Where the stream begins. */
   readonly seedLsn: string;
+  /** Ends the clone before WAL fills its filesystem. */
+  readonly space: WalSpaceWatch;
 }
 
 /**
@@ -50,9 +53,14 @@ export async function openStream(
   { pin, seedLsn }: Pick<WalStream, 'pin' | 'seedLsn'>,
 ): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
+  const space = await watchSpace(run, ready);
   const receiver = await receive(run, ready, { directory, pin, seedLsn });
+  // At once: until everything else of the clone has ended, more would arrive than there is room for.
+  void space.lost.then(async () => {
+    await receiver[Symbol.asyncDispose]();
+  });
   follow(run, pin, receiver);
-  return { pin, receiver, directory, seedLsn };
+  return { pin, receiver, directory, seedLsn, space };
 }
 
 /** The first change on this host. A failed clone keeps what it copied; a cancelled one takes it away. */
@@ -145,6 +153,26 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
     });
   }
   return pin;
+}
+
+async function watchSpace(
+  run: CloneRun,
+  { temporaryWalDirectory, facts }: Ready,
+): Promise<WalSpaceWatch> {
+  const space = await watchWalSpace({
+    directory: temporaryWalDirectory,
+    walSegmentBytes: facts.walSegmentBytes,
+    warn: (text) => {
+      run.observer.log('warn', text);
+    },
+  });
+  run.watch(space.lost);
+  run.cleanup.always({
+    what: 'watch over the space for WAL',
+    remedy: `kill ${String(process.pid)}`,
+    undo: space.stop,
+  });
+  return space;
 }
 
 async function receive(

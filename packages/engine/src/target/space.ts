@@ -1,31 +1,75 @@
-/** Whether what is to be written fits, by filesystem: several directories may share one. */
+/**
+ * How much room there is, by filesystem: several directories may share one, and so may other clusters.
+ *
+ * A clone leaves a reserve free on each filesystem that it writes, so that it fills none: it is not begun where it would
+ * have to use it, it pauses while it runs (`copy/space-gate.ts`), and WAL, which cannot pause, ends it in time
+ * (`wal-space.ts`).
+ */
 import { stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { CloneError, formatBytes } from '@pgcloned/contract';
+
+const RESERVE_BYTES_MAX = 1024 ** 3;
+const RESERVE_SHARE = 0.05;
+/** pg_receivewal takes the room of a whole segment when it begins one: that has to fit into half of the reserve. */
+const RESERVE_SEGMENTS_MIN = 2.5;
 
 export interface SpaceNeed {
   readonly path: string;
   readonly bytes: number;
 }
 
-/** @throws {CloneError} `TARGET_NO_SPACE`, naming the filesystem, what is free and what is needed. */
-export async function refuseIfTooLarge(needs: readonly SpaceNeed[]): Promise<void> {
-  const byFilesystem = new Map<number, { path: string; bytes: number }>();
-  for (const { path, bytes } of needs) {
-    const existing = await deepestExisting(path);
-    const { dev } = await stat(existing);
-    const sum = byFilesystem.get(dev) ?? { path: existing, bytes: 0 };
-    byFilesystem.set(dev, { path: sum.path, bytes: sum.bytes + bytes });
+export interface Filesystem {
+  /** Where it is mounted. */
+  readonly path: string;
+  readonly device: number;
+  readonly freeBytes: number;
+  /** What a clone leaves free on it. */
+  readonly reserveBytes: number;
+}
+
+/** The filesystem that `path` lies on, or will lie on. */
+export async function filesystemOf(path: string, walSegmentBytes: number): Promise<Filesystem> {
+  const existing = await deepestExisting(path);
+  const { dev: device } = await stat(existing);
+  let mountPoint = existing;
+  for (let above = dirname(mountPoint); above !== mountPoint; above = dirname(mountPoint)) {
+    if ((await stat(above)).dev !== device) break;
+    mountPoint = above;
   }
-  for (const { path, bytes } of byFilesystem.values()) {
-    const { bavail, bsize } = await statfs(path);
-    const freeBytes = bavail * bsize;
-    if (freeBytes >= bytes) continue;
+  const { bavail, blocks, bsize } = await statfs(existing);
+  const reserveBytes = Math.max(
+    RESERVE_SEGMENTS_MIN * walSegmentBytes,
+    Math.min(RESERVE_BYTES_MAX, RESERVE_SHARE * blocks * bsize),
+  );
+  return { path: mountPoint, device, freeBytes: bavail * bsize, reserveBytes };
+}
+
+/** What we may still write, which is less than what is free where the administrator keeps a part to himself. */
+export async function freeBytesOn({ path }: Filesystem): Promise<number> {
+  const { bavail, bsize } = await statfs(path);
+  return bavail * bsize;
+}
+
+/** @throws {CloneError} `TARGET_NO_SPACE`, naming the filesystem, what is free and what is needed. */
+export async function refuseIfTooLarge(
+  needs: readonly SpaceNeed[],
+  walSegmentBytes: number,
+): Promise<void> {
+  const filesystems = new Map<number, Filesystem & { readonly bytes: number }>();
+  for (const { path, bytes } of needs) {
+    const filesystem = await filesystemOf(path, walSegmentBytes);
+    const sum = bytes + (filesystems.get(filesystem.device)?.bytes ?? 0);
+    filesystems.set(filesystem.device, { ...filesystem, bytes: sum });
+  }
+  for (const { path, freeBytes, reserveBytes, bytes } of filesystems.values()) {
+    const neededBytes = Math.max(0, bytes) + reserveBytes;
+    if (freeBytes >= neededBytes) continue;
     throw new CloneError(
       'TARGET_NO_SPACE',
-      `the filesystem of ${path} has ${formatBytes(freeBytes)} free, and ${formatBytes(bytes)} are needed`,
+      `the filesystem ${path} has ${formatBytes(freeBytes)} free, and ${formatBytes(neededBytes)} are needed, of which ${formatBytes(reserveBytes)} stay free`,
       {
-        facts: { path, freeBytes, neededBytes: bytes },
+        facts: { path, freeBytes, neededBytes, reserveBytes },
         hint: 'Make room there, or choose a target on a larger filesystem.',
       },
     );

@@ -1,0 +1,255 @@
+/**
+ * Filesystems that run out of space while a clone is made: it pauses and says so, or ends in order, and never fills one.
+ *
+ * The filesystems are small, so what a clone keeps free on each is two and a half segments of WAL: 40 MiB.
+ */
+import { existsSync } from 'node:fs';
+import { rm, statfs } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  adoptServer,
+  compareTables,
+  freePort,
+  leftBehind,
+  listProcesses,
+  makeDirectory,
+  mountFilesystem,
+  runAsPartsUser,
+  runsAsRoot,
+  type Source,
+  scratchDirectory,
+  type TestFilesystem,
+  waitForReplay,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Product, startProduct } from './product.ts';
+import { type Ended, runClone, startClone } from './run-clone.ts';
+
+const MEGABYTE = 1_000_000;
+const BYTES = 200 * MEGABYTE;
+/** A cluster of 45 MB takes seconds like this: there is a middle. */
+const SLOW = { maxRate: 10 * MEGABYTE, workers: 2 };
+/** Less than what is kept free, and more than the half at which WAL ends the clone. */
+const SHORT_BYTES = 36 * MEGABYTE;
+
+const owned = new AsyncDisposableStack();
+let filesystem: TestFilesystem;
+let product: Product;
+let source: Source;
+
+describe.skipIf(!runsAsRoot)('a filesystem that runs out of space while a clone is made', () => {
+  beforeAll(async () => {
+    filesystem = owned.use(await mountFilesystem({ type: 'tmpfs', bytes: BYTES }));
+    product = owned.use(await startProduct({ worker: { dataRoots: [filesystem.path] } }));
+    source = product.source;
+    await source.primary.query(
+      'CREATE TABLE kept AS SELECT i, md5(i::text) FROM generate_series(1, 200000) i',
+    );
+  });
+
+  afterAll(async () => {
+    await owned.disposeAsync();
+  });
+
+  test('pauses the copy and shows so in the record; once there is room, the same attempt goes on and the clone is equal', async () => {
+    const dataDirectory = join(filesystem.path, 'paused');
+    await using watch = watchFree(filesystem);
+    const { id } = await product.create('paused', {
+      target: { dataDirectory },
+      transfer: SLOW,
+      replica: { start: true, port: await freePort(), waitFor: 'streaming' },
+    });
+    await product.until(id, ({ progress }) => progress.bytesDone > 5 * MEGABYTE);
+    await using ballast = await leaveOnly(SHORT_BYTES, filesystem);
+
+    const paused = await product.until(id, ({ waitingFor }) => waitingFor !== null);
+    expect(paused).toMatchObject({ state: 'running', phase: 'copy-files', attempt: 1 });
+    expect(paused.waitingFor).toMatch(
+      new RegExp(
+        `^free space on ${filesystem.path}: [\\d.]+ MB left, 40.0 MB kept free, [\\d.]+ MB still to come$`,
+      ),
+    );
+    await noTransfers(dataDirectory);
+    const pausedBytes = await bytesFree(filesystem);
+    await ballast.remove();
+    const ended = await product.ended(id);
+
+    expect(ended).toMatchObject({ state: 'succeeded', attempt: 1, waitingFor: null });
+    expect(product.logged(id).join('\n')).toMatch(
+      /^the clone waits for free space on .*^the clone goes on$/ms,
+    );
+    expect(pausedBytes).toBeGreaterThan(0.8 * SHORT_BYTES);
+    expect(watch.leastBytes()).toBeGreaterThan(0);
+    await expectEqual(dataDirectory);
+    await product.expectNothingLeft(ended);
+  });
+
+  test('fails the clone if nobody makes room, before it is full, and leaves nothing on the source', async () => {
+    await using small = await mountFilesystem({ type: 'tmpfs', bytes: BYTES });
+    await using watch = watchFree(small);
+    const target = { dataDirectory: join(small.path, 'main') };
+    const clone = await startClone(
+      source,
+      { target, transfer: SLOW },
+      { env: { PGCLONED_WORKER_NO_SPACE_SECONDS: '1' } },
+    );
+    await clone.copied(0.05);
+    await using ballast = await leaveOnly(SHORT_BYTES, small);
+    await clone.said(/^the clone waits for free space on /);
+    const ended = await clone.ended;
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'copy-files',
+      message: expect.stringMatching(
+        `^there is too little space on ${small.path}: .* MB left, 40.0 MB kept free, .* MB still to come$`,
+      ),
+      hint: expect.stringMatching(/^Make room there/),
+    });
+    expect(watch.leastBytes()).toBeGreaterThan(0.8 * SHORT_BYTES);
+    expect(existsSync(join(target.dataDirectory, 'global/pg_control'))).toBe(false);
+    await expectNothingLeft(ended);
+    // What was copied is of use to the next clone.
+    await ballast.remove();
+    const next = await runClone(source, { target });
+    expect(next.error).toBeUndefined();
+    expect(next.result.result.keptBytes).toBeGreaterThan(0);
+  });
+
+  test('fails the clone before WAL fills a filesystem of its own', async () => {
+    await using small = await mountFilesystem({ type: 'tmpfs', bytes: 100 * MEGABYTE });
+    await using watch = watchFree(small);
+    await using scratch = await scratchDirectory();
+    const target = {
+      dataDirectory: join(scratch.path, 'main'),
+      temporaryWalDirectory: small.path,
+    };
+    const clone = await startClone(source, {
+      target,
+      transfer: { maxRate: 2 * MEGABYTE, workers: 2 },
+    });
+    await clone.reached('copy-files');
+    await using _ = writeWal();
+    await clone.said(/^warn: free space for WAL on /);
+    const ended = await clone.ended;
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'copy-files',
+      message: expect.stringContaining(`no space left for WAL on ${small.path}`),
+      hint: expect.stringMatching(/^Make room there/),
+    });
+    expect(watch.leastBytes()).toBeGreaterThan(0);
+    expect(existsSync(join(target.dataDirectory, 'global/pg_control'))).toBe(false);
+    await expectNothingLeft(ended);
+  });
+
+  test('pauses the copy also where it is that of a tablespace alone', async () => {
+    await using small = await mountFilesystem({ type: 'tmpfs', bytes: BYTES });
+    await using scratch = await scratchDirectory();
+    const location = join(scratch.path, 'tablespace');
+    await makeDirectory(location);
+    await source.primary.query(`CREATE TABLESPACE apart LOCATION '${location}'`);
+    await source.primary.query(
+      'CREATE TABLE apart TABLESPACE apart AS SELECT i, md5(i::text) FROM generate_series(1, 200000) i',
+    );
+    const clone = await startClone(source, {
+      target: {
+        dataDirectory: join(scratch.path, 'main'),
+        tablespaces: { [location]: join(small.path, 'apart') },
+      },
+      transfer: SLOW,
+    });
+    await clone.copied(0.05);
+    await using ballast = await leaveOnly(SHORT_BYTES, small);
+    await clone.said(new RegExp(`^the clone waits for free space on ${small.path}: `));
+    await ballast.remove();
+    const ended = await clone.ended;
+
+    expect(ended.error).toBeUndefined();
+    expect(ended.messages.join('\n')).toMatch('the clone goes on');
+    expect(ended.messages.join('\n')).not.toMatch('attempt 2');
+  });
+});
+
+async function bytesFree({ path }: TestFilesystem): Promise<number> {
+  const { bavail, bsize } = await statfs(path);
+  return bavail * bsize;
+}
+
+/** Takes so much of a filesystem that this is left. */
+async function leaveOnly(
+  bytes: number,
+  on: TestFilesystem,
+): Promise<AsyncDisposable & { readonly remove: () => Promise<void> }> {
+  const path = join(on.path, 'ballast');
+  const takenBytes = (await bytesFree(on)) - bytes;
+  await runAsPartsUser(['fallocate', '--length', String(takenBytes), path]);
+  const remove = async () => {
+    await rm(path, { force: true });
+  };
+  return { remove, [Symbol.asyncDispose]: remove };
+}
+
+/** Looks at what is free for as long as it lives. */
+function watchFree(on: TestFilesystem): AsyncDisposable & { readonly leastBytes: () => number } {
+  const stopping = new AbortController();
+  let leastBytes = Number.POSITIVE_INFINITY;
+  const watching = (async () => {
+    while (!stopping.signal.aborted) {
+      leastBytes = Math.min(leastBytes, await bytesFree(on));
+      await delay(5);
+    }
+  })();
+  return {
+    leastBytes: () => leastBytes,
+    [Symbol.asyncDispose]: async () => {
+      stopping.abort();
+      await watching;
+    },
+  };
+}
+
+/** Some segments of WAL per second. */
+function writeWal(): AsyncDisposable {
+  const stopping = new AbortController();
+  const writing = (async () => {
+    while (!stopping.signal.aborted)
+      await source.primary.query(
+        "SELECT pg_logical_emit_message(true, 'testbed', repeat('x', 4000000))",
+      );
+  })();
+  return {
+    [Symbol.asyncDispose]: async () => {
+      stopping.abort();
+      await writing;
+    },
+  };
+}
+
+/** Settles once no rsync writes below the directory. */
+async function noTransfers(directory: string): Promise<void> {
+  for (;;) {
+    const running = (await listProcesses()).filter(
+      ({ args }) => args.startsWith('rsync ') && args.includes(directory),
+    );
+    if (running.length === 0) return;
+  }
+}
+
+async function expectEqual(dataDirectory: string): Promise<void> {
+  await using standby = await adoptServer(dataDirectory);
+  await waitForReplay(source.primary, standby);
+  expect(await compareTables(source.primary, standby)).toEqual([]);
+}
+
+async function expectNothingLeft({ name }: Ended): Promise<void> {
+  expect(
+    await leftBehind({
+      names: [name],
+      servers: [source.primary],
+      directories: [filesystem.path],
+    }),
+  ).toEqual([]);
+}
