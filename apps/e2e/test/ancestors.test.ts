@@ -456,26 +456,3 @@ async function programsThatKnow(locale: string, path: string): Promise<string> {
   }
   return directory;
 }
-
-const MAJORS = readdirSync('/usr/lib/postgresql')
-  .map(Number)
-  .filter((major) => major >= 15);
-
-test.each(MAJORS)('a clone of PostgreSQL %i becomes a standby that streams', async (major) => {
-  await using own = await startSource({ binDirectory: findPostgres(major) });
-  await own.primary.query('CREATE TABLE answers AS SELECT 42 AS id');
-  const home = `version ${String(major)}`;
-
-  const { error, name } = await runClone(own, {
-    target: { dataDirectory: at(home, 'main') },
-    replica: { start: true, waitFor: 'streaming', port: await freePort() },
-  });
-
-  expect(error).toBeUndefined();
-  await using standby = await adoptServer(at(home, 'main'));
-  await waitForReplay(own.primary, standby);
-  expect(await compareTables(own.primary, standby)).toEqual([]);
-  expect(
-    await leftBehind({ names: [name], servers: [own.primary], pidsKept: [standby.pid] }),
-  ).toEqual([]);
-});

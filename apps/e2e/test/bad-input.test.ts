@@ -162,24 +162,26 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
     message: 'there is no answer from a PostgreSQL server at 127.0.0.1:',
     hint: 'Check that the server runs, listens on this address and port',
   },
-  {
-    given: 'PostgreSQL 14',
-    wish: async (undo) => {
-      const [row] = await source.primary.query<{ number: string; name: string }>(
-        "select current_setting('server_version_num') as number, current_setting('server_version') as name",
-      );
-      const { number = '', name = '' } = row ?? {};
-      const port = await relay(undo, source.primary.port, [
-        [number, `14${number.slice(2)}`],
-        [name, `14${name.slice(2)}`],
-      ]);
-      return { source: { port, passFile: await passFileOf(source.password) } };
-    },
-    code: 'SOURCE_VERSION_UNSUPPORTED',
-    status: 7,
-    message: /^PostgreSQL 14\.\d+ is not supported$/,
-    hint: 'Upgrade the source to PostgreSQL 15 or later',
-  },
+  ...[14, 19].map(
+    (major): Refusal => ({
+      given: `PostgreSQL ${String(major)}`,
+      wish: async (undo) => {
+        const [row] = await source.primary.query<{ number: string; name: string }>(
+          "select current_setting('server_version_num') as number, current_setting('server_version') as name",
+        );
+        const { number = '', name = '' } = row ?? {};
+        const port = await relay(undo, source.primary.port, [
+          [number, `${String(major)}${number.slice(2)}`],
+          [name, `${String(major)}${name.slice(2)}`],
+        ]);
+        return { source: { port, passFile: await passFileOf(source.password) } };
+      },
+      code: 'SOURCE_VERSION_UNSUPPORTED',
+      status: 7,
+      message: new RegExp(`^PostgreSQL ${String(major)}\\.\\d+ is not supported$`),
+      hint: 'This release clones PostgreSQL 15 to 18:',
+    }),
+  ),
   {
     given: 'a key that the SSH server does not know',
     wish: () => ({

@@ -3,10 +3,8 @@ import { createHash, randomUUID } from 'node:crypto';
 import { access, constants, readFile, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
+import { SUPPORTED_MAJORS } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
-
-/** The versions that the product clones. */
-const MAJORS = [15, 16, 17, 18];
 
 export async function readHostFacts(o: {
   readonly name: string;
@@ -35,7 +33,7 @@ export async function readHostFacts(o: {
 
 async function installedMajors(postgresBin: string): Promise<number[]> {
   const installed: number[] = [];
-  for (const major of MAJORS) {
+  for (const major of SUPPORTED_MAJORS) {
     const postgres = join(postgresBin.replaceAll('{major}', String(major)), 'postgres');
     const isThere = await access(postgres, constants.X_OK).then(
       () => true,

@@ -1,4 +1,5 @@
 /** The clone itself: a plan, a signal and an observer in, a clone out. Neither HTTP nor Redis. */
+export { SUPPORTED_MAJORS } from '@pgcloned/postgres';
 export { type RunCloneOptions, runClone } from './clone.ts';
 export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy } from './plan.ts';

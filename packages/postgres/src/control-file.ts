@@ -11,7 +11,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { crc32c } from '@node-rs/crc32';
 import { CloneError } from '@pgcloned/contract';
 import { formatLsn } from './lsn.ts';
-import { CONTROL_FILE_VERSIONS } from './version.ts';
+import { CONTROL_FILE_VERSIONS, SUPPORTED_RANGE } from './version.ts';
 
 /** The values of `ControlFile.state` that matter to a clone (R2.4). */
 export const CONTROL_STATE = { inArchiveRecovery: 5, inProduction: 6 } as const;
@@ -27,7 +27,7 @@ const TORN_READS_MAX = 100;
 
 export interface ControlFile {
   readonly systemIdentifier: string;
-  /** `pg_control_version`: 1300 in PostgreSQL 15 to 17, 1800 in 18. */
+  /** `pg_control_version`: 1300 in PostgreSQL 15 and 16, then 1700, 1800. */
   readonly versionNum: number;
   readonly catalogVersion: number;
   /** See `CONTROL_STATE`. */
@@ -56,7 +56,7 @@ export function parseControlFile(image: Buffer): ControlFile | null {
   if (!CONTROL_FILE_VERSIONS.includes(versionNum)) {
     throw new CloneError('CONTROL_FILE_INVALID', `pg_control has version ${String(versionNum)}`, {
       facts: { controlVersion: versionNum },
-      hint: 'Clone a cluster of PostgreSQL 15 to 18 of the same byte order as this host.',
+      hint: `Clone a cluster of PostgreSQL ${SUPPORTED_RANGE} of the same byte order as this host.`,
     });
   }
   return {

@@ -44,7 +44,7 @@ export {
   parseTablespaceMap,
   type TablespaceMapEntry,
 } from './tablespace-map.ts';
-export { requireSupportedVersion } from './version.ts';
+export { requireSupportedVersion, SUPPORTED_MAJORS, walSubdirectories } from './version.ts';
 export { pinWal, type WalPin } from './wal-pin.ts';
 export { proveWal } from './wal-proof.ts';
 export { startWalReceiver, type WalReceiver, type WalReceiverOptions } from './wal-receiver.ts';

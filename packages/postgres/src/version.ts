@@ -6,11 +6,22 @@
  */
 import { CloneError } from '@pgcloned/contract';
 
-const MAJOR_MIN = 15;
-const MAJOR_MAX = 18;
+/** The versions that are cloned, oldest first. */
+export const SUPPORTED_MAJORS: readonly number[] = [15, 16, 17, 18];
 
-/** `pg_control_version` of 15 to 17, and of 18. */
-export const CONTROL_FILE_VERSIONS: readonly number[] = [1300, 1800];
+const MAJOR_MIN = Math.min(...SUPPORTED_MAJORS);
+const MAJOR_MAX = Math.max(...SUPPORTED_MAJORS);
+
+/** For messages: `15 to 18`. */
+export const SUPPORTED_RANGE = `${String(MAJOR_MIN)} to ${String(MAJOR_MAX)}`;
+
+/** `pg_control_version` of 15 and 16, of 17, and of 18. */
+export const CONTROL_FILE_VERSIONS: readonly number[] = [1300, 1700, 1800];
+
+/** Directories of pg_wal that a base backup has too (R1.4); the summaries serve incremental backups. */
+export function walSubdirectories(major: number): readonly string[] {
+  return major >= 17 ? ['archive_status', 'summaries'] : ['archive_status'];
+}
 
 /**
  * The major version of a `server_version_num` such as 150018.
@@ -27,8 +38,8 @@ export function requireSupportedVersion(versionNum: number): number {
       facts: { versionNum, majorMin: MAJOR_MIN, majorMax: MAJOR_MAX },
       hint:
         major < MAJOR_MIN
-          ? `Upgrade the source to PostgreSQL ${String(MAJOR_MIN)} or later; backups of older versions work differently.`
-          : `Use a release of pgcloned that knows PostgreSQL ${String(major)}.`,
+          ? `This release clones PostgreSQL ${SUPPORTED_RANGE}: upgrade the source, since backups of older versions work differently.`
+          : `This release clones PostgreSQL ${SUPPORTED_RANGE}: use one that knows PostgreSQL ${String(major)}.`,
     },
   );
 }

@@ -1,5 +1,5 @@
 import { mkdir, symlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { findPostgres, scratchDirectory } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
 import { findBinDirectory } from '../src/index.ts';
@@ -9,8 +9,13 @@ const binDirectory = findPostgres();
 const major = Number(/(\d+)\/bin$/.exec(binDirectory)?.[1]);
 
 test('the programs of a major version are found where the template says', async () => {
-  expect(await findBinDirectory('/usr/lib/postgresql/{major}/bin', major, signal)).toBe(
-    binDirectory,
+  await using scratch = await scratchDirectory();
+  const directory = join(scratch.path, String(major), 'bin');
+  await mkdir(dirname(directory));
+  await symlink(binDirectory, directory);
+
+  expect(await findBinDirectory(join(scratch.path, '{major}', 'bin'), major, signal)).toBe(
+    directory,
   );
 });
 

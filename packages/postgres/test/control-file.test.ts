@@ -2,49 +2,61 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32c } from '@node-rs/crc32';
-import { runAsPartsUser, startPrimary } from '@pgcloned/testbed';
+import { findPostgres, installedMajors, runAsPartsUser, startPrimary } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
 import { CONTROL_STATE, parseControlFile, readControlFile } from '../src/index.ts';
 
 const { signal } = new AbortController();
 
-test('a control file is read as pg_controldata reads it', async () => {
+test.each(installedMajors())(
+  'a control file of PostgreSQL %i is read as pg_controldata reads it',
+  async (major) => {
+    await using server = await startPrimary({ binDirectory: findPostgres(major) });
+    await server.query('CHECKPOINT');
+    const { stdout } = await runAsPartsUser([
+      join(server.binDirectory, 'pg_controldata'),
+      server.dataDirectory,
+    ]);
+    const said = (label: string) =>
+      new RegExp(`^${label}: +(.*)$`, 'm').exec(stdout.toString())?.[1];
+
+    const control = parseControlFile(await imageOf(server.dataDirectory));
+
+    expect(control).toEqual({
+      systemIdentifier: said('Database system identifier'),
+      versionNum: Number(said('pg_control version number')),
+      catalogVersion: Number(said('Catalog version number')),
+      state: CONTROL_STATE.inProduction,
+      checkpointLsn: said('Latest checkpoint location'),
+      redoLsn: said("Latest checkpoint's REDO location"),
+      timeline: Number(said("Latest checkpoint's TimeLineID")),
+      minRecoveryLsn: said('Minimum recovery ending location'),
+      minRecoveryTimeline: Number(said("Min recovery ending loc's timeline")),
+      backupStartLsn: said('Backup start location'),
+      backupEndRequired: said('End-of-backup record required') === 'yes',
+      walSegmentBytes: Number(said('Bytes per WAL segment')),
+      dataChecksumVersion: Number(said('Data page checksum version')),
+    });
+    expect(said('Database cluster state')).toBe('in production');
+  },
+);
+
+test.each([
+  { versionNum: 1300, checksumOffset: 288 },
+  { versionNum: 1700, checksumOffset: 288 },
+  { versionNum: 1800, checksumOffset: 292 },
+])('version $versionNum is known, and its checksum is found where it has it', async (has) => {
   await using server = await startPrimary();
-  await server.query('CHECKPOINT');
-  const { stdout } = await runAsPartsUser([
-    join(server.binDirectory, 'pg_controldata'),
-    server.dataDirectory,
-  ]);
-  const said = (label: string) => new RegExp(`^${label}: +(.*)$`, 'm').exec(stdout.toString())?.[1];
+  const image = await imageOf(server.dataDirectory);
+  image.writeUInt32LE(has.versionNum, 8);
+  image.writeUInt32LE(crc32c(image.subarray(0, has.checksumOffset)), has.checksumOffset);
 
-  const control = parseControlFile(await imageOf(server.dataDirectory));
-
-  expect(control).toEqual({
-    systemIdentifier: said('Database system identifier'),
-    versionNum: Number(said('pg_control version number')),
-    catalogVersion: Number(said('Catalog version number')),
-    state: CONTROL_STATE.inProduction,
-    checkpointLsn: said('Latest checkpoint location'),
-    redoLsn: said("Latest checkpoint's REDO location"),
-    timeline: Number(said("Latest checkpoint's TimeLineID")),
-    minRecoveryLsn: said('Minimum recovery ending location'),
-    minRecoveryTimeline: Number(said("Min recovery ending loc's timeline")),
-    backupStartLsn: said('Backup start location'),
-    backupEndRequired: said('End-of-backup record required') === 'yes',
-    walSegmentBytes: Number(said('Bytes per WAL segment')),
-    dataChecksumVersion: Number(said('Data page checksum version')),
-  });
-  expect(said('Database cluster state')).toBe('in production');
+  expect(parseControlFile(image)?.versionNum).toBe(has.versionNum);
 });
 
-test('the checksum is found where 18 has it, and one bit that is wrong is noticed anywhere before it', async () => {
+test('one bit that is wrong is noticed anywhere before the checksum', async () => {
   await using server = await startPrimary();
   const original = await imageOf(server.dataDirectory);
-  const image = Buffer.from(original);
-  image.writeUInt32LE(1800, 8);
-  image.writeUInt32LE(crc32c(image.subarray(0, 292)), 292);
-
-  expect(parseControlFile(image)?.versionNum).toBe(1800);
 
   for (let offset = 0; offset < 288; offset++) {
     const damaged = Buffer.from(original);

@@ -20,7 +20,7 @@ test.each([
     expect.objectContaining({
       code: 'SOURCE_VERSION_UNSUPPORTED',
       message: `PostgreSQL ${name} is not supported`,
-      hint: expect.stringMatching(/^(?:Upgrade the source|Use a release)/),
+      hint: expect.stringMatching(/^This release clones PostgreSQL 15 to 18: (?:upgrade|use one)/),
     }),
   );
 });

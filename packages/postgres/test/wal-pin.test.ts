@@ -1,7 +1,12 @@
 /** The pin holds WAL while it lives, and nothing of it is left when it does not. */
-import { type PostgresServer, startPrimary } from '@pgcloned/testbed';
+import {
+  findPostgres,
+  installedMajors,
+  type PostgresServer,
+  startPrimary,
+} from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { parseLsn, pinWal } from '../src/index.ts';
+import { openSession, parseLsn, pinWal } from '../src/index.ts';
 import { connectionTo } from './connection-to.ts';
 
 const { signal } = new AbortController();
@@ -135,3 +140,28 @@ test('a role that may not replicate gets no pin', async () => {
     code: 'SOURCE_RIGHTS_MISSING',
   });
 });
+
+test.skipIf(!installedMajors().includes(18))(
+  'a pin outlives the limit that PostgreSQL 18 sets for idle slots, where another slot does not',
+  async () => {
+    await using server18 = await startPrimary({
+      binDirectory: findPostgres(18),
+      settings: { idle_replication_slot_timeout: '2s' },
+    });
+    await using pin = await pinWal(connectionTo(server18), names);
+    await using idle = await openSession(connectionTo(server18), {
+      applicationName: 'idle',
+      signal,
+    });
+    await idle.query("SELECT pg_create_physical_replication_slot('idle', true, true)", [], signal);
+    const slotNames = async () =>
+      (await server18.query('SELECT slot_name FROM pg_replication_slots')).map(
+        (row) => row.slot_name,
+      );
+
+    // Each checkpoint looks for slots that are idle for too long.
+    while ((await slotNames()).includes('idle')) await server18.query('CHECKPOINT');
+
+    expect(await slotNames()).toEqual([pin.slotName]);
+  },
+);

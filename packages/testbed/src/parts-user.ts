@@ -8,6 +8,7 @@ import { readFileSync } from 'node:fs';
 import { chown, writeFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import { type Finished, runProcess } from '@pgcloned/process';
+import { configuredPostgresBin } from './installed-postgres.ts';
 
 /** No tool of a test runs for minutes; one that does hangs. */
 const TOOL_TIMEOUT_MS = 120_000;
@@ -29,6 +30,7 @@ export const partsEnvironment: Readonly<Record<string, string>> = {
   HOME: partsUser.home,
   USER: partsUser.name,
   LC_ALL: 'C.UTF-8',
+  ...(configuredPostgresBin !== null && { PGCLONED_WORKER_POSTGRES_BIN: configuredPostgresBin }),
 };
 
 /**

@@ -5,13 +5,14 @@
  * adopted, and both are handled alike: by the pid in their postmaster.pid, which is right also after somebody else
  * restarted them.
  */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { appendFile, readFile, rename, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { copyCluster, initCluster } from './cluster-template.ts';
 import { freePort } from './free-port.ts';
+import { findPostgres } from './installed-postgres.ts';
 import { runAsPartsUser, writePartsFile } from './parts-user.ts';
 import { scratchDirectory } from './scratch-directory.ts';
 import { type ServerProcess, startServerProcess } from './server-process.ts';
@@ -65,20 +66,6 @@ export interface PrimaryOptions {
   readonly binDirectory?: string;
   /** listen_addresses. Default: 127.0.0.1. */
   readonly listen?: string;
-}
-
-/** `bin` of the newest installed PostgreSQL, or of the given major version. */
-export function findPostgres(major?: number): string {
-  const root = '/usr/lib/postgresql';
-  const majors = readdirSync(root)
-    .map(Number)
-    .toSorted((a, b) => b - a);
-  const wanted = major ?? majors[0];
-  const directory = join(root, String(wanted), 'bin');
-  if (!existsSync(join(directory, 'postgres'))) {
-    throw new Error(`PostgreSQL ${String(wanted ?? '')} is not installed below ${root}`);
-  }
-  return directory;
 }
 
 /** A new primary with `wal_level = replica`, superuser `postgres` without a password, and data checksums. */
@@ -149,11 +136,10 @@ export async function adoptServer(
 ): Promise<PostgresServer> {
   const running = readPostmasterPid(dataDirectory);
   if (running === null) throw new Error(`no server runs in ${dataDirectory}`);
-  const version = Number(await readFile(join(dataDirectory, 'PG_VERSION'), 'utf8'));
   return serverAt({
     dataDirectory,
     configFile: options.configFile ?? join(dataDirectory, 'postgresql.conf'),
-    binDirectory: options.binDirectory ?? findPostgres(version),
+    binDirectory: options.binDirectory ?? findPostgres(majorOf(dataDirectory)),
     port: running.port,
     socketDirectory: running.socketDirectory,
     logFile: join(dirname(dataDirectory), 'adopted.log'),
@@ -176,13 +162,12 @@ export async function startCluster(
     readonly settings?: Readonly<Record<string, string>>;
   } = {},
 ): Promise<PostgresServer> {
-  const version = Number(await readFile(join(dataDirectory, 'PG_VERSION'), 'utf8'));
   const scratch = await scratchDirectory();
   const port = await freePort();
   const server = serverAt({
     dataDirectory,
     configFile: options.configFile ?? join(dataDirectory, 'postgresql.conf'),
-    binDirectory: options.binDirectory ?? findPostgres(version),
+    binDirectory: options.binDirectory ?? findPostgres(majorOf(dataDirectory)),
     port,
     socketDirectory: scratch.path,
     logFile: join(scratch.path, 'log'),
@@ -226,7 +211,7 @@ function serverAt(layout: {
     port,
     socketDirectory,
     binDirectory,
-    major: Number(/(\d+)\/bin$/.exec(binDirectory)?.[1]),
+    major: majorOf(dataDirectory),
     logFile,
     get pid() {
       return readPostmasterPid(dataDirectory)?.pid ?? 0;
@@ -282,6 +267,10 @@ function serverAt(layout: {
     },
   };
   return server;
+}
+
+function majorOf(dataDirectory: string): number {
+  return Number(readFileSync(join(dataDirectory, 'PG_VERSION'), 'utf8'));
 }
 
 /** mkdir -p as the parts' user, 0700 as PostgreSQL wants its own. */

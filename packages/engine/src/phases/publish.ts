@@ -21,7 +21,12 @@ import {
 } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { type BackupStart, formatTablespaceMap, segmentName } from '@pgcloned/postgres';
+import {
+  type BackupStart,
+  formatTablespaceMap,
+  segmentName,
+  walSubdirectories,
+} from '@pgcloned/postgres';
 import { syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { removeCopyJournal } from '../copy/journal.ts';
@@ -118,9 +123,8 @@ async function placeWal(
     await rmdir(inside);
     await symlink(ready.wal.final, inside);
   }
-  const archiveStatus = join(home, 'archive_status');
-  await mkdir(archiveStatus, { recursive: true, mode });
-  if (ready.facts.major >= 17) await mkdir(join(home, 'summaries'), { recursive: true, mode });
+  for (const name of walSubdirectories(ready.facts.major))
+    await mkdir(join(home, name), { recursive: true, mode });
 
   const first = segmentName({
     timeline: start.timeline,
@@ -137,7 +141,7 @@ async function placeWal(
   for (const name of names) {
     await moveFile(join(stream.directory, name), join(home, name));
     await chmod(join(home, name), fileMode);
-    await writeFile(join(archiveStatus, `${name}.done`), '', { mode: fileMode });
+    await writeFile(join(home, 'archive_status', `${name}.done`), '', { mode: fileMode });
   }
 }
 
