@@ -9,7 +9,7 @@
  * longer than `wal_sender_timeout` is no reason to copy terabytes anew. What cannot be taken up again ends in `lost`.
  */
 import { watch } from 'node:fs';
-import { readdir, writeFile } from 'node:fs/promises';
+import { readdir, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
@@ -101,19 +101,29 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
   const stopping = new AbortController();
   const { promise: lost, resolve: resolveLost } = Promise.withResolvers<CloneError>();
 
-  const supervise = async (): Promise<void> => {
-    let fruitless = 0;
-    let completeBefore = await completeUpTo(options);
-    for (;;) {
-      const exit = await child.exited;
-      if (stopping.signal.aborted) return;
-      const reason = await explainEnd(options, child, exit, stopping.signal);
+  let fruitless = 0;
+  let completeBefore = await completeUpTo(options);
+  const startAgain = async (why: CloneError): Promise<RunningProcess> => {
+    for (let reason = why; ; ) {
       const complete = await completeUpTo(options);
       fruitless = complete === completeBefore ? fruitless + 1 : 0;
       completeBefore = complete;
       if (reason.code !== 'WAL_RECEIVER_FAILED' || fruitless > FRUITLESS_RESTARTS_MAX) throw reason;
       await delay(RESTART_PAUSE_MS, undefined, { signal: stopping.signal });
-      child = await startStreaming(options, stopping.signal);
+      await emptyHalfMade(options);
+      try {
+        return await startStreaming(options, stopping.signal);
+      } catch (error) {
+        if (!(error instanceof CloneError)) throw error;
+        reason = error;
+      }
+    }
+  };
+  const supervise = async (): Promise<void> => {
+    for (;;) {
+      const exit = await child.exited;
+      if (stopping.signal.aborted) return;
+      child = await startAgain(await explainEnd(options, child, exit, stopping.signal));
     }
   };
   const supervised = supervise().catch((error: unknown) => {
@@ -155,6 +165,15 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
       await stop(AbortSignal.timeout(DISPOSE_LIMIT_MS));
     },
   };
+}
+
+/** It makes a segment by writing zeros, and opens none that it was killed over. */
+async function emptyHalfMade({ directory, seed }: WalReceiverOptions): Promise<void> {
+  for (const name of await readdir(directory)) {
+    if (!name.endsWith('.partial')) continue;
+    const path = join(directory, name);
+    if ((await stat(path)).size !== seed.segmentBytes) await truncate(path);
+  }
 }
 
 /** Starts the program and waits until its WAL sender streams; when that fails, the program is gone. */

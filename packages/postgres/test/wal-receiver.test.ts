@@ -274,6 +274,22 @@ test('a stream that breaks is taken up again without a hole', async () => {
   });
 });
 
+test('a stream that is killed while it makes a segment is taken up again', async () => {
+  await using _ = await pin();
+  await using streaming = await stream();
+  const { receiver, directory } = streaming;
+  const [child] = await receivers();
+  process.kill(child?.pid ?? 0, 'SIGKILL');
+
+  // It makes a segment by writing zeros, and itself opens none of another size.
+  const partial = (await readdir(directory)).filter((name) => name.endsWith('.partial'));
+  for (const name of partial) await truncate(join(directory, name), segmentBytes / 2);
+  const end = await writeSegments(2);
+
+  expect(partial).toHaveLength(1);
+  await receiver.waitUntilComplete(end, { stallMs, signal });
+});
+
 test('WAL that the source has removed meanwhile ends the stream for good, and by name', async () => {
   await using streaming = await stream();
   const { receiver } = streaming;
