@@ -92,8 +92,12 @@ export async function runClone(
         };
       } catch (error) {
         const failure = toCloneError(error);
-        // Bad input shows in the first preflight: it gets its answer at once.
-        const isFirstLook = failure.phase === 'preflight' && filled.size === 0 && attempt === 1;
+        // Bad input shows in the first preflight: it gets its answer at once. What was reached before it was lost is none.
+        const isFirstLook =
+          failure.phase === 'preflight' &&
+          failure.code !== 'SOURCE_LOST' &&
+          filled.size === 0 &&
+          attempt === 1;
         const pauseMs = isFirstLook ? null : budget.pauseAfter(failure);
         if (pauseMs === null) throw failure;
         observer.interrupted({ attempt: attempt + 1, error: failure, pauseMs });
