@@ -1,4 +1,5 @@
 /** Real parts for tests, demo and benchmarks: nothing here imitates anything. */
+export { type CommitProbe, startCommitProbe } from './commit-probe.ts';
 export {
   checkChecksums,
   compareTables,

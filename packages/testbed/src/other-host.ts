@@ -1,6 +1,9 @@
 /**
- * A second host on this machine, as far as a clone can tell: a network of its own, joined to ours by a cable, and another
- * directory under a path that both have. Needs root.
+ * A second host on this machine, as far as a clone can tell: a network of its own, joined to ours by a cable that can be
+ * cut, and another directory under a path that both have. Needs root.
+ *
+ * In the middle of the cable is a switch, in a network of its own, too: when it drops what arrives, neither end sees its
+ * link go down, as with a cut somewhere on the way.
  */
 import { randomInt } from 'node:crypto';
 import { runProcess } from '@pgcloned/process';
@@ -17,6 +20,12 @@ export interface OtherHost extends AsyncDisposable {
     argv: readonly string[],
     mount?: { readonly path: string; readonly by: string },
   ) => readonly string[];
+  /** From now on every packet between the two is lost, and nobody is told. */
+  cut(): Promise<void>;
+  /** Ends a cut. Does nothing if there is none. */
+  mend(): Promise<void>;
+  /** Every connection between the two is ended by a reset, as by a firewall that was restarted. */
+  reset(): Promise<void>;
 }
 
 export async function otherHost(): Promise<OtherHost> {
@@ -25,19 +34,41 @@ export async function otherHost(): Promise<OtherHost> {
   const subnet = `10.${String(200 + (number % 50))}.${String(number % 250)}`;
   const [address, clientAddress] = [`${subnet}.1`, `${subnet}.2`];
   const name = `testbed-${String(number)}`;
+  const middle = `${name}-cable`;
   const [ours, theirs] = [`tb${String(number)}a`, `tb${String(number)}b`];
   await using undo = new AsyncDisposableStack();
-  await ip('netns', 'add', name);
-  undo.defer(async () => {
-    await ip('netns', 'delete', name);
-  });
-  // The cable ends with the namespace that holds one end of it.
-  await ip('link', 'add', ours, 'type', 'veth', 'peer', 'name', theirs, 'netns', name);
+  for (const network of [name, middle]) {
+    await ip('netns', 'add', network);
+    // A cable ends with the namespace that holds one end of it.
+    undo.defer(async () => {
+      await ip('netns', 'delete', network);
+    });
+  }
+  await ip('link', 'add', ours, 'type', 'veth', 'peer', 'name', 'near', 'netns', middle);
+  await ip(
+    '-n',
+    name,
+    'link',
+    'add',
+    theirs,
+    'type',
+    'veth',
+    'peer',
+    'name',
+    'far',
+    'netns',
+    middle,
+  );
+  await ip('-n', middle, 'link', 'add', 'switch', 'type', 'bridge');
+  for (const port of ['near', 'far'])
+    await ip('-n', middle, 'link', 'set', port, 'master', 'switch');
+  for (const device of ['near', 'far', 'switch'])
+    await ip('-n', middle, 'link', 'set', device, 'up');
   await ip('address', 'add', `${address}/24`, 'dev', ours);
   await ip('link', 'set', ours, 'up');
-  await ip('-netns', name, 'address', 'add', `${clientAddress}/24`, 'dev', theirs);
-  await ip('-netns', name, 'link', 'set', theirs, 'up');
-  await ip('-netns', name, 'link', 'set', 'lo', 'up');
+  await ip('-n', name, 'address', 'add', `${clientAddress}/24`, 'dev', theirs);
+  await ip('-n', name, 'link', 'set', theirs, 'up');
+  await ip('-n', name, 'link', 'set', 'lo', 'up');
   const owned = undo.move();
   return {
     address,
@@ -49,6 +80,15 @@ export async function otherHost(): Promise<OtherHost> {
       const unshare = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
       return [...inNetwork, ...unshare, mount.by, mount.path, ...argv];
     },
+    cut: async () => {
+      await ip('-n', middle, 'link', 'set', 'far', 'nomaster');
+    },
+    mend: async () => {
+      await ip('-n', middle, 'link', 'set', 'far', 'master', 'switch');
+    },
+    reset: async () => {
+      await run('ss', '--kill', '--tcp', 'state', 'connected', 'src', address);
+    },
     [Symbol.asyncDispose]: async () => {
       await owned.disposeAsync();
     },
@@ -56,8 +96,12 @@ export async function otherHost(): Promise<OtherHost> {
 }
 
 async function ip(...args: readonly string[]): Promise<void> {
+  await run('ip', ...args);
+}
+
+async function run(file: string, ...args: readonly string[]): Promise<void> {
   await runProcess(
-    { file: 'ip', args, env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' } },
+    { file, args, env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' } },
     { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS) },
   );
 }

@@ -23,6 +23,8 @@ export interface PgclonedOptions {
   /** What runs, each as a process of its own, in the order in which they start. Default: `up` alone. */
   readonly parts?: readonly PgclonedPart[];
   readonly env?: Readonly<Record<string, string>>;
+  /** Turns the argv of the worker into one that runs on another host, which shares the files of this one. */
+  readonly workerOn?: (argv: readonly string[]) => readonly string[];
 }
 
 export interface Pgcloned extends AsyncDisposable {
@@ -34,7 +36,7 @@ export interface Pgcloned extends AsyncDisposable {
   readonly stateDirectory: string;
   /** Of all parts. */
   readonly logFile: string;
-  /** Of the only part, or of the one that started first. */
+  /** Of the only part, or of the first in `parts`; 0 while it does not run. */
   readonly pid: number;
   /** `body` is sent as JSON; an answer that is not JSON is text. */
   request(
@@ -63,7 +65,7 @@ export interface Answer {
 export async function startPgcloned(
   directory: string,
   configuration: Readonly<Record<string, unknown>>,
-  { parts = ['up'], env = {} }: PgclonedOptions = {},
+  { parts = ['up'], env = {}, workerOn }: PgclonedOptions = {},
 ): Promise<Pgcloned> {
   const configFile = join(directory, 'pgcloned.yaml');
   const stateDirectory = join(directory, 'state');
@@ -85,6 +87,7 @@ export async function startPgcloned(
       env: { HOME: directory, ...env },
       logFile,
       deathSignal: 'TERM',
+      ...(part === 'worker' && workerOn !== undefined && { on: workerOn }),
       isReady: () => readFileSync(logFile).subarray(saidBefore).includes('pgcloned is ready'),
     });
   };
@@ -99,7 +102,7 @@ export async function startPgcloned(
       return token;
     },
     get pid() {
-      return [...servers.values()][0]?.pid ?? 0;
+      return servers.get(parts[0] ?? 'up')?.pid ?? 0;
     },
     start: async () => {
       for (const part of parts) {

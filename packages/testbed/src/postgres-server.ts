@@ -6,7 +6,7 @@
  * restarted them.
  */
 import { existsSync, readFileSync } from 'node:fs';
-import { appendFile, readFile, rename, symlink, writeFile } from 'node:fs/promises';
+import { appendFile, readFile, readlink, rename, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
@@ -14,6 +14,7 @@ import { copyCluster, initCluster } from './cluster-template.ts';
 import { freePort } from './free-port.ts';
 import { findPostgres } from './installed-postgres.ts';
 import { runAsPartsUser, writePartsFile } from './parts-user.ts';
+import { listProcesses } from './process-list.ts';
 import { scratchDirectory } from './scratch-directory.ts';
 import { type ServerProcess, startServerProcess } from './server-process.ts';
 
@@ -42,6 +43,8 @@ export interface PostgresServer extends AsyncDisposable {
   ): Promise<Row[]>;
   /** Does nothing if it is stopped. Default: fast. */
   stop(mode?: keyof typeof STOP_SIGNALS): Promise<void>;
+  /** Settles once no process of it is left, also of those that its postmaster left when it was killed. */
+  untilDead(): Promise<void>;
   /** Starts it as a child of this process; settles once it takes connections. */
   start(): Promise<void>;
   /** Makes the directory as the parts' user, and the tablespace in it. */
@@ -233,6 +236,10 @@ function serverAt(layout: {
       else if (running !== null) await stopStranger(running.pid, STOP_SIGNALS[mode]);
       child = null;
     },
+    untilDead: async () => {
+      // All of them work in the data directory.
+      for (const pid of await processesIn(dataDirectory)) await untilGone(pid);
+    },
     start: async () => {
       child = await startServerProcess({
         argv: [
@@ -342,16 +349,30 @@ function readPostmasterPid(dataDirectory: string): Postmaster | null {
 }
 
 async function stopStranger(pid: number, signal: NodeJS.Signals): Promise<void> {
-  const deadline = Date.now() + STOP_TIMEOUT_MS;
   try {
     process.kill(pid, signal);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
   }
+  await untilGone(pid);
+}
+
+async function processesIn(directory: string): Promise<readonly number[]> {
+  const all = await listProcesses();
+  const found = all.map(async ({ pid }) => {
+    // It ended while we looked, or is none of ours.
+    const itsOwn = await readlink(`/proc/${String(pid)}/cwd`).catch(() => null);
+    return itsOwn === directory ? [pid] : [];
+  });
+  return (await Promise.all(found)).flat();
+}
+
+async function untilGone(pid: number): Promise<void> {
+  const deadline = Date.now() + STOP_TIMEOUT_MS;
   while (existsSync(`/proc/${String(pid)}`)) {
     if (Date.now() > deadline) {
       process.kill(pid, 'SIGKILL');
-      throw new Error(`the server ${String(pid)} did not stop within a minute`);
+      throw new Error(`the process ${String(pid)} of a server did not end within a minute`);
     }
     await delay(POLL_MS);
   }

@@ -12,8 +12,8 @@ export interface PrivateRedis extends AsyncDisposable {
   /** Holds all that was ever written to it, in `appendonlydir`. */
   readonly directory: string;
   readonly pid: number;
-  /** Its data stays on disk for the next start. */
-  stop(): Promise<void>;
+  /** Its data stays on disk for the next start. Default: SIGTERM. */
+  stop(signal?: 'SIGTERM' | 'SIGKILL'): Promise<void>;
   start(): Promise<void>;
   /** Forgets everything, as a Redis without persistence does at a restart. */
   flush(): Promise<void>;
@@ -44,8 +44,8 @@ export async function startRedis(): Promise<PrivateRedis> {
         isReady: () => answersPing(socket),
       });
     },
-    stop: async () => {
-      await server?.stop('SIGTERM');
+    stop: async (signal = 'SIGTERM') => {
+      await server?.stop(signal);
       server = null;
     },
     flush: async () => {

@@ -29,9 +29,12 @@ export async function startServerProcess(options: {
   readonly env?: Readonly<Record<string, string>>;
   readonly logFile: string;
   readonly deathSignal: 'TERM' | 'QUIT';
+  /** Turns the argv into one that runs on another host. */
+  readonly on?: (argv: readonly string[]) => readonly string[];
   readonly isReady: (pid: number) => boolean | Promise<boolean>;
 }): Promise<ServerProcess> {
-  const [file = '', ...args] = asPartsUser(options.argv, options.deathSignal);
+  const { on = (argv) => argv } = options;
+  const [file = '', ...args] = on(asPartsUser(options.argv, options.deathSignal));
   const log = await open(options.logFile, 'a', 0o600);
   const child = spawn(file, args, {
     cwd: '/',

@@ -41,7 +41,8 @@ export async function startSource(
   from?: Pick<OtherHost, 'address' | 'clientAddress'>,
 ): Promise<Source> {
   const host = from?.address ?? '127.0.0.1';
-  const clients = ['127.0.0.1', ...(from === undefined ? [] : [from.clientAddress])];
+  // By its own address as well: a clone that was made for the other host may be looked at from here.
+  const clients = ['127.0.0.1', ...(from === undefined ? [] : [from.clientAddress, from.address])];
   await using parts = new AsyncDisposableStack();
   const primary = parts.use(
     await startPrimary({

@@ -31,8 +31,11 @@ export interface SshServer extends AsyncDisposable {
   readonly directory: string;
   readonly logFile: string;
   readonly pid: number;
-  /** Kills the listener and every connection at once. Remote commands live on, as they do when a network breaks. */
-  kill(): Promise<void>;
+  /**
+   * Ends the listener and every connection at once, by SIGKILL unless told otherwise. Remote commands live on, as they do
+   * when a network breaks.
+   */
+  kill(signal?: 'SIGTERM' | 'SIGKILL'): Promise<void>;
   /** Starts it again on the same port after `kill`. */
   start(): Promise<void>;
 }
@@ -131,15 +134,15 @@ async function sshServer(
         isReady: () => greets(port),
       });
     },
-    kill: async () => {
+    kill: async (signal = 'SIGKILL') => {
       if (server === null) return;
       const connections = descendantsOf(server.pid, await listProcesses()).filter(({ args }) =>
         args.startsWith('sshd'),
       );
-      await server.stop('SIGKILL');
+      await server.stop(signal);
       for (const { pid } of connections) {
         try {
-          process.kill(pid, 'SIGKILL');
+          process.kill(pid, signal);
         } catch (error) {
           if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
         }

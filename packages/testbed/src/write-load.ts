@@ -14,6 +14,8 @@ import type { PostgresServer } from './postgres-server.ts';
 
 const TRANSACTIONS_PER_SECOND = 200;
 const PAUSE_MS = 20;
+/** Between the attempts to reach a server that is away. */
+const RESTART_PAUSE_MS = 200;
 
 export interface WriteLoad extends AsyncDisposable {
   /** How often each of the four sessions has gone round, the slowest counts. */
@@ -28,6 +30,10 @@ export interface WriteLoadOptions {
   readonly tablespaces?: readonly string[];
   /** pgbench's scale: 1 is 15 MB. */
   readonly scale?: number;
+  /** The tables of an earlier load serve this one; those that only grow are emptied. */
+  readonly reuseTables?: boolean;
+  /** What the server ends is begun again: for one that is restarted meanwhile. Then no failure is told. */
+  readonly outlivesServer?: boolean;
 }
 
 /** Settles once each kind of change has happened. Its tables stay: pgbench_*, grown, truncated, vacuumed, unlogged. */
@@ -35,32 +41,49 @@ export async function startWriteLoad(
   server: PostgresServer,
   options: WriteLoadOptions = {},
 ): Promise<WriteLoad> {
-  const { database = 'postgres', tablespaces = [], scale = 1 } = options;
+  const { database = 'postgres', tablespaces = [], scale = 1, outlivesServer = false } = options;
   const connection = ['-h', server.socketDirectory, '-p', String(server.port), '-U', 'postgres'];
   const pgbench = join(server.binDirectory, 'pgbench');
-  await runAsPartsUser([
-    ...[pgbench, '-i', '-q', '-s', String(scale), '--foreign-keys'],
-    ...connection,
-    database,
-  ]);
-  for (const statement of tables(tablespaces)) await server.query(statement, [], database);
+  if (options.reuseTables === true) {
+    const growing = [
+      'pgbench_history',
+      ...['', ...tablespaces].map((_, i) => `grown_${String(i)}`),
+    ];
+    await server.query(`TRUNCATE ${growing.join(', ')}`, [], database);
+  } else {
+    await runAsPartsUser([
+      ...[pgbench, '-i', '-q', '-s', String(scale), '--foreign-keys'],
+      ...connection,
+      database,
+    ]);
+    for (const statement of tables(tablespaces)) await server.query(statement, [], database);
+  }
 
   const stopping = new AbortController();
   const sessions = changes(tablespaces).map((change) =>
-    repeat(change, { server, database, signal: stopping.signal }),
+    repeat(change, { server, database, outlivesServer, signal: stopping.signal }),
   );
   const [file = '', ...args] = asPartsUser([
     ...[pgbench, '-n', '-c', '2', '-T', '86400', '-R', String(TRANSACTIONS_PER_SECOND)],
     ...connection,
     database,
   ]);
-  const bench = await startProcess({ file, args, env: partsEnvironment, cwd: '/' });
-  let isStopping = false;
-  const benchEnded = bench.exited.then(({ status }) =>
-    isStopping ? null : new Error(`pgbench ended with ${String(status)}: ${bench.stderrTail()}`),
-  );
+  const startBench = async () =>
+    await startProcess({ file, args, env: partsEnvironment, cwd: '/' });
+  let bench = await startBench();
+  const benchEnded = (async () => {
+    for (;;) {
+      const { status } = await bench.exited;
+      if (stopping.signal.aborted) return null;
+      if (!outlivesServer)
+        return new Error(`pgbench ended with ${String(status)}: ${bench.stderrTail()}`);
+      await delay(RESTART_PAUSE_MS);
+      bench = await startBench();
+      // Told to stop while it started.
+      if (stopping.signal.aborted) await bench.stop();
+    }
+  })();
   const stop = async () => {
-    isStopping = true;
     stopping.abort();
     const [, benchFailure, ...failures] = await Promise.all([
       bench.stop(),
@@ -111,6 +134,8 @@ function changes(tablespaces: readonly string[]): ((n: number) => string[])[] {
       ]),
     () => ['TRUNCATE truncated', `INSERT INTO truncated ${rows(1000)}`],
     () => [
+      // Of a round that broke off.
+      'DELETE FROM vacuumed',
       `INSERT INTO vacuumed ${rows(3000)}`,
       'DELETE FROM vacuumed WHERE id > 10',
       'DELETE FROM vacuumed',
@@ -127,7 +152,12 @@ function changes(tablespaces: readonly string[]): ((n: number) => string[])[] {
 
 function repeat(
   change: (n: number) => string[],
-  o: { readonly server: PostgresServer; readonly database: string; readonly signal: AbortSignal },
+  o: {
+    readonly server: PostgresServer;
+    readonly database: string;
+    readonly outlivesServer: boolean;
+    readonly signal: AbortSignal;
+  },
 ): {
   readonly hasBegun: Promise<void>;
   /** Null if it ended because it was told to. Never rejects. */
@@ -158,7 +188,17 @@ function repeat(
       await client.end();
     }
   };
-  const ended = run().then(
+  const runAgain = async () => {
+    while (!o.signal.aborted) {
+      try {
+        await run();
+      } catch (error) {
+        if (!o.outlivesServer) throw error;
+        await delay(RESTART_PAUSE_MS);
+      }
+    }
+  };
+  const ended = runAgain().then(
     () => null,
     (error: unknown) => {
       const failure = error instanceof Error ? error : new Error(String(error));
