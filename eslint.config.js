@@ -5,7 +5,7 @@ import tseslint from 'typescript-eslint';
 export default defineConfig(
   { ignores: ['**/dist/', 'packages/client/src/schema.ts'] },
   {
-    files: ['{apps,packages}/*/{src,test}/**/*.ts', 'scripts/*.ts'],
+    files: ['{apps,packages}/*/{src,test}/**/*.ts', 'apps/e2e/kill-matrix/*.ts', 'scripts/*.ts'],
     plugins: { '@typescript-eslint': tseslint.plugin },
     languageOptions: {
       parser: tseslint.parser,

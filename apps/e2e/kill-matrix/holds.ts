@@ -1,0 +1,31 @@
+/**
+ * Where a clone can be held: one function of the product in the middle of each phase.
+ *
+ * What is there while it is held is what the phase works with: in `preflight` both connections, in `stream-wal` also pin
+ * and receiver, and so on. Two phases are held by PostgreSQL itself where that is nearer to the real thing
+ * (moments.ts), and `copy-files` lasts long enough without.
+ */
+
+interface Hold {
+  /** The module below packages/ that exports the function. */
+  readonly module: string;
+  readonly name: string;
+  /** Whether its work is done while it is held. */
+  readonly when: 'before' | 'after';
+}
+
+export const HOLDS = [
+  {
+    module: 'engine/src/replica/required-settings.ts',
+    name: 'refuseUnfitSettings',
+    when: 'before',
+  },
+  { module: 'postgres/src/wal-receiver.ts', name: 'startWalReceiver', when: 'after' },
+  { module: 'postgres/src/backup.ts', name: 'startBackup', when: 'before' },
+  { module: 'postgres/src/backup.ts', name: 'stopBackup', when: 'before' },
+  { module: 'engine/src/phases/collect-wal.ts', name: 'collectWal', when: 'before' },
+  { module: 'engine/src/replica/configure.ts', name: 'configureReplica', when: 'before' },
+  { module: 'postgres/src/replica-status.ts', name: 'standbyStatus', when: 'before' },
+] as const satisfies readonly Hold[];
+
+export type HoldName = (typeof HOLDS)[number]['name'];

@@ -1,0 +1,419 @@
+/**
+ * The rows of the matrix: what is struck, how it is mended as its operator would, and what is promised for each phase.
+ *
+ * A strike is quick and leaves the mending to `mend`, because the clone is let go in between. Where a row needs something
+ * that is there only in some phases, `find` looks for it: that there is nothing is found out, not believed.
+ */
+import { readFileSync } from 'node:fs';
+import { readdir, rm, statfs } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Clone } from '@pgcloned/contract';
+import { runProcess } from '@pgcloned/process';
+import {
+  descendantsOf,
+  type ListedProcess,
+  leftBehind,
+  listProcesses,
+  type TestFilesystem,
+} from '@pgcloned/testbed';
+import {
+  complete,
+  everywhere,
+  fails,
+  goesOn,
+  nothing,
+  type Promises,
+  resumes,
+} from './promises.ts';
+import type { Stage } from './stage.ts';
+
+export interface Struck {
+  readonly stage: Stage;
+  readonly clone: Clone;
+  /** When, by `performance.now`. */
+  readonly atMs: number;
+}
+
+export interface Row {
+  /** `npm run kill-matrix -- --only "NAME/PHASE"` */
+  readonly name: string;
+  readonly promises: Promises;
+  /** The processes or backends that are struck; empty if there are none now. Missing: what is struck is always there. */
+  readonly find?: (struck: Struck) => Promise<readonly number[]>;
+  readonly strike: (struck: Struck, pids: readonly number[]) => Promise<void>;
+  /** What a cell looks at before it mends. */
+  readonly requireMeanwhile?: (struck: Struck) => Promise<void>;
+  /** Settles once everything runs again that ran before. */
+  readonly mend: (struck: Struck) => Promise<void>;
+  /** What is mended only when the clone has ended. */
+  readonly mendAfterwards?: (stage: Stage) => Promise<void>;
+  /** Takes more than a minute: not for the sample and the random rounds. */
+  readonly isLong?: boolean;
+}
+
+/** The lease, and what is promised beyond it. */
+export const CLEAN_WITHIN_MS = (15 + 30) * 1000;
+
+const SIGNALS = ['SIGKILL', 'SIGTERM'] as const;
+type EndSignal = (typeof SIGNALS)[number];
+const spell = (signal: EndSignal) => (signal === 'SIGKILL' ? 'kill -9' : 'SIGTERM');
+
+/** What mends itself. */
+export const asBefore = async () => {};
+
+const TOOL_TIMEOUT_MS = 10_000;
+
+/** How long a disk is full that is freed. */
+const FULL_MS = 4_000;
+
+const onlyInCopy = everywhere(nothing, { 'copy-files': goesOn });
+
+const whileWalStreams = everywhere(goesOn, {
+  preflight: nothing,
+  publish: nothing,
+  'start-replica': nothing,
+});
+
+/** The backup dies with its session. */
+const sessionLost = everywhere(resumes, { 'start-replica': complete('SOURCE_LOST') });
+
+const PRIMARY_SIGNALS = { fast: 'SIGINT', immediate: 'SIGQUIT', killed: 'SIGKILL' } as const;
+
+export const ROWS: readonly Row[] = [
+  ...SIGNALS.map(worker),
+  ...SIGNALS.map(api),
+  ...SIGNALS.map(redis),
+  ...SIGNALS.map((signal) => process_('rsyncd', signal, onlyInCopy, rsyncd)),
+  ...SIGNALS.map((signal) => process_('lease wrapper of rsyncd', signal, onlyInCopy, wrapper)),
+  ...SIGNALS.map((signal) => process_('guard of the lease', signal, onlyInCopy, guard)),
+  ...SIGNALS.map((signal) => process_('one rsync client', signal, onlyInCopy, rsyncClient)),
+  ...SIGNALS.map((signal) => process_('pg_receivewal', signal, whileWalStreams, receiver)),
+  {
+    name: 'backup session, pg_terminate_backend',
+    promises: sessionLost,
+    find: backupSession,
+    strike: terminate,
+    mend: asBefore,
+  },
+  {
+    name: 'backup session, kill -9',
+    promises: sessionLost,
+    find: backupSession,
+    strike: kill9,
+    mend: untilPrimaryAnswers,
+  },
+  {
+    name: 'pin session, pg_terminate_backend',
+    promises: everywhere(goesOn, { preflight: nothing }),
+    find: pinSession,
+    strike: terminate,
+    mend: asBefore,
+  },
+  {
+    name: 'pin session, kill -9',
+    promises: everywhere(resumes, {
+      preflight: nothing,
+      'start-replica': complete('SOURCE_LOST'),
+    }),
+    find: pinSession,
+    strike: kill9,
+    mend: untilPrimaryAnswers,
+  },
+  ...SIGNALS.map(sshd),
+  ...(['fast', 'immediate', 'killed'] as const).map(primary),
+  link('link dead for 5 s', 5_000, everywhere(goesOn)),
+  {
+    ...link('link dead for 60 s', 60_000, sessionLost),
+    isLong: true,
+  },
+  {
+    name: 'link reset',
+    promises: sessionLost,
+    strike: async ({ stage }) => {
+      await stage.host.reset();
+    },
+    mend: asBefore,
+  },
+  full('target disk full, freed after 4 s', ({ data }) => data, {
+    isFreed: true,
+    promises: everywhere(goesOn, { preflight: fails('TARGET_NO_SPACE') }),
+  }),
+  full('target disk full', ({ data }) => data, {
+    isFreed: false,
+    promises: everywhere(fails('TARGET_NO_SPACE'), { 'start-replica': goesOn }),
+  }),
+  full('WAL directory full', ({ wal }) => wal, {
+    isFreed: false,
+    promises: everywhere(fails('TARGET_NO_SPACE'), { publish: goesOn, 'start-replica': goesOn }),
+  }),
+  {
+    name: 'pin invalidated by max_slot_wal_keep_size',
+    promises: everywhere(goesOn, { preflight: nothing }),
+    find: pinSession,
+    strike: async ({ stage: { source } }) => {
+      await source.primary.query(`ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'`);
+      await source.primary.query('SELECT pg_reload_conf()');
+    },
+    mend: async (struck) => {
+      const { primary: server } = struck.stage.source;
+      await invalidatePin(struck);
+      await server.query('ALTER SYSTEM RESET max_slot_wal_keep_size');
+      await server.query('SELECT pg_reload_conf()');
+    },
+  },
+];
+
+function worker(signal: EndSignal): Row {
+  return {
+    name: `worker, ${spell(signal)}`,
+    promises: everywhere(resumes, {
+      'start-replica': complete(signal === 'SIGKILL' ? 'WORKER_LOST' : 'WORKER_STOPPED'),
+    }),
+    strike: async ({ stage }) => {
+      // One that may tidy up ends only when the clone has been let go.
+      process.kill(stage.pgcloned.pid, signal);
+    },
+    requireMeanwhile: async (struck) => {
+      await struck.stage.pgcloned.stop(signal, 'worker');
+      // After a kill -9 nobody is there to tidy up: the source has to by itself.
+      await requireSourceClean(struck, []);
+    },
+    mend: async ({ stage }) => {
+      await stage.pgcloned.stop(signal, 'worker');
+      await stage.pgcloned.start();
+    },
+  };
+}
+
+async function requireSourceClean(
+  { stage, clone }: Struck,
+  pidsKept: readonly number[],
+): Promise<void> {
+  const found = await leftBehind({
+    names: [`pgcloned_${clone.id}`],
+    servers: [stage.source.primary],
+    withinMs: CLEAN_WITHIN_MS,
+    pidsKept,
+  });
+  if (found.length > 0) throw new Error(`left on the source meanwhile: ${found.join('; ')}`);
+}
+
+function api(signal: EndSignal): Row {
+  return {
+    name: `api, ${spell(signal)}`,
+    promises: everywhere(goesOn),
+    strike: async ({ stage }) => {
+      await stage.pgcloned.stop(signal, 'api');
+    },
+    mend: async ({ stage }) => {
+      await stage.pgcloned.start();
+    },
+  };
+}
+
+function redis(signal: EndSignal): Row {
+  return {
+    name: `Redis, ${spell(signal)}`,
+    promises: everywhere(goesOn),
+    strike: async ({ stage }) => {
+      await stage.redis.stop(signal);
+    },
+    mend: async ({ stage }) => {
+      await stage.redis.start();
+    },
+  };
+}
+
+/** One process of the clone; nobody mends it but the clone. */
+function process_(
+  what: string,
+  signal: EndSignal,
+  promises: Promises,
+  find: (struck: Struck) => Promise<readonly number[]>,
+): Row {
+  return {
+    name: `${what}, ${spell(signal)}`,
+    promises,
+    find,
+    strike: async (_struck, [pid = 0]) => {
+      process.kill(pid, signal);
+    },
+    mend: asBefore,
+  };
+}
+
+/** The listener: it leads, its connections look the same. */
+async function rsyncd({ clone }: Struck): Promise<readonly number[]> {
+  const all = await listProcesses();
+  const isDaemon = ({ args }: ListedProcess) =>
+    args.startsWith('rsync --daemon') && args.includes(`pgcloned_${clone.id}_`);
+  const daemons = all.filter(isDaemon);
+  const pids = new Set(daemons.map(({ pid }) => pid));
+  return daemons.filter(({ parentPid }) => !pids.has(parentPid)).map(({ pid }) => pid);
+}
+
+/** The directory that the wrapper makes on the source bears its pid. */
+async function leaseDirectory({ clone }: Struck): Promise<string | undefined> {
+  return (await readdir(tmpdir())).find((name) => name.startsWith(`pgcloned_${clone.id}_`));
+}
+
+async function wrapper(struck: Struck): Promise<readonly number[]> {
+  const directory = await leaseDirectory(struck);
+  return directory === undefined ? [] : [Number(directory.split('.')[1])];
+}
+
+async function guard(struck: Struck): Promise<readonly number[]> {
+  const directory = await leaseDirectory(struck);
+  if (directory === undefined) return [];
+  return [Number(readFileSync(join(tmpdir(), directory, 'guard'), 'utf8'))];
+}
+
+async function childOfWorker({ stage }: Struck, command: RegExp): Promise<readonly number[]> {
+  const children = descendantsOf(stage.pgcloned.pid, await listProcesses());
+  return children.filter(({ args }) => command.test(args)).map(({ pid }) => pid);
+}
+
+/** The parent of the two processes that one transfer has comes first. */
+async function rsyncClient(struck: Struck): Promise<readonly number[]> {
+  return await childOfWorker(struck, /^rsync .*--files-from/);
+}
+
+async function receiver(struck: Struck): Promise<readonly number[]> {
+  return await childOfWorker(struck, /pg_receivewal/);
+}
+
+async function sessions({ stage, clone }: Struck, condition: string): Promise<readonly number[]> {
+  const rows = await stage.source.primary.query<{ pid: number }>(
+    `SELECT pid FROM pg_stat_activity a
+      WHERE application_name LIKE 'pgcloned_${clone.id}_%' AND backend_type = 'client backend'
+        AND ${condition} (SELECT FROM pg_replication_slots WHERE active_pid = a.pid)`,
+  );
+  return rows.map(({ pid }) => pid);
+}
+
+async function backupSession(struck: Struck): Promise<readonly number[]> {
+  return await sessions(struck, 'NOT EXISTS');
+}
+
+async function pinSession(struck: Struck): Promise<readonly number[]> {
+  return await sessions(struck, 'EXISTS');
+}
+
+async function terminate({ stage }: Struck, pids: readonly number[]): Promise<void> {
+  await stage.source.primary.query('SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid', [
+    pids,
+  ]);
+}
+
+/** The postmaster takes it for a crash and restarts all of the server. */
+async function kill9(_struck: Struck, pids: readonly number[]): Promise<void> {
+  for (const pid of pids) process.kill(pid, 'SIGKILL');
+}
+
+async function untilPrimaryAnswers({ stage }: Struck): Promise<void> {
+  for (;;) {
+    try {
+      await stage.source.primary.query('SELECT pg_current_wal_lsn()');
+      return;
+    } catch {
+      // It recovers.
+      await delay(100);
+    }
+  }
+}
+
+function sshd(signal: EndSignal): Row {
+  return {
+    name: `sshd with its connections, ${spell(signal)}`,
+    promises: everywhere(goesOn, {
+      // What is read over SSH before the copy has no second try within the attempt.
+      preflight: resumes,
+      'stream-wal': resumes,
+      'start-backup': resumes,
+    }),
+    strike: async ({ stage }) => {
+      await stage.source.sshd.kill(signal);
+    },
+    mend: async ({ stage }) => {
+      await stage.source.sshd.start();
+    },
+  };
+}
+
+function primary(mode: 'fast' | 'immediate' | 'killed'): Row {
+  return {
+    name: mode === 'killed' ? 'primary, kill -9' : `primary, restart ${mode}`,
+    promises: sessionLost,
+    // A server ends only when the clone, and what is suspended for it, is let go: `mend` waits for it.
+    strike: async ({ stage: { source } }) => {
+      process.kill(source.primary.pid, PRIMARY_SIGNALS[mode]);
+    },
+    mend: async ({ stage: { source } }) => {
+      await source.primary.untilDead();
+      await source.primary.start();
+    },
+  };
+}
+
+function link(name: string, deadMs: number, promises: Promises): Row {
+  return {
+    name,
+    promises,
+    strike: async ({ stage }) => {
+      await stage.host.cut();
+    },
+    ...(deadMs > CLEAN_WITHIN_MS && {
+      // The other end of the cable is not expected to give up.
+      requireMeanwhile: async (struck) => {
+        await requireSourceClean(struck, [struck.stage.pgcloned.pid]);
+      },
+    }),
+    mend: async ({ stage, atMs }) => {
+      await delay(Math.max(0, deadMs - (performance.now() - atMs)));
+      await stage.host.mend();
+    },
+  };
+}
+
+function full(
+  name: string,
+  which: (stage: Stage) => TestFilesystem,
+  { isFreed, promises }: { readonly isFreed: boolean; readonly promises: Promises },
+): Row {
+  const ballastOf = (stage: Stage) => join(which(stage).path, 'ballast');
+  return {
+    name,
+    promises,
+    strike: async ({ stage }) => {
+      const { bavail, bsize } = await statfs(which(stage).path);
+      // The last pages may go to somebody else while we ask for them.
+      const args = ['--length', String((bavail - 4) * bsize), ballastOf(stage)];
+      await runProcess(
+        { file: 'fallocate', args, env: {} },
+        { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS) },
+      );
+    },
+    mend: async ({ stage }) => {
+      if (!isFreed) return;
+      await delay(FULL_MS);
+      await rm(ballastOf(stage));
+    },
+    mendAfterwards: async (stage) => {
+      await rm(ballastOf(stage), { force: true });
+    },
+  };
+}
+
+/** Segments go by until a checkpoint finds that the slot keeps more than it may. */
+async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
+  const kept = `SELECT FROM pg_replication_slots WHERE wal_status <> 'lost'`;
+  while ((await source.primary.query(kept)).length > 0) {
+    for (let segment = 0; segment < 3; segment += 1) {
+      await source.primary.query(`SELECT pg_logical_emit_message(true, 'kill matrix', '')`);
+      await source.primary.query('SELECT pg_switch_wal()');
+    }
+    await source.primary.query('CHECKPOINT');
+  }
+}

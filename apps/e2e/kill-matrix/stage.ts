@@ -1,0 +1,135 @@
+/**
+ * Where cells are played: a source under load, another host that receives clones over a cable, and pgcloned there as
+ * processes of its own that can be killed one by one. Prepared once and used again as long as each cell leaves it clean.
+ *
+ * Source, API and Redis live in our network, the worker and its clones in that of the other host. Both hosts share the
+ * files and the process table: what is left behind on either is seen from here.
+ */
+import { join } from 'node:path';
+import {
+  installAmcheck,
+  makeDirectory,
+  mountFilesystem,
+  type OtherHost,
+  otherHost,
+  type Pgcloned,
+  type PrivateRedis,
+  type Source,
+  scratchDirectory,
+  startCommitProbe,
+  startPgcloned,
+  startRedis,
+  startSource,
+  startWriteLoad,
+  type TestFilesystem,
+} from '@pgcloned/testbed';
+import { type Gate, openGate } from './gate.ts';
+
+/** Several times what a clone takes, and still quick to fill. */
+const DATA_BYTES = 600_000_000;
+const WAL_BYTES = 400_000_000;
+
+/** Longer than a disk is full that is freed (rows.ts). */
+const NO_SPACE_SECONDS = 12;
+
+const TABLESPACES = ['fast', 'slow'];
+
+export interface Stage extends AsyncDisposable {
+  readonly host: OtherHost;
+  readonly source: Source;
+  readonly redis: PrivateRedis;
+  readonly pgcloned: Pgcloned;
+  readonly gate: Gate;
+  /** Filesystems of their own, so that each can be full without the other. */
+  readonly data: TestFilesystem;
+  readonly wal: TestFilesystem;
+  /** `target` of a request for a clone of this name. */
+  readonly targetOf: (name: string) => {
+    readonly host: string;
+    readonly dataDirectory: string;
+    readonly walDirectory: string;
+    readonly tablespaces: Readonly<Record<string, string>>;
+  };
+  /** Begins to write, and to look whether commits get through. */
+  readonly startLoad: () => Promise<Load>;
+}
+
+interface Load extends AsyncDisposable {
+  /** @returns The longest commit while it ran, in milliseconds. */
+  stop(): Promise<number>;
+}
+
+export async function prepareStage(): Promise<Stage> {
+  await using parts = new AsyncDisposableStack();
+  const host = parts.use(await otherHost());
+  const source = parts.use(
+    await startSource({ settings: { max_wal_size: '64MB', min_wal_size: '32MB' } }, host),
+  );
+  const { path } = parts.use(await scratchDirectory());
+  const data = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: DATA_BYTES }));
+  const wal = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: WAL_BYTES }));
+  const redis = parts.use(await startRedis());
+  const gate = parts.use(await openGate(join(path, 'gate')));
+  const locationOf = (name: string) => join(path, 'tablespaces', name);
+  await installAmcheck(source.primary);
+  await makeDirectory(join(path, 'tablespaces'));
+  for (const name of TABLESPACES) await source.primary.createTablespace(name, locationOf(name));
+  await (await startWriteLoad(source.primary, { tablespaces: TABLESPACES })).stop();
+  const holdPhases = new URL('hold-phases.ts', import.meta.url);
+  holdPhases.searchParams.set('socket', gate.socketPath);
+  const pgcloned = parts.use(
+    await startPgcloned(
+      path,
+      {
+        redis: redis.url,
+        worker: { dataRoots: [data.path, wal.path], noSpaceSeconds: NO_SPACE_SECONDS },
+        sources: { orders: source.configuration },
+      },
+      {
+        parts: ['worker', 'api'],
+        workerOn: host.on,
+        env: { NODE_OPTIONS: `--import=${holdPhases.href}` },
+      },
+    ),
+  );
+  const owned = parts.move();
+  return {
+    host,
+    source,
+    redis,
+    pgcloned,
+    gate,
+    data,
+    wal,
+    targetOf: (name) => ({
+      host: 'testbed',
+      dataDirectory: join(data.path, name, 'main'),
+      walDirectory: join(wal.path, name, 'main'),
+      tablespaces: Object.fromEntries(
+        TABLESPACES.map((one) => [locationOf(one), join(data.path, name, one)]),
+      ),
+    }),
+    startLoad: async () => await startLoad(source),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+async function startLoad({ primary }: Source): Promise<Load> {
+  await using parts = new AsyncDisposableStack();
+  const load = parts.use(
+    await startWriteLoad(primary, {
+      tablespaces: TABLESPACES,
+      reuseTables: true,
+      outlivesServer: true,
+    }),
+  );
+  const probe = parts.use(await startCommitProbe(primary));
+  const owned = parts.move();
+  return {
+    stop: async () => {
+      await Promise.all([load.stop(), probe.stop()]);
+      return probe.longestMs();
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
