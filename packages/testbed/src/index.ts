@@ -38,6 +38,7 @@ export {
 } from './postgres-server.ts';
 export { descendantsOf, type ListedProcess, listProcesses } from './process-list.ts';
 export { type PrivateRedis, startRedis } from './redis.ts';
+export { createScattered, writeScattered } from './scattered-writes.ts';
 export { type ScratchDirectory, scratchDirectory } from './scratch-directory.ts';
 export { findSecrets, type SecretSearch, watchForSecrets } from './secrets.ts';
 export { type ServerProcess, startServerProcess } from './server-process.ts';

@@ -6,6 +6,7 @@
  * link go down, as with a cut somewhere on the way.
  */
 import { randomInt } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
 import { runProcess } from '@pgcloned/process';
 
 const TOOL_TIMEOUT_MS = 10_000;
@@ -20,6 +21,8 @@ export interface OtherHost extends AsyncDisposable {
     argv: readonly string[],
     mount?: { readonly path: string; readonly by: string },
   ) => readonly string[];
+  /** What has gone over the cable so far, both ways, with all headers. */
+  carriedBytes(): Promise<number>;
   /** From now on every packet between the two is lost, and nobody is told. */
   cut(): Promise<void>;
   /** Ends a cut. Does nothing if there is none. */
@@ -79,6 +82,12 @@ export async function otherHost(): Promise<OtherHost> {
       const script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"';
       const unshare = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
       return [...inNetwork, ...unshare, mount.by, mount.path, ...argv];
+    },
+    carriedBytes: async () => {
+      const counters = ['rx_bytes', 'tx_bytes'].map(
+        async (counter) => await readFile(`/sys/class/net/${ours}/statistics/${counter}`, 'utf8'),
+      );
+      return (await Promise.all(counters)).reduce((sum, text) => sum + Number(text), 0);
     },
     cut: async () => {
       await ip('-n', middle, 'link', 'set', 'far', 'nomaster');

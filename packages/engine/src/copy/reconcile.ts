@@ -27,8 +27,6 @@ export interface Reconciliation {
   readonly kept: readonly SelectedFile[];
   /** Here, but maybe not the same: only the difference is sent. */
   readonly delta: readonly SelectedFile[];
-  /** Of those the ones whose end is missing, because they grew or an attempt ended in the middle of them. */
-  readonly short: ReadonlySet<ByteName>;
   readonly whole: readonly SelectedFile[];
   /** Removed before anything is sent, directories with all they hold: what the source does not have, what is not ours. */
   readonly obsolete: readonly ByteName[];
@@ -51,7 +49,6 @@ export function reconcile({
 }): Reconciliation {
   const kept: SelectedFile[] = [];
   const delta: SelectedFile[] = [];
-  const short = new Set<ByteName>();
   const whole: SelectedFile[] = [];
   const obsolete = [...strangersIn(local, selection, isSpared)];
   for (const file of selection.files) {
@@ -63,19 +60,14 @@ export function reconcile({
     }
     // The time of the listing is given to a file when it is complete (R6.8), see `markIncomplete`.
     const isUntouched = here.bytes === there.bytes && here.mtimeNs === there.mtimeNs;
-    if (isUntouched && isVouched(there)) {
-      kept.push(file);
-      continue;
-    }
-    if (!here.isOursAlone) {
+    if (isUntouched && isVouched(there)) kept.push(file);
+    else if (here.isOursAlone) delta.push(file);
+    else {
       whole.push(file);
       obsolete.push(file.name);
-      continue;
     }
-    delta.push(file);
-    if (there.bytes - here.bytes >= REST_BYTES_MIN) short.add(file.name);
   }
-  return { kept, delta, short, whole, obsolete };
+  return { kept, delta, whole, obsolete };
 }
 
 function strangersIn(
@@ -141,6 +133,23 @@ export async function markIncomplete(
     // A tool that restored the source may have set all times to 0.
     await utimes(path, 0, entries.get(name)?.mtimeNs === 0n ? 1 : 0);
   }
+}
+
+/** The files that were begun here but whose end is missing: they have grown, or a transfer broke off in the middle. */
+export async function listShort(
+  root: string,
+  entries: readonly SourceEntry[],
+): Promise<readonly ByteName[]> {
+  const short: ByteName[] = [];
+  for (const { name, bytes } of entries) {
+    if (bytes < REST_BYTES_MIN) continue;
+    const stats = await lstat(bytePath(root, name)).catch((error: unknown) => {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+      throw error;
+    });
+    if (stats !== null && bytes - stats.size >= REST_BYTES_MIN) short.push(name);
+  }
+  return short;
 }
 
 export async function removeAll(root: string, names: readonly ByteName[]): Promise<void> {

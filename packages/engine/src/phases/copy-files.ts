@@ -29,6 +29,7 @@ import { copyAll } from '../copy/pool.ts';
 import { startRateRelay } from '../copy/rate-relay.ts';
 import {
   listLocal,
+  listShort,
   markIncomplete,
   type Reconciliation,
   reconcile,
@@ -248,8 +249,8 @@ async function copyRound({
       },
       transfer: async (batch, { repeat: why, onBytes, signal: batchSignal }) => {
         const root = planOf(batch, plans);
-        const isDelta = batch.root % 2 === 1;
-        if (why === null) await journal.add(root.module, entriesOf(batch, root));
+        const entries = entriesOf(batch, root);
+        if (why === null) await journal.add(root.module, entries);
         const request = {
           endpoint: relay ?? daemon,
           daemon,
@@ -262,10 +263,11 @@ async function copyRound({
           onWireBytes: run.sent,
           signal: batchSignal,
         } as const;
-        const short = isDelta ? batch.names.filter((name) => root.short.has(name)) : [];
+        const isDelta = batch.root % 2 === 1 || why === 'broke-off';
+        const short = isDelta ? await listShort(root.destination, entries) : [];
         if (short.length > 0) {
           const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
-          // Whatever changes then is brought by the delta, which tells of the same bytes.
+          // The delta tells of the same bytes, and brings what else is missing.
           await transfer({ ...request, ...rest, onBytes: () => {} });
         }
         return await transfer({
