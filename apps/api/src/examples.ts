@@ -26,6 +26,8 @@ export const RUNNING_CLONE_EXAMPLE = Clone.parse({
     bytesDone: 1_288_490_188,
     filesTotal: 13_400,
     filesDone: 2210,
+    wireBytes: 1_289_104_211,
+    keptBytes: 0,
     bytesPerSecond: 429_496_729,
     etaSeconds: 6,
     wal: { startLsn: '0/2000028', receivedLsn: '0/2A4F1C8' },

@@ -2,7 +2,7 @@
  * API and worker as processes of their own beside a Redis that is stopped or emptied, and an API that is killed, in the
  * middle of a copy: the clone goes on, is made once, and its record is whole in the end. A worker that is killed is missed.
  */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type CloneEvent, connectApi } from '@pgcloned/client';
 import { type Clone, PHASES } from '@pgcloned/contract';
@@ -209,11 +209,42 @@ test('a worker that is killed is missed, and what is wished meanwhile comes true
     state: 'queued',
     waitingFor: expect.stringMatching(/offline since/),
   });
-  expect((await request('GET', `/v1/clones/${clone.id}`)).body).toMatchObject({
+  expect(await product.ended(clone.id)).toMatchObject({
     state: 'cancelled',
     contact: 'ok',
     error: null,
+    instance: { state: 'absent' },
+    leftovers: [],
   });
+  expect(existsSync(clone.spec.target.dataDirectory)).toBe(false);
   expect((await product.ended(next.id)).state).toBe('succeeded');
+  await product.expectNothingLeft(clone);
+});
+
+test('a clone waits for its worker that was stopped, can be cancelled meanwhile, and a deadline is kept', async () => {
+  const clone = await copying('suspended', SLOW);
+
+  await product.pgcloned.stop('SIGTERM', 'worker');
+  const suspended = (await request('GET', `/v1/clones/${clone.id}`)).body;
+  const deadline = new Date(Date.now() + 1_000).toISOString();
+  const overdue = await product.ended((await product.create('overdue', { deadline })).id);
+  const cancel = await request('POST', `/v1/clones/${clone.id}/cancel`);
+  expect(existsSync(clone.spec.target.dataDirectory)).toBe(true);
+  await product.pgcloned.start();
+
+  expect(suspended).toMatchObject({
+    state: 'queued',
+    waitingFor: 'the worker of host testbed to start again',
+    error: null,
+  });
+  expect(suspended.progress.wireBytes).toBeGreaterThan(0);
+  expect(overdue).toMatchObject({
+    state: 'failed',
+    startedAt: null,
+    error: { code: 'DEADLINE_EXCEEDED', facts: { deadline } },
+  });
+  expect(cancel).toMatchObject({ status: 202, body: { state: 'cancelling' } });
+  expect(await product.ended(clone.id)).toMatchObject({ state: 'cancelled', leftovers: [] });
+  expect(existsSync(clone.spec.target.dataDirectory)).toBe(false);
   await product.expectNothingLeft(clone);
 });

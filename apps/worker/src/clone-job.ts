@@ -2,8 +2,8 @@
  * One clone on this host, from the claim of its record to the end that Redis has taken.
  *
  * The order is what makes it safe: claim in Redis (a clone that was cancelled meanwhile is not begun), journal, engine,
- * journal, Redis. Dying between two of them leaves something that the sweep at the next start puts right. Redis being
- * away only delays the first and the last step.
+ * journal, Redis. Dying between two of them leaves something that the next start takes up. Redis being away only delays
+ * the first and the last step.
  */
 import {
   type Clone,
@@ -13,45 +13,63 @@ import {
   type LogLine,
   toCloneError,
 } from '@pgcloned/contract';
-import type { CloneObserver, ClonePlan, runClone } from '@pgcloned/engine';
+import type { CloneObserver, ClonePlan, FilledDirectory, runClone } from '@pgcloned/engine';
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
-import { type HostConfiguration, planClone } from './clone-plan.ts';
-import type { Run, RunJournal } from './run-journal.ts';
+import { planClone } from './clone-plan.ts';
+import { type PutAwayContext, putAway } from './put-away.ts';
+import { NO_DEATHS, type Run, type RunJournal } from './run-journal.ts';
 import { startRunRecord } from './run-record.ts';
+import type { Slots } from './slots.ts';
 
 /** Progress between two events; the publisher has a pace of its own. */
 const TICK_MS = 500;
 
+/** What the journal may lag behind: a worker that is killed forgets no more of what went over the network. */
+const JOURNAL_MS = 5_000;
+
 export interface CloneJob {
   readonly cancel: () => void;
-  /** Ends the run with this error. */
-  readonly stop: (reason: CloneError) => void;
+  /** The worker stops: the clone goes on when it is started again. */
+  readonly suspend: () => void;
+  /** Its record belongs to somebody else: it ends. */
+  readonly giveUp: () => void;
+  /** Whether it holds a slot, or is about to. */
+  readonly isRunning: () => boolean;
   /** Settles when the run has ended and the journal says so. Never rejects. */
   readonly finished: Promise<void>;
   /** Settles when there is nothing more to do for the clone, its report included. Never rejects. */
   readonly reported: Promise<void>;
 }
 
-export interface CloneJobContext {
+export interface CloneJobContext extends PutAwayContext {
   readonly queue: Pick<HostQueue, 'publish' | 'confirm' | 'appendLog'>;
   readonly journal: RunJournal;
+  readonly slots: Slots;
   readonly workerId: string;
-  readonly host: HostConfiguration;
   readonly runClone: typeof runClone;
-  readonly log: Logger;
 }
 
-/**
- * Does what is left to be done for `clone`: nothing if this host has ended it, except saying so again.
- *
- * @param contract The version that the job was written with.
- */
-export function startCloneJob(clone: Clone, contract: number, context: CloneJobContext): CloneJob {
-  const { queue, journal, workerId } = context;
+export interface CloneToMake {
+  readonly clone: Clone;
+  /** The version that its job was written with. */
+  readonly contract: number;
+  /** What this host has done for it already, and claimed; null: somebody gives it to us now. */
+  readonly before: Run | null;
+}
+
+/** Does what is left to be done for a clone: nothing if this host has ended it, except saying so again. */
+export function startCloneJob(
+  { clone, contract, before }: CloneToMake,
+  context: CloneJobContext,
+): CloneJob {
+  const { queue, journal, workerId, slots } = context;
   const log = context.log.child({ cloneId: clone.id });
   const controller = new AbortController();
   const finished = Promise.withResolvers<void>();
+  const filled = new Map((before?.filled ?? []).map((one) => [one.path, one]));
+  let waits = false;
+  let stops = false;
   let journaled = Promise.resolve();
   const record = startRunRecord(clone, {
     changed: () => {
@@ -66,8 +84,15 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
     const snapshot = record.snapshot();
     queue.publish(snapshot, { attempt: snapshot.attempt, workerId });
   };
+  const runNow = (): Run => ({
+    clone: record.snapshot(),
+    workerId,
+    reported: false,
+    filled: [...filled.values()],
+    deaths: before?.deaths ?? NO_DEATHS,
+  });
   const keepJournal = (): Promise<void> => {
-    const run: Run = { clone: record.snapshot(), workerId, reported: false };
+    const run = runNow();
     // One that failed does not keep the next from being tried.
     journaled = journaled
       .catch(() => {})
@@ -76,19 +101,26 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
       });
     return journaled;
   };
+  const keepJournalOrEnd = () => {
+    keepJournal().catch(journalBroken);
+  };
   const observer: CloneObserver = {
     ...record.observer,
     phaseStarted: (name) => {
       record.observer.phaseStarted(name);
-      keepJournal().catch(journalBroken);
+      keepJournalOrEnd();
     },
     interrupted: (next) => {
       record.observer.interrupted(next);
-      keepJournal().catch(journalBroken);
+      keepJournalOrEnd();
+    },
+    filling: (directory) => {
+      filled.set(directory.path, sameAsMade(filled.get(directory.path), directory));
+      keepJournalOrEnd();
     },
     published: () => {
       record.observer.published();
-      keepJournal().catch(journalBroken);
+      keepJournalOrEnd();
     },
   };
   /** A run that could not be found again after a crash must not go on. */
@@ -101,44 +133,96 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
     );
   };
 
-  const work = async (): Promise<void> => {
+  /** @returns Whether it is ours to begin. */
+  const isToBegin = async (): Promise<boolean> => {
     const known = await journal.read(clone.id);
     if (known !== undefined && known.clone.attempt >= clone.attempt) {
       if (hasEnded(known.clone.state)) await reportRun(known, context);
-      return;
+      return false;
     }
-    // Somebody else's, or of a worker that lost its state: not ours to begin.
-    if (clone.state !== 'queued') return;
-    const claim = await queue.confirm(record.snapshot(), { attempt: clone.attempt, workerId });
-    if (claim !== 'stored') {
-      log.info({ claim }, 'clone is not begun');
-      return;
-    }
+    // Else somebody else's, or of a worker that lost its state.
+    return clone.state === 'queued';
+  };
+
+  const claim = async (): Promise<boolean> => {
+    record.begin();
+    const outcome = await queue.confirm(record.snapshot(), { attempt: clone.attempt, workerId });
+    if (outcome === 'stored') return true;
+    log.info({ outcome }, 'clone is not begun');
+    return false;
+  };
+
+  const make = async (): Promise<void> => {
+    await keepJournal();
     const ticker = setInterval(publish, TICK_MS);
+    const journalTicker = setInterval(keepJournalOrEnd, JOURNAL_MS);
     try {
-      await keepJournal();
       const plan = planOf(clone, contract, context.host);
       const result = await context.runClone(plan, { observer, signal: controller.signal });
       record.succeed(result);
       observer.log('info', `clone ${record.snapshot().state}`, { durationMs: result.durationMs });
-    } catch (error) {
-      const failure = toCloneError(error);
-      const { code, message, hint, facts } = failure;
-      if (code === 'INTERNAL') log.error({ err: failure.cause ?? failure }, 'bug');
-      record.fail(failure);
-      const cancelled = record.snapshot().state === 'cancelled';
-      if (cancelled) observer.log('info', 'clone is cancelled');
-      else observer.log('warn', `clone failed: ${message}`, { ...facts, code, hint });
     } finally {
       clearInterval(ticker);
+      clearInterval(journalTicker);
+    }
+  };
+
+  const end = async (failure: CloneError): Promise<void> => {
+    const isStopped = stops && failure.code === 'WORKER_STOPPED';
+    const isCancelled = record.snapshot().state === 'cancelling';
+    if (isStopped && !isCancelled && !record.isPublished()) {
+      record.suspend(`the worker of host ${clone.host} to start again`);
+      observer.log('info', 'clone is suspended: its worker stops');
+      return;
+    }
+    // What its own attempts have made the engine has put away; not what those of a dead worker have.
+    if (before !== null) {
+      const becomes = isCancelled ? 'cancelled' : 'failed';
+      const { published, leftovers } = await putAway(runNow(), becomes, context);
+      for (const leftover of leftovers) observer.leftover(leftover);
+      if (isCancelled && !published) observer.instance({ state: 'absent' });
+    }
+    const error = isStopped && record.isPublished() ? stoppedTooLate(clone, failure) : failure;
+    const { code, message, hint, facts } = error;
+    if (code === 'INTERNAL') log.error({ err: error.cause ?? error }, 'bug');
+    record.fail(error);
+    if (record.snapshot().state === 'cancelled') observer.log('info', 'clone is cancelled');
+    else observer.log('warn', `clone failed: ${message}`, { ...facts, code, hint });
+  };
+
+  const work = async (): Promise<void> => {
+    if (before === null && !(await isToBegin())) return;
+    try {
+      waits = true;
+      // One that goes on asks for it before anything is awaited, and so before any other.
+      using _ = await slots.take(controller.signal);
+      waits = false;
+      if (before === null && !(await claim())) return;
+      await make();
+    } catch (error) {
+      // The worker stops before its turn has come: nobody has claimed it.
+      if (waits && before === null) return;
+      waits = false;
+      await end(toCloneError(error));
     }
     await keepJournal().catch((error: unknown) => {
       log.error({ err: error }, 'the end of the clone could not be journaled');
     });
     finished.resolve();
-    await reportRun({ clone: record.snapshot(), workerId, reported: false }, context);
+    await reportRun(runNow(), context);
   };
 
+  const cancel = () => {
+    if (controller.signal.aborted) return;
+    if (record.isPublished()) {
+      log.info('cancel comes too late: the clone is published');
+      return;
+    }
+    record.cancel();
+    keepJournalOrEnd();
+    controller.abort(new CloneError('CANCELLED', 'the clone was cancelled'));
+  };
+  if (clone.state === 'cancelling') cancel();
   const reported = work()
     .catch((error: unknown) => {
       log.error({ err: error }, 'clone could not be worked on');
@@ -147,33 +231,38 @@ export function startCloneJob(clone: Clone, contract: number, context: CloneJobC
   return {
     finished: finished.promise,
     reported,
-    stop: (reason) => {
-      controller.abort(reason);
+    isRunning: () => !waits,
+    suspend: () => {
+      stops = true;
+      controller.abort(workerStopped('the worker was stopped'));
     },
-    cancel: () => {
-      if (controller.signal.aborted) return;
-      if (record.isPublished()) {
-        log.info('cancel comes too late: the clone is published');
-        return;
-      }
-      record.cancel();
-      keepJournal().catch(journalBroken);
-      controller.abort(new CloneError('CANCELLED', 'the clone was cancelled'));
+    giveUp: () => {
+      controller.abort(workerStopped('another worker has taken over the record of the clone'));
     },
+    cancel,
   };
 }
 
-/** Brings an ended run to Redis, and notes that it is there. */
+/** Brings a run to Redis, and notes of one that has ended that it is there. */
 export async function reportRun(
   run: Run,
   { queue, journal }: Pick<CloneJobContext, 'queue' | 'journal'>,
 ): Promise<void> {
   const { clone, workerId } = run;
   const outcome = await queue.confirm(clone, { attempt: clone.attempt, workerId });
-  if (outcome !== 'unavailable' && !run.reported) await journal.write({ ...run, reported: true });
+  if (outcome !== 'unavailable' && hasEnded(clone.state) && !run.reported)
+    await journal.write({ ...run, reported: true });
 }
 
-function planOf(clone: Clone, contract: number, host: HostConfiguration): ClonePlan {
+/** A later attempt finds what an earlier one has made: only that one knows what else had to be made for it. */
+function sameAsMade(
+  known: FilledDirectory | undefined,
+  directory: FilledDirectory,
+): FilledDirectory {
+  return { ...directory, madeFrom: directory.madeFrom ?? known?.madeFrom ?? null };
+}
+
+function planOf(clone: Clone, contract: number, host: PutAwayContext['host']): ClonePlan {
   if (contract > CONTRACT_VERSION) {
     throw new CloneError('NOT_SUPPORTED', 'the clone was asked for by a newer pgcloned', {
       facts: { contract, contractOfWorker: CONTRACT_VERSION },
@@ -185,4 +274,18 @@ function planOf(clone: Clone, contract: number, host: HostConfiguration): CloneP
 
 function writeToLog(log: Logger, { level, message, phase, fields }: LogLine): void {
   log[level]({ phase, ...fields }, message);
+}
+
+function workerStopped(message: string): CloneError {
+  return new CloneError('WORKER_STOPPED', message, { hint: 'Ask for the clone again.' });
+}
+
+function stoppedTooLate({ spec }: Clone, { message, phase }: CloneError): CloneError {
+  const { dataDirectory } = spec.target;
+  const error = new CloneError('WORKER_STOPPED', message, {
+    facts: { dataDirectory, published: true },
+    hint: `The clone in ${dataDirectory} is complete and can be started; only what was to follow is missing.`,
+  });
+  error.phase = phase;
+  return error;
 }

@@ -3,12 +3,13 @@
  * it ends.
  *
  * Redis may be away, empty or old; this says what this host has done. A file whose record has not ended, found at the
- * start of a worker, belongs to a run that died. Ended ones stay for a while, so that a job that is given out once more
- * finds that it was done.
+ * start of a worker, belongs to a run that was interrupted. Ended ones stay for a while, so that a job that is given out
+ * once more finds that it was done.
  */
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Clone, hasEnded } from '@pgcloned/contract';
+import type { FilledDirectory } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
 
 /** BullMQ gives a job out again within minutes; a Redis that was restored from a backup may do so after days. */
@@ -23,7 +24,19 @@ export interface Run {
   readonly workerId: string;
   /** Whether Redis has taken the ended record, or refused it for good. */
   readonly reported: boolean;
+  /** What the clone has begun to fill: nobody else knows it when its worker is dead. */
+  readonly filled: readonly FilledDirectory[];
+  readonly deaths: Deaths;
 }
+
+/** How often its worker died in the middle of it, since it last got further. */
+interface Deaths {
+  readonly count: number;
+  /** What was missing when a copy began, where least was; null: none began. */
+  readonly leastMissingBytes: number | null;
+}
+
+export const NO_DEATHS: Deaths = { count: 0, leastMissingBytes: null };
 
 export interface RunJournal {
   /** Writes of one clone follow each other; the caller sees to that. */
@@ -79,8 +92,14 @@ export async function openRunJournal(o: {
 }
 
 function parseRun(text: string): Run {
-  const { clone, workerId, reported } = JSON.parse(text) as Partial<Run>;
-  return { clone: Clone.parse(clone), workerId: String(workerId), reported: reported === true };
+  const run = JSON.parse(text) as Partial<Run>;
+  return {
+    clone: Clone.parse(run.clone),
+    workerId: String(run.workerId),
+    reported: run.reported === true,
+    filled: run.filled ?? [],
+    deaths: run.deaths ?? NO_DEATHS,
+  };
 }
 
 function endedAt({ clone }: Run): number {

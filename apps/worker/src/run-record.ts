@@ -12,6 +12,7 @@ import {
   type LogLevel,
   type LogLine,
   nextState,
+  recordError,
 } from '@pgcloned/contract';
 import { type CloneObserver, trackProgress } from '@pgcloned/engine';
 
@@ -19,12 +20,16 @@ import { type CloneObserver, trackProgress } from '@pgcloned/engine';
 const WARNINGS_MAX = 100;
 
 export interface RunRecord {
-  readonly observer: CloneObserver;
+  readonly observer: Omit<CloneObserver, 'filling'>;
   readonly snapshot: () => Clone;
   readonly isPublished: () => boolean;
+  /** Its turn has come for the first time. Not told as a change: it has to be claimed first. */
+  readonly begin: () => void;
   /** The clone shall end: it is `cancelling` from now on. */
   readonly cancel: () => void;
   readonly succeed: (result: CloneResult) => void;
+  /** The clone shall go on later: it is `queued` from now on. */
+  readonly suspend: (waitingFor: string) => void;
   /** Ends as `cancelled` if that was asked for, else as `failed`. */
   readonly fail: (error: CloneError) => void;
 }
@@ -35,15 +40,10 @@ export interface RecordListener {
   readonly line: (line: LogLine) => void;
 }
 
-/** @param clone The queued clone; its record becomes `running`. */
+/** @param clone As it is before its next attempt begins; what it has moved counts. */
 export function startRunRecord(clone: Clone, listener: RecordListener): RunRecord {
-  const tracker = trackProgress();
-  let record: Clone = {
-    ...clone,
-    state: nextState(clone.state, 'start') ?? clone.state,
-    startedAt: now(),
-    waitingFor: null,
-  };
+  const tracker = trackProgress(clone.progress);
+  let record = clone;
   const change = (fields: Partial<Clone>) => {
     record = { ...record, ...fields };
     listener.changed();
@@ -62,15 +62,29 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
   };
 
   return {
-    snapshot: () => ({ ...record, phase: tracker.phase(), progress: tracker.snapshot() }),
+    snapshot: () => ({
+      ...record,
+      phase: tracker.phase() ?? record.phase,
+      progress: tracker.snapshot(),
+    }),
     isPublished: tracker.isPublished,
+    begin: () => {
+      const state = nextState(record.state, 'start') ?? record.state;
+      record = { ...record, state, startedAt: now(), waitingFor: null };
+    },
     cancel: () => {
       // Between two attempts it waits, but it has things to tidy up all the same.
       const state = nextState(record.state, 'start') ?? record.state;
       change({ state: nextState(state, 'cancel') ?? state, waitingFor: null });
     },
     succeed: (result) => {
-      end('finish', { result });
+      const { wireBytes } = tracker.snapshot();
+      const durationMs = Date.now() - Date.parse(record.startedAt ?? record.createdAt);
+      // The engine knows of those attempts only that it made itself.
+      end('finish', { result: { ...result, wireBytes, durationMs, warnings: record.warnings } });
+    },
+    suspend: (waitingFor) => {
+      change({ state: nextState(record.state, 'interrupt') ?? record.state, waitingFor });
     },
     fail: (error) => {
       const cancelled = record.state === 'cancelling';
@@ -107,7 +121,8 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       },
       warning: (text) => {
         log('warn', text);
-        if (record.warnings.length < WARNINGS_MAX) {
+        // Each attempt says it anew.
+        if (record.warnings.length < WARNINGS_MAX && !record.warnings.includes(text)) {
           change({ warnings: [...record.warnings, text] });
         }
       },
@@ -120,11 +135,6 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       },
     },
   };
-}
-
-export function recordError(error: CloneError): NonNullable<Clone['error']> {
-  const { code, message, hint, facts, retryable, phase } = error;
-  return { code, message, hint, facts: { ...facts }, retryable, phase };
 }
 
 function now(): string {

@@ -1,24 +1,26 @@
 /**
  * The worker of a host: takes clones from its queue, has the engine make them, and answers for them.
  *
- * It holds a lock on its part of the state directory, so that the journal there is one worker's. At its start it ends the
- * runs of a predecessor that died, before it takes any job. At its end it ends its own: they become failed and retryable,
- * with everything of theirs tidied up. A replica that was started is nobody's child and lives on.
+ * It holds a lock on its part of the state directory, so that the journal there is one worker's. At its end it suspends its
+ * clones: nothing of them runs any more, and they are queued again. At its start it goes on with those that the one before
+ * it had begun, whether that one was stopped or died, before it takes anything new. A replica that was started is nobody's
+ * child and lives on.
  */
 import { randomUUID } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Clone, CloneError } from '@pgcloned/contract';
+import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
 import { runClone, sweepClone } from '@pgcloned/engine';
 import { type FileLock, lockFile } from '@pgcloned/process';
 import { type HostQueue, openHostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
-import { type CloneJob, startCloneJob } from './clone-job.ts';
+import { type CloneJob, type CloneToMake, startCloneJob } from './clone-job.ts';
 import type { HostConfiguration } from './clone-plan.ts';
 import { readHostFacts, readMachineId } from './host-facts.ts';
 import { openRunJournal, type RunJournal } from './run-journal.ts';
-import { reportEndedRuns, sweepDeadRuns } from './sweep.ts';
+import { makeSlots } from './slots.ts';
+import { claimInterruptedRuns, reportEndedRuns, sweepInterruptedRuns } from './sweep.ts';
 
 /** How long the last records may take on their way to Redis when the worker stops; the journal keeps them otherwise. */
 const LAST_REPORTS_MS_MAX = 2_000;
@@ -68,27 +70,35 @@ export async function startWorker(
     },
   });
   const sweep = { journal, host: options, sweepClone: engine.sweepClone, log, signal };
-  await sweepDeadRuns(sweep);
+  const interrupted = await sweepInterruptedRuns(sweep);
 
   const jobs = new Map<string, CloneJob>();
+  const slots = makeSlots(worker.concurrency);
   let stopping = false;
   /** Attach or start: a job may be given out twice, its clone is made once. */
-  const run = async (clone: Clone, contract: number): Promise<void> => {
-    // It stays queued, and the next worker of this host gives it a job again.
-    if (stopping) return;
+  const make = async (toMake: CloneToMake): Promise<void> => {
+    const { id } = toMake.clone;
     const job =
-      jobs.get(clone.id) ??
-      startCloneJob(clone, contract, {
+      jobs.get(id) ??
+      startCloneJob(toMake, {
         queue,
         journal,
+        slots,
         workerId,
         host: options,
         runClone: engine.runClone,
+        sweepClone: engine.sweepClone,
         log,
+        // What is begun is put away to its end; the worker waits for it.
+        signal: new AbortController().signal,
       });
-    jobs.set(clone.id, job);
+    jobs.set(id, job);
     await job.reported;
-    jobs.delete(clone.id);
+    jobs.delete(id);
+  };
+  const run = async (clone: Clone, contract: number): Promise<void> => {
+    // It stays queued, and the next worker of this host gives it a job again.
+    if (!stopping) await make({ clone, contract, before: null });
   };
   const queue: HostQueue = parts.use(
     await openHostQueue({
@@ -107,14 +117,14 @@ export async function startWorker(
           sources: Object.keys(sources),
           allowedSettings: worker.allowedSettings,
           concurrency: worker.concurrency,
-          runningClones: [...jobs.keys()],
+          runningClones: [...jobs].filter(([, job]) => job.isRunning()).map(([id]) => id),
         }),
       run,
       onCancelRequested: (id) => {
         jobs.get(id)?.cancel();
       },
       onFenceLost: (id) => {
-        jobs.get(id)?.stop(workerStopped('another worker has taken over the record of the clone'));
+        jobs.get(id)?.giveUp();
       },
       onError: (error) => {
         log.warn({ err: error }, 'queue');
@@ -122,19 +132,24 @@ export async function startWorker(
       signal,
     }),
   );
-  await reportEndedRuns({ ...sweep, queue });
   parts.use(pruneEveryDay(journal, log));
   parts.defer(async () => {
     stopping = true;
     await queue.stopTaking();
     const running = [...jobs.values()];
-    for (const job of running) job.stop(workerStopped('the worker was stopped'));
+    for (const job of running) job.suspend();
     await Promise.all(running.map(async ({ finished }) => await finished));
     await Promise.race([
       Promise.all(running.map(async ({ reported }) => await reported)),
       delay(LAST_REPORTS_MS_MAX, undefined, { ref: false }),
     ]);
   });
+  const claimed = await claimInterruptedRuns(interrupted, { ...sweep, queue, workerId });
+  await reportEndedRuns({ ...sweep, queue, workerId });
+  for (const before of claimed) {
+    log.info({ cloneId: before.clone.id, attempt: before.clone.attempt }, 'clone goes on');
+    void make({ clone: before.clone, contract: CONTRACT_VERSION, before });
+  }
   queue.start();
   log.info({ host, concurrency: worker.concurrency, workerId }, 'worker takes jobs');
   return parts.move();
@@ -157,8 +172,4 @@ async function lockState(stateDirectory: string, signal: AbortSignal): Promise<F
     facts: { stateDirectory },
     hint: 'Stop the other one, or give this one a stateDirectory and a host of its own.',
   });
-}
-
-function workerStopped(message: string): CloneError {
-  return new CloneError('WORKER_STOPPED', message, { hint: 'Ask for the clone again.' });
 }

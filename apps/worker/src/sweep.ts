@@ -1,94 +1,172 @@
 /**
- * What a worker finds at its start: runs that died with the one before it, and records that nobody owns any more.
+ * What a worker finds at its start: runs that were interrupted with the one before it, and records that nobody owns any
+ * more.
  *
- * A run that died is not taken up again. Its record ends as failed and retryable at once, whatever BullMQ still believes
- * about its job; what it had copied serves the next clone into the same directory.
+ * A run that was stopped, or died, goes on in its next attempt, which no late word of the old worker can hurt: the number
+ * of the attempt is the fence. It does not go on if its cancel was asked for, if it was published (then it is complete, and
+ * only what was to follow is missing), if Redis says that it has ended, or if its worker died of it again and again.
  */
 import {
   type Clone,
   CloneError,
   hasEnded,
-  type Leftover,
   nextState,
   type Progress,
+  recordError,
 } from '@pgcloned/contract';
-import type { sweepClone } from '@pgcloned/engine';
+import type { SweepReport } from '@pgcloned/engine';
 import type { HostQueue, OpenClone } from '@pgcloned/queue';
-import type { Logger } from 'pino';
 import { reportRun } from './clone-job.ts';
-import { type HostConfiguration, planClone } from './clone-plan.ts';
-import type { RunJournal } from './run-journal.ts';
-import { recordError } from './run-record.ts';
+import { type PutAwayContext, putAway } from './put-away.ts';
+import type { Run, RunJournal } from './run-journal.ts';
 
-/** Dropping a slot on a source that does not answer must not hold up the start of the worker. */
-const SWEEP_MS_MAX = 30_000;
+/** A clone that kills its worker shall not do so for ever; other reasons to die do not come so often in a row. */
+const DEATHS_MAX = 5;
 
-export interface SweepContext {
+export interface SweepContext extends PutAwayContext {
   readonly journal: RunJournal;
-  readonly host: HostConfiguration;
-  readonly sweepClone: typeof sweepClone;
-  readonly log: Logger;
-  readonly signal: AbortSignal;
+}
+
+interface QueueContext extends SweepContext {
+  readonly queue: HostQueue;
+  readonly workerId: string;
 }
 
 /**
- * Ends the runs that died, on disk only: Redis may be away. Nobody else may hold the state directory.
+ * Puts away what interrupted runs have left elsewhere, and ends those that were published; on disk only: Redis may be
+ * away. Nobody else may hold the state directory.
  *
+ * @returns Those that go on.
  * @throws The signal's reason if `signal` aborts.
  */
-export async function sweepDeadRuns(context: SweepContext): Promise<void> {
-  const dead = (await context.journal.list()).filter(({ clone }) => !hasEnded(clone.state));
-  await Promise.all(
-    dead.map(async (run) => {
-      const { published, leftovers } = await putAway(run.clone, context);
-      context.signal.throwIfAborted();
-      const clone = lostClone(run.clone, { published, leftovers });
-      context.log.warn(
-        { cloneId: clone.id, published, leftovers },
-        'ended a clone whose worker died',
-      );
+export async function sweepInterruptedRuns(context: SweepContext): Promise<readonly Run[]> {
+  const interrupted = (await context.journal.list()).filter(({ clone }) => !hasEnded(clone.state));
+  const goOn = await Promise.all(
+    interrupted.map(async (run) => {
+      const { published, leftovers } = await putAway(run, 'queued', context);
+      // What could not be put away now the next attempt puts away, or its end names.
+      if (!published && !hasPublished(run.clone)) return run;
+      context.log.warn({ cloneId: run.clone.id }, 'ended a published clone whose worker died');
+      const clone = lostClone(run.clone, { published: true, leftovers });
       await context.journal.write({ ...run, clone, reported: false });
+      return undefined;
     }),
   );
+  return goOn.filter((run) => run !== undefined);
+}
+
+/** Also if its directory could not be looked at: what was published is never made again. */
+function hasPublished({ progress }: Clone): boolean {
+  return progress.phases.some(({ name, state }) => name === 'publish' && state === 'done');
+}
+
+/** Claims the next attempt of each run in Redis. @returns Those to be made, or brought to their end as cancelled. */
+export async function claimInterruptedRuns(
+  runs: readonly Run[],
+  context: QueueContext,
+): Promise<readonly Run[]> {
+  const { queue, journal, workerId, log } = context;
+  const open = await queue.openClones();
+  const claimed: Run[] = [];
+  for (const run of runs) {
+    const last = open.find(({ clone }) => clone.id === run.clone.id);
+    const next = nextAttempt(run, last, workerId);
+    const isWorn = next.deaths.count > DEATHS_MAX && next.clone.state !== 'cancelling';
+    if (!isWorn) {
+      // The journal first: after a death between the two, the attempt after this one is higher than both know.
+      await journal.write(next);
+      const fence = { attempt: next.clone.attempt, workerId };
+      if ((await queue.confirm(next.clone, fence)) === 'stored') {
+        claimed.push(next);
+        continue;
+      }
+    }
+    log.warn(
+      { cloneId: run.clone.id, deaths: next.deaths.count },
+      isWorn
+        ? 'ended a clone that killed its worker again and again'
+        : 'a clone has ended without us',
+    );
+    const clone = lostClone(next.clone, await putAway(next, 'failed', context));
+    await journal.write({ ...next, clone });
+  }
+  return claimed;
 }
 
 /** Brings to Redis what it does not know yet, and ends the records of runs that this host knows nothing of. */
-export async function reportEndedRuns(
-  context: SweepContext & { readonly queue: HostQueue },
-): Promise<void> {
-  const { journal, queue, log } = context;
+export async function reportEndedRuns(context: QueueContext): Promise<void> {
+  const { journal, queue, workerId, log } = context;
   const open = await queue.openClones();
   for (const run of await journal.list()) {
     const { clone, reported } = run;
     if (!hasEnded(clone.state) || reported) continue;
     const last = open.find((one) => one.clone.id === clone.id);
-    const ended = last === undefined ? clone : withLastWord(clone, last);
-    await reportRun({ ...run, clone: ended }, context);
+    await reportRun({ ...run, clone: withLastWord(clone, last) }, context);
   }
-  for (const last of await queue.openClones()) {
-    const { clone, fence } = last;
-    // Not begun: its turn comes. One that waits between two attempts has a worker, which is gone.
-    if (clone.state === 'queued' && fence.workerId === '') continue;
-    const run = await journal.read(clone.id);
-    if (run === undefined) log.warn({ cloneId: clone.id }, 'ended a clone that has no journal');
-    const ended = run?.clone ?? lostClone(clone, await putAway(clone, context));
-    await queue.confirm(withLastWord(ended, last), fence);
+  for (const { clone, fence, cancelRequested } of await queue.openClones()) {
+    // Not begun: its turn comes. Or claimed just now.
+    if (fence.workerId === workerId || (clone.state === 'queued' && fence.workerId === ''))
+      continue;
+    const known = await journal.read(clone.id);
+    if (known !== undefined) {
+      await queue.confirm(known.clone, fence);
+      continue;
+    }
+    log.warn({ cloneId: clone.id }, 'ended a clone that has no journal');
+    const becomes = cancelRequested ? 'cancelled' : 'failed';
+    const run = { clone: cancelRequested ? toCancel(clone) : clone, filled: [] };
+    await queue.confirm(lostClone(run.clone, await putAway(run, becomes, context)), fence);
   }
 }
 
-/** What Redis knows better of a clone that was lost: the journal was last written when a phase began. */
-function withLastWord(clone: Clone, { clone: last, cancelRequested }: OpenClone): Clone {
-  if (clone.error?.code !== 'WORKER_LOST') return clone;
-  const known =
-    last.phase === clone.phase
-      ? {
-          progress: brokenOff(last.progress, clone.endedAt),
-          instance: last.instance.state === 'running' ? last.instance : clone.instance,
-        }
-      : {};
-  // Whoever asked for the cancel was told that the clone stops: its own end no longer counts.
-  const end = cancelRequested ? ({ state: 'cancelled', error: null } as const) : {};
-  return { ...clone, ...known, ...end };
+function nextAttempt(run: Run, last: OpenClone | undefined, workerId: string): Run {
+  // Redis hears of every step, the journal of every phase; but either may have been away.
+  const isFresher = (last?.clone.progress.wireBytes ?? 0) > run.clone.progress.wireBytes;
+  const progress = isFresher && last !== undefined ? last.clone.progress : run.clone.progress;
+  const clone: Clone = {
+    ...run.clone,
+    attempt: Math.max(run.clone.attempt, last?.fence.attempt ?? 0) + 1,
+    progress: brokenOff(progress, new Date().toISOString()),
+  };
+  const isToCancel = clone.state === 'cancelling' || last?.cancelRequested === true;
+  return {
+    ...run,
+    workerId,
+    reported: false,
+    clone: isToCancel
+      ? toCancel(clone)
+      : {
+          ...clone,
+          state: nextState(clone.state, 'interrupt') ?? clone.state,
+          waitingFor: 'the next attempt, after: the worker was started again',
+        },
+    deaths: clone.state === 'queued' ? run.deaths : oneMore(run.deaths, progress),
+  };
+}
+
+/** It counts from the start again if the copy has got further in between, as `retry-budget.ts` of the engine has it. */
+function oneMore({ count, leastMissingBytes }: Run['deaths'], progress: Progress): Run['deaths'] {
+  const missing = progress.bytesTotal === 0 ? null : progress.bytesTotal - progress.keptBytes;
+  const isFurther = missing !== null && missing < (leastMissingBytes ?? Number.POSITIVE_INFINITY);
+  return isFurther
+    ? { count: 1, leastMissingBytes: missing }
+    : { count: count + 1, leastMissingBytes };
+}
+
+function toCancel(clone: Clone): Clone {
+  const running = nextState(clone.state, 'start') ?? clone.state;
+  return { ...clone, state: nextState(running, 'cancel') ?? clone.state, waitingFor: null };
+}
+
+/** What Redis knows better of a clone that was lost: the journal was last written a while before. */
+function withLastWord(clone: Clone, last: OpenClone | undefined): Clone {
+  if (clone.error?.code !== 'WORKER_LOST' || last?.clone.phase !== clone.phase) return clone;
+  const { progress, instance } = last.clone;
+  return {
+    ...clone,
+    progress: brokenOff(progress, clone.endedAt),
+    instance: instance.state === 'running' ? instance : clone.instance,
+  };
 }
 
 /** Nothing goes on in it any more. */
@@ -104,47 +182,13 @@ function brokenOff(progress: Progress, endedAt: string | null): Progress {
   };
 }
 
-async function putAway(
-  clone: Clone,
-  { host, log, signal, ...context }: SweepContext,
-): Promise<{ readonly published: boolean; readonly leftovers: readonly Leftover[] }> {
-  try {
-    return await context.sweepClone(planClone(clone, host), {
-      signal: AbortSignal.any([signal, AbortSignal.timeout(SWEEP_MS_MAX)]),
-    });
-  } catch (error) {
-    signal.throwIfAborted();
-    // Another clone has the directory: it has put away what was there.
-    if (error instanceof CloneError && error.code === 'TARGET_BUSY') {
-      return { published: false, leftovers: [] };
-    }
-    log.error({ cloneId: clone.id, err: error }, 'could not put away what a dead clone left');
-    const { dataDirectory } = clone.spec.target;
-    return {
-      published: false,
-      leftovers: [
-        {
-          what: `temporary directories of the clone beside ${dataDirectory}`,
-          remedy: `Clone into ${dataDirectory} again: that puts away what is left.`,
-        },
-      ],
-    };
-  }
-}
-
-function lostClone(
-  clone: Clone,
-  {
-    published,
-    leftovers,
-  }: { readonly published: boolean; readonly leftovers: readonly Leftover[] },
-): Clone {
+function lostClone(clone: Clone, { published, leftovers }: SweepReport): Clone {
   const { dataDirectory } = clone.spec.target;
   const error = new CloneError('WORKER_LOST', 'the worker died while it made the clone', {
     facts: { dataDirectory, published },
     hint: published
       ? `The clone in ${dataDirectory} is complete and can be started; only what was to follow is missing.`
-      : 'Ask for the clone again: what was copied cannot be started, and the next one builds upon it.',
+      : 'See in the log of the worker, or of the kernel, why it died. What was copied cannot be started, and the next clone builds upon it.',
   });
   error.phase = clone.phase;
   const state = nextState(clone.state, 'fail') ?? clone.state;

@@ -12,6 +12,8 @@ await startWorker(workerOptions({ redisUrl, directory }), {
   ...engine,
   runClone: async (plan, o) => {
     o.observer.phaseStarted('copy-files');
+    o.observer.copyPlanned({ bytesTotal: 200, filesTotal: 2, keptBytes: 50, workers: 1 });
+    o.observer.sent(70);
     if (interrupted !== undefined) {
       const error = new CloneError('SOURCE_LOST', 'the backup session was lost');
       o.observer.interrupted({ attempt: 2, error, pauseMs: 60_000 });

@@ -2,7 +2,7 @@ import { readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { scratchDirectory } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
-import { openRunJournal } from '../src/run-journal.ts';
+import { NO_DEATHS, openRunJournal } from '../src/run-journal.ts';
 import { someClone } from './worker-parts.ts';
 
 const DAY_MS = 86_400_000;
@@ -10,7 +10,14 @@ const DAY_MS = 86_400_000;
 test('what was written is read back, and a clone that was never begun is not there', async () => {
   await using scratch = await scratchDirectory();
   const journal = await openRunJournal({ directory: scratch.path, onUnreadable: () => {} });
-  const run = { clone: someClone(), workerId: 'w', reported: false };
+  const directory = { path: '/srv/x', final: '/srv/x', kind: 'data', madeFrom: '/srv' } as const;
+  const run = {
+    clone: someClone(),
+    workerId: 'w',
+    reported: false,
+    filled: [directory],
+    deaths: { count: 1, leastMissingBytes: 100 },
+  };
 
   await journal.write(run);
 
@@ -45,7 +52,8 @@ test('only runs that ended long ago and were reported are removed', async () => 
   const recent = { ...someClone(), state: 'failed' as const, endedAt: new Date().toISOString() };
   const unreported = { ...someClone(), state: 'failed' as const, endedAt: longAgo };
   for (const clone of [old, running, recent, unreported]) {
-    await journal.write({ clone, workerId: 'w', reported: clone !== unreported });
+    const reported = clone !== unreported;
+    await journal.write({ clone, workerId: 'w', reported, filled: [], deaths: NO_DEATHS });
   }
 
   await journal.prune();

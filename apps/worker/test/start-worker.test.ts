@@ -4,8 +4,8 @@ import { once } from 'node:events';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { CloneError } from '@pgcloned/contract';
-import { type CloneStore, openCloneStore, openHostQueue } from '@pgcloned/queue';
+import { type Clone, CloneError } from '@pgcloned/contract';
+import { type CloneStore, type HostQueue, openCloneStore, openHostQueue } from '@pgcloned/queue';
 import {
   type PrivateRedis,
   runAsPartsUser,
@@ -44,6 +44,7 @@ const stateOf = async (id: string) => (await store.get(id).catch(() => undefined
 const journalOf = async (id: string) =>
   JSON.parse(await readFile(join(scratch.path, 'state', 'runs', `${id}.json`), 'utf8')) as {
     clone: { state: string; phase: string };
+    workerId: string;
     reported: boolean;
   };
 
@@ -56,13 +57,18 @@ test('a clone is made with what the host knows, and its record tells how it went
   const [call] = engine.calls;
 
   call?.observer.phaseStarted('copy-files');
-  call?.observer.copyPlanned({ bytesTotal: 200, filesTotal: 2, workers: 1 });
+  call?.observer.copyPlanned({ bytesTotal: 200, filesTotal: 2, keptBytes: 40, workers: 1 });
+  call?.observer.sent(90);
   call?.observer.copied({ worker: 0, bytes: 100, files: 1 });
   call?.observer.warning('the disk is slow');
   call?.observer.log('info', 'half of it is there', { bytes: 100 });
   call?.observer.leftover({ what: 'a file', remedy: 'rm it' });
   await eventually(async () => (await store.get(clone.id))?.progress.bytesDone === 100);
-  expect(await store.get(clone.id)).toMatchObject({ state: 'running', phase: 'copy-files' });
+  expect(await store.get(clone.id)).toMatchObject({
+    state: 'running',
+    phase: 'copy-files',
+    progress: { wireBytes: 90, keptBytes: 40 },
+  });
   expect(await store.host('replica-1')).toMatchObject({
     online: true,
     sources: ['orders', 'here'],
@@ -87,7 +93,8 @@ test('a clone is made with what the host knows, and its record tells how it went
     error: null,
     warnings: ['the disk is slow'],
     leftovers: [{ what: 'a file', remedy: 'rm it' }],
-    result: { bytes: 100 },
+    result: { bytes: 100, wireBytes: 90, warnings: ['the disk is slow'] },
+    progress: { wireBytes: 90, keptBytes: 40 },
   });
   const lines = (await store.logs(clone.id)).map(({ message }) => message);
   expect(lines).toContain('half of it is there');
@@ -236,27 +243,70 @@ test('after the publication a cancel is refused', async () => {
   expect(call.signal.aborted).toBe(false);
 });
 
-test('a worker that stops ends its clones as failed and retryable, and leaves the queued ones queued', async () => {
+test('a worker that stops leaves its clones queued, and the next one goes on with them before anything new', async () => {
   const engine = playedEngine();
   const worker = await startWorker(options(1), engine);
   const [first, second] = [someClone(), someClone()];
   await store.create(first);
   await eventually(() => engine.calls.length === 1);
   await store.create(second);
+  engine.calls[0]?.observer.phaseStarted('copy-files');
+  engine.calls[0]?.observer.sent(70);
 
   await worker[Symbol.asyncDispose]();
 
-  expect(await store.get(first.id)).toMatchObject({
-    state: 'failed',
-    error: { code: 'WORKER_STOPPED', retryable: true },
+  expect(engine.calls[0]?.signal.reason).toMatchObject({ code: 'WORKER_STOPPED' });
+  const waiting = await store.get(first.id);
+  expect(waiting).toMatchObject({
+    state: 'queued',
+    attempt: 1,
+    error: null,
+    endedAt: null,
+    waitingFor: 'the worker of host replica-1 to start again',
+    progress: { wireBytes: 70 },
   });
   expect(await store.get(second.id)).toMatchObject({ state: 'queued' });
   expect(await store.host('replica-1')).toMatchObject({ online: false });
 
   await using _next = await startWorker(options(1), engine);
+  await eventually(() => engine.calls.length === 2);
+  engine.calls[1]?.observer.phaseStarted('preflight');
+  engine.calls[1]?.observer.sent(30);
+  await eventually(async () => (await stateOf(first.id)) === 'running');
+  expect(await stateOf(second.id)).toBe('queued');
+  engine.calls[1]?.succeed();
+  await eventually(async () => (await stateOf(first.id)) === 'succeeded');
   await eventually(async () => (await stateOf(second.id)) === 'running');
-  expect(engine.calls.map(({ plan }) => plan.id)).toEqual([first.id, second.id]);
-  expect(engine.swept).toEqual([]);
+
+  expect(engine.calls.map(({ plan: { id, attempt } }) => [id, attempt])).toEqual([
+    [first.id, 1],
+    [first.id, 2],
+    [second.id, 1],
+  ]);
+  expect(await store.get(first.id)).toMatchObject({
+    attempt: 2,
+    startedAt: waiting?.startedAt,
+    waitingFor: null,
+    result: { wireBytes: 100 },
+  });
+});
+
+test('a worker that stops ends a published clone, which is complete', async () => {
+  const engine = playedEngine();
+  const worker = await startWorker(options(), engine);
+  const clone = someClone();
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  const [call] = engine.calls;
+  if (call === undefined) throw new Error('not called');
+  publishNow(call.observer);
+
+  await worker[Symbol.asyncDispose]();
+
+  expect(await store.get(clone.id)).toMatchObject({
+    state: 'failed',
+    error: { code: 'WORKER_STOPPED', retryable: true, facts: { published: true } },
+  });
 });
 
 test('a second worker on the same state directory is refused', async () => {
@@ -274,12 +324,8 @@ test('a job that is given out twice is worked on once', async () => {
   await store.create(clone);
   await eventually(() => engine.calls.length === 1);
 
-  // As BullMQ does it with a job whose lock ran out.
-  const queue = 'pgcloned:host-replica-1';
-  const cli = (...words: string[]) => runAsPartsUser(['redis-cli', '-s', redis.socket, ...words]);
-  await cli('RPUSH', `${queue}:wait`, `${clone.id}-1`);
-  await cli('ZADD', `${queue}:marker`, '0', '0');
-  await eventually(async () => !(await exists(`${queue}:wait`)));
+  await giveOutAgain(`${clone.id}-1`);
+  await eventually(async () => !(await exists('pgcloned:host-replica-1:wait')));
   engine.calls[0]?.succeed();
   await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
 
@@ -294,77 +340,218 @@ async function killWorkerDuring(id: string, interrupted: readonly string[] = [])
   });
   await once(child.stdout, 'data');
   await eventually(async () => (await journalOf(id)).clone.phase === 'copy-files');
+  await eventually(async () => (await store.get(id))?.progress.wireBytes === 70);
   if (interrupted.length > 0) await eventually(async () => (await stateOf(id)) === 'queued');
   child.kill('SIGKILL');
   await once(child, 'exit');
 }
 
-test('a clone whose worker was killed ends as failed when the next one starts, and is not begun again', async () => {
+test('a clone whose worker was killed goes on when the next one starts, and ends once', async () => {
   const clone = someClone();
   await store.create(clone);
   await killWorkerDuring(clone.id);
-  expect(await stateOf(clone.id)).toBe('running');
+  const died = await store.get(clone.id);
+  expect(died).toMatchObject({ state: 'running', progress: { wireBytes: 70 } });
 
   const engine = playedEngine();
-  await using _worker = await startWorker(options(), engine);
-
-  const ended = await store.get(clone.id);
-  expect(ended).toMatchObject({
-    state: 'failed',
-    error: { code: 'WORKER_LOST', retryable: true, phase: 'copy-files' },
+  await using _worker = await startWorker(options(1), engine);
+  await eventually(() => engine.calls.length === 1);
+  const [call] = engine.calls;
+  expect(await store.get(clone.id)).toMatchObject({
+    state: 'queued',
+    attempt: 2,
+    waitingFor: expect.stringMatching(/started again/),
   });
-  expect(ended?.progress.phases).toContainEqual(
-    expect.objectContaining({ name: 'copy-files', state: 'failed', endedAt: ended?.endedAt }),
-  );
-  expect(engine.swept).toEqual([clone.id]);
+  expect(engine.swept).toEqual([`${clone.id} queued`]);
+  // The only slot is taken, and the job of the dead worker is given out once its lock has run out.
   const next = someClone();
   await store.create(next);
-  await eventually(() => engine.calls.length > 0);
-  expect(engine.calls.map(({ plan }) => plan.id)).toEqual([next.id]);
+  await giveOutAgain(`${clone.id}-1`);
+  call?.observer.phaseStarted('preflight');
+  call?.observer.sent(30);
+  await eventually(async () => (await stateOf(clone.id)) === 'running');
+  expect(await stateOf(next.id)).toBe('queued');
+  call?.succeed();
+  await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
+  await eventually(async () => (await stateOf(next.id)) === 'running');
+
+  expect(await store.get(clone.id)).toMatchObject({
+    attempt: 2,
+    startedAt: died?.startedAt,
+    error: null,
+    result: { wireBytes: 100 },
+    progress: { wireBytes: 100 },
+  });
+  expect(engine.calls.map(({ plan: { id, attempt } }) => [id, attempt])).toEqual([
+    [clone.id, 2],
+    [next.id, 1],
+  ]);
+  // Then there is somebody to take the job again.
+  engine.calls[1]?.succeed();
+  await eventually(async () => !(await exists(`pgcloned:host-replica-1:${clone.id}-1`)));
 });
 
-test('a clone whose worker was killed between two attempts ends as failed, and is not begun again', async () => {
+test('what a dead worker says late is refused', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  await killWorkerDuring(clone.id);
+  const { workerId } = await journalOf(clone.id);
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 1);
+
+  await using late = await openOther({ workerId });
+  const record = { ...clone, state: 'running' as const, startedAt: clone.createdAt };
+
+  expect(await late.confirm(record, { attempt: 1, workerId })).toBe('refused');
+  expect(await store.get(clone.id)).toMatchObject({ attempt: 2 });
+});
+
+test('a clone whose worker was killed between two attempts goes on with the one after', async () => {
   const clone = someClone();
   await store.create(clone);
   await killWorkerDuring(clone.id, ['interrupted']);
 
   const engine = playedEngine();
   await using _worker = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 1);
+  engine.calls[0]?.observer.phaseStarted('preflight');
+  engine.calls[0]?.succeed();
+  await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
 
-  expect(await store.get(clone.id)).toMatchObject({
-    state: 'failed',
-    attempt: 2,
-    waitingFor: null,
-    error: { code: 'WORKER_LOST', retryable: true },
-  });
-  const next = someClone();
-  await store.create(next);
-  await eventually(() => engine.calls.length > 0);
-  expect(engine.calls.map(({ plan }) => plan.id)).toEqual([next.id]);
+  expect(engine.calls.map(({ plan: { attempt } }) => attempt)).toEqual([3]);
+  expect((await store.get(clone.id))?.attempt).toBe(3);
 });
 
-test('a clone that was to be cancelled when its worker was killed ends as cancelled', async () => {
+test('a Redis that lost everything meanwhile gets the record again of a clone that goes on', async () => {
   const clone = someClone();
   await store.create(clone);
   await killWorkerDuring(clone.id);
-  expect((await store.cancel(clone.id)).state).toBe('cancelling');
+  await redis.flush();
+
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 1);
+
+  expect(await store.get(clone.id)).toMatchObject({ state: 'queued', attempt: 2 });
+});
+
+test.each(['killed', 'stopped'])(
+  'a clone that was to be cancelled while its worker was %s ends as cancelled, and its files go',
+  async (how) => {
+    const engine = playedEngine();
+    const clone = someClone();
+    await store.create(clone);
+    if (how === 'killed') await killWorkerDuring(clone.id);
+    else {
+      const worker = await startWorker(options(), engine);
+      await eventually(() => engine.calls.length === 1);
+      await worker[Symbol.asyncDispose]();
+      engine.calls.length = 0;
+    }
+    expect((await store.cancel(clone.id)).state).toBe('cancelling');
+
+    await using _worker = await startWorker(options(), engine);
+    await eventually(async () => (await stateOf(clone.id)) === 'cancelled');
+
+    expect(await store.get(clone.id)).toMatchObject({ error: null, instance: { state: 'absent' } });
+    expect(engine.swept).toEqual([`${clone.id} queued`, `${clone.id} cancelled`]);
+    expect(engine.calls).toEqual([]);
+  },
+);
+
+test('a clone whose deadline passed while its worker was stopped has failed, and does not go on', async () => {
+  const engine = playedEngine();
+  const worker = await startWorker(options(), engine);
+  const clone = someClone({ deadline: new Date(Date.now() + 1_000).toISOString() });
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  await worker[Symbol.asyncDispose]();
+  await eventually(async () => (await stateOf(clone.id)) === 'failed');
+
+  await using _worker = await startWorker(options(), engine);
+
+  expect((await store.get(clone.id))?.error).toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+  expect((await journalOf(clone.id)).clone.state).toBe('failed');
+  expect(engine.swept).toEqual([`${clone.id} queued`, `${clone.id} failed`]);
+  expect(engine.calls).toHaveLength(1);
+});
+
+test('a clone that was published when its worker was killed ends as failed, and is complete', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  await killWorkerDuring(clone.id);
+
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), {
+    ...engine,
+    sweepClone: () => Promise.resolve({ published: true, leftovers: [] }),
+  });
+
+  const ended = await store.get(clone.id);
+  expect(ended).toMatchObject({
+    state: 'failed',
+    error: {
+      code: 'WORKER_LOST',
+      retryable: true,
+      phase: 'copy-files',
+      facts: { published: true },
+    },
+  });
+  expect(ended?.progress.phases).toContainEqual(
+    expect.objectContaining({ name: 'copy-files', state: 'failed', endedAt: ended?.endedAt }),
+  );
+  expect(engine.calls).toEqual([]);
+});
+
+/** Of the 200 bytes that the dying worker had planned 150 were missing when it began to copy. */
+async function killWorkerOnceMore(clone: Clone, leastMissingBytes: number): Promise<void> {
+  await store.create(clone);
+  await killWorkerDuring(clone.id);
+  const path = join(scratch.path, 'state', 'runs', `${clone.id}.json`);
+  const run = JSON.parse(await readFile(path, 'utf8')) as object;
+  await writeFile(path, JSON.stringify({ ...run, deaths: { count: 5, leastMissingBytes } }));
+}
+
+test('a clone whose worker died of it again and again is given up', async () => {
+  const clone = someClone();
+  await killWorkerOnceMore(clone, 150);
 
   const engine = playedEngine();
   await using _worker = await startWorker(options(), engine);
 
-  expect(await store.get(clone.id)).toMatchObject({ state: 'cancelled', error: null });
-  expect(engine.swept).toEqual([clone.id]);
+  expect(await store.get(clone.id)).toMatchObject({
+    state: 'failed',
+    error: { code: 'WORKER_LOST', retryable: true, facts: { published: false } },
+  });
+  expect(engine.swept).toEqual([`${clone.id} queued`, `${clone.id} failed`]);
+  expect(engine.calls).toEqual([]);
 });
 
-test('what a dead clone left and could not be put away is named with its remedy', async () => {
+test('a clone whose worker died again and again goes on as long as it gets further', async () => {
+  const clone = someClone();
+  await killWorkerOnceMore(clone, 151);
+
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 1);
+
+  expect(engine.calls[0]?.plan.id).toBe(clone.id);
+});
+
+test('what a dead worker left and could not be put away is named with its remedy', async () => {
   const clone = someClone();
   await store.create(clone);
   await killWorkerDuring(clone.id);
+  const engine = playedEngine();
 
   await using _worker = await startWorker(options(), {
-    ...playedEngine(),
+    ...engine,
     sweepClone: () => Promise.reject(new Error('the disk is broken')),
   });
+  await eventually(() => engine.calls.length === 1);
+  engine.calls[0]?.fail(new CloneError('SOURCE_LOST', 'the source is gone'));
+  await eventually(async () => (await stateOf(clone.id)) === 'failed');
 
   const { dataDirectory } = clone.spec.target;
   expect((await store.get(clone.id))?.leftovers).toEqual([
@@ -379,19 +566,7 @@ test('a running record that this host knows nothing of ends as failed', async ()
   const clone = someClone();
   await store.create(clone);
   {
-    await using queue = await openHostQueue({
-      redisUrl: redis.url,
-      host: 'replica-1',
-      machineId: 'another',
-      workerId: 'another',
-      concurrency: 1,
-      facts: () => Promise.resolve(factsOfAnother),
-      run: () => Promise.resolve(),
-      onCancelRequested: () => {},
-      onFenceLost: () => {},
-      onError: () => {},
-      signal: new AbortController().signal,
-    });
+    await using queue = await openOther({ workerId: 'another' });
     await queue.confirm({ ...clone, state: 'running' }, { attempt: 1, workerId: 'another' });
   }
 
@@ -402,7 +577,7 @@ test('a running record that this host knows nothing of ends as failed', async ()
     state: 'failed',
     error: { code: 'WORKER_LOST' },
   });
-  expect(engine.swept).toEqual([clone.id]);
+  expect(engine.swept).toEqual([`${clone.id} failed`]);
 });
 
 test('a Redis that is stopped and started again costs a clone nothing', async () => {
@@ -449,14 +624,37 @@ test('an end that Redis could not be told is told by the next worker', async () 
   await eventually(() => engine.calls.length === 1);
 
   await redis.stop();
+  engine.calls[0]?.succeed();
+  await eventually(async () => (await journalOf(clone.id)).clone.state === 'succeeded');
   await worker[Symbol.asyncDispose]();
-  expect(await journalOf(clone.id)).toMatchObject({ clone: { state: 'failed' }, reported: false });
+  expect((await journalOf(clone.id)).reported).toBe(false);
   await redis.start();
   await using _next = await startWorker(options(), engine);
-  await eventually(async () => (await stateOf(clone.id)) === 'failed');
+  await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
 
-  expect((await store.get(clone.id))?.error).toMatchObject({ code: 'WORKER_STOPPED' });
+  expect(engine.calls).toHaveLength(1);
   expect(engine.swept).toEqual([]);
+});
+
+test('a clone that was suspended while Redis was away goes on all the same', async () => {
+  const engine = playedEngine();
+  const worker = await startWorker(options(), engine);
+  const clone = someClone();
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+
+  await redis.stop();
+  await worker[Symbol.asyncDispose]();
+  await redis.start();
+  await using _next = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 2);
+
+  expect(engine.calls.map(({ plan: { id, attempt } }) => [id, attempt])).toEqual([
+    [clone.id, 1],
+    [clone.id, 2],
+  ]);
+  await eventually(async () => (await stateOf(clone.id)) === 'queued');
+  expect((await store.get(clone.id))?.attempt).toBe(2);
 });
 
 test('the journal survives files that are none of its own', async () => {
@@ -468,6 +666,37 @@ test('the journal survives files that are none of its own', async () => {
 
   expect(await readdir(join(scratch.path, 'state', 'runs'))).toEqual(['notes.json']);
 });
+
+/** As BullMQ does it with a job whose lock ran out. */
+async function giveOutAgain(jobId: string): Promise<void> {
+  const queue = 'pgcloned:host-replica-1';
+  const cli = (...words: string[]) => runAsPartsUser(['redis-cli', '-s', redis.socket, ...words]);
+  await cli('RPUSH', `${queue}:wait`, jobId);
+  await cli('ZADD', `${queue}:marker`, '0', '0');
+}
+
+/** The side of the queue that another worker of this host would have, on another machine or before its death. */
+async function openOther({ workerId }: { readonly workerId: string }): Promise<HostQueue> {
+  return await openHostQueue({
+    redisUrl: redis.url,
+    host: 'replica-1',
+    machineId: await machineIdNow(),
+    workerId,
+    concurrency: 1,
+    facts: () => Promise.resolve({ ...factsOfAnother, workerId }),
+    run: () => Promise.resolve(),
+    onCancelRequested: () => {},
+    onFenceLost: () => {},
+    onError: () => {},
+    signal: new AbortController().signal,
+  });
+}
+
+async function machineIdNow(): Promise<string> {
+  const words = ['redis-cli', '-s', redis.socket, 'HGET', 'pgcloned:host:replica-1', 'machineId'];
+  const { stdout } = await runAsPartsUser(words);
+  return stdout.toString().trim() || 'another';
+}
 
 async function exists(key: string): Promise<boolean> {
   const { stdout } = await runAsPartsUser(['redis-cli', '-s', redis.socket, 'EXISTS', key]);

@@ -65,6 +65,7 @@ export interface EngineCall {
 /** Every clone waits until the test ends it, or its signal aborts. */
 export function playedEngine(): Engine & {
   readonly calls: EngineCall[];
+  /** Each with what becomes of it. */
   readonly swept: string[];
 } {
   const calls: EngineCall[] = [];
@@ -84,8 +85,8 @@ export function playedEngine(): Engine & {
       calls.push({ plan, observer, signal, succeed, fail: reject });
       return await promise;
     },
-    sweepClone: (plan) => {
-      swept.push(plan.id);
+    sweepClone: (plan, { becomes }) => {
+      swept.push(`${plan.id} ${becomes}`);
       return Promise.resolve({ published: false, leftovers: [] });
     },
   };

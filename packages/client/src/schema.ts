@@ -410,7 +410,7 @@ export interface components {
             lostSince: string | null;
             /** @description Where it is, or where it ended */
             phase: ("preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica") | null;
-            /** @description Counts the times it was begun */
+            /** @description Numbers its attempts; each builds upon what the one before has copied */
             attempt: number;
             spec: components["schemas"]["CloneSpecOutput"];
             /** Format: date-time */
@@ -434,6 +434,10 @@ export interface components {
             bytesDone: number;
             filesTotal: number;
             filesDone: number;
+            /** @description What went over the network, of all attempts; the files on their way are missing */
+            wireBytes: number;
+            /** @description Of `bytesDone`: what was here when the copy last began, and need not be sent again */
+            keptBytes: number;
             /** @description Of all workers together, as of late */
             bytesPerSecond: number;
             /** @description How long the rest of the copy will take at this rate */
@@ -785,6 +789,8 @@ export interface components {
                  *         "bytesDone": 0,
                  *         "filesTotal": 0,
                  *         "filesDone": 0,
+                 *         "wireBytes": 0,
+                 *         "keptBytes": 0,
                  *         "bytesPerSecond": 0,
                  *         "etaSeconds": null,
                  *         "wal": {
@@ -927,6 +933,8 @@ export interface components {
                  *         "bytesDone": 0,
                  *         "filesTotal": 0,
                  *         "filesDone": 0,
+                 *         "wireBytes": 0,
+                 *         "keptBytes": 0,
                  *         "bytesPerSecond": 0,
                  *         "etaSeconds": null,
                  *         "wal": {
@@ -1252,6 +1260,8 @@ export interface components {
                  *         "bytesDone": 1288490188,
                  *         "filesTotal": 13400,
                  *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
                  *         "bytesPerSecond": 429496729,
                  *         "etaSeconds": 6,
                  *         "wal": {
@@ -1420,6 +1430,8 @@ export interface components {
                  *         "bytesDone": 1288490188,
                  *         "filesTotal": 13400,
                  *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
                  *         "bytesPerSecond": 429496729,
                  *         "etaSeconds": 6,
                  *         "wal": {
@@ -1665,6 +1677,8 @@ export interface operations {
                      *             "bytesDone": 1288490188,
                      *             "filesTotal": 13400,
                      *             "filesDone": 2210,
+                     *             "wireBytes": 1289104211,
+                     *             "keptBytes": 0,
                      *             "bytesPerSecond": 429496729,
                      *             "etaSeconds": 6,
                      *             "wal": {

@@ -2,7 +2,7 @@
 import * as z from 'zod';
 import { CloneSpec } from './clone-spec.ts';
 import { STATES } from './clone-state.ts';
-import { CATALOGUE, type ErrorCode } from './errors.ts';
+import { CATALOGUE, type CloneError, type ErrorCode } from './errors.ts';
 import { PHASE_STATES, PHASES } from './phases.ts';
 
 export const CloneId = z
@@ -32,12 +32,26 @@ export const RecordError = z
 
 export type RecordError = z.output<typeof RecordError>;
 
+/** What a record tells of an error. */
+export function recordError(error: CloneError): RecordError {
+  const { code, message, hint, facts, retryable, phase } = error;
+  return { code, message, hint, facts: { ...facts }, retryable, phase };
+}
+
 export const Progress = z
   .object({
     bytesTotal: Bytes.meta({ description: 'What is to be copied; 0 until the files are listed' }),
     bytesDone: Bytes,
     filesTotal: Bytes,
     filesDone: Bytes,
+    wireBytes: Bytes.meta({
+      description:
+        'What went over the network, of all attempts; the files on their way are missing',
+    }),
+    keptBytes: Bytes.meta({
+      description:
+        'Of `bytesDone`: what was here when the copy last began, and need not be sent again',
+    }),
     bytesPerSecond: Bytes.meta({ description: 'Of all workers together, as of late' }),
     etaSeconds: Bytes.nullable().meta({
       description: 'How long the rest of the copy will take at this rate',
@@ -127,7 +141,9 @@ export const Clone = z
     }),
     lostSince: Time.nullable(),
     phase: z.enum(PHASES).nullable().meta({ description: 'Where it is, or where it ended' }),
-    attempt: z.int().positive().meta({ description: 'Counts the times it was begun' }),
+    attempt: z.int().positive().meta({
+      description: 'Numbers its attempts; each builds upon what the one before has copied',
+    }),
     spec: CloneSpec,
     createdAt: Time,
     startedAt: Time.nullable(),
@@ -155,6 +171,8 @@ export function noProgress(): Progress {
     bytesDone: 0,
     filesTotal: 0,
     filesDone: 0,
+    wireBytes: 0,
+    keptBytes: 0,
     bytesPerSecond: 0,
     etaSeconds: null,
     wal: { startLsn: null, receivedLsn: null },

@@ -10,7 +10,7 @@
  *                └──────────────────────────► cancelled
  *
  * Between the wish to cancel and its end lies work on two hosts, hence `cancelling`; nothing runs any more once the state
- * is `cancelled`. A queued clone has nothing to stop, so it is cancelled at once.
+ * is `cancelled`. A clone that was never begun has nothing to stop, so it is cancelled at once.
  */
 
 export const STATES = [

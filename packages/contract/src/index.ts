@@ -11,6 +11,7 @@ export {
   noProgress,
   Progress,
   RecordError,
+  recordError,
 } from './clone-record.ts';
 export { CloneSpec, type CloneSpecInput, RunSpec, refuseUnsupported } from './clone-spec.ts';
 export {

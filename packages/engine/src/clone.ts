@@ -70,7 +70,7 @@ export async function runClone(
         const result = await runAttempt(
           { ...plan, attempt },
           {
-            observer,
+            observer: budget.watch(observer),
             signal: wholeSignal,
             lasting,
             locks,
@@ -81,6 +81,7 @@ export async function runClone(
             },
             sent: (bytes) => {
               wireBytes += bytes;
+              observer.sent(bytes);
             },
           },
         );

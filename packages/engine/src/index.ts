@@ -4,4 +4,5 @@ export { type RunCloneOptions, runClone } from './clone.ts';
 export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy } from './plan.ts';
 export { type ProgressTracker, trackProgress } from './progress-tracker.ts';
-export { type SweepReport, sweepClone } from './sweep.ts';
+export { type SweepOptions, type SweepReport, sweepClone } from './sweep.ts';
+export type { FilledDirectory } from './target/prepare.ts';

@@ -13,6 +13,7 @@ import type {
   PhaseName,
   PhaseState,
 } from '@pgcloned/contract';
+import type { FilledDirectory } from './target/prepare.ts';
 
 export interface CloneObserver {
   phaseStarted(name: PhaseName): void;
@@ -28,6 +29,8 @@ export interface CloneObserver {
   copyPlanned(plan: {
     readonly bytesTotal: number;
     readonly filesTotal: number;
+    /** Of `bytesTotal`: here already. */
+    readonly keptBytes: number;
     readonly workers: number;
   }): void;
   /** What was copied since the last call; `bytes` is negative where a batch that failed is sent again. */
@@ -37,6 +40,10 @@ export interface CloneObserver {
     readonly bytes: number;
     readonly files: number;
   }): void;
+  /** What went over the network since the last call. */
+  sent(wireBytes: number): void;
+  /** The clone now fills this directory: whoever puts away what a killed engine left has to know it. */
+  filling(directory: FilledDirectory): void;
   wal(positions: { readonly startLsn?: string; readonly receivedLsn?: string }): void;
   /** Something the user should know although the clone goes on. */
   warning(text: string): void;

@@ -11,7 +11,14 @@ const RATE_WINDOW_MS = 5_000;
 
 type Tracked = Pick<
   CloneObserver,
-  'phaseStarted' | 'phaseEnded' | 'interrupted' | 'copyPlanned' | 'copied' | 'wal' | 'published'
+  | 'phaseStarted'
+  | 'phaseEnded'
+  | 'interrupted'
+  | 'copyPlanned'
+  | 'copied'
+  | 'sent'
+  | 'wal'
+  | 'published'
 >;
 
 export interface ProgressTracker {
@@ -27,13 +34,14 @@ interface Meter {
   samples: { readonly atMs: number; readonly total: number }[];
 }
 
-export function trackProgress(now: () => number = Date.now): ProgressTracker {
-  const progress = noProgress();
-  const meter: Meter = { total: 0, samples: [] };
+/** @param before Of an earlier run of the same clone: what it has moved counts, its phases begin anew. */
+export function trackProgress(before: Progress = noProgress()): ProgressTracker {
+  const progress: Progress = { ...before, phases: noProgress().phases, workers: [] };
+  const meter: Meter = { total: before.bytesDone, samples: [] };
   let workers: Meter[] = [];
   let phase: PhaseName | null = null;
   let published = false;
-  const timestamp = () => new Date(now()).toISOString();
+  const timestamp = () => new Date(Date.now()).toISOString();
 
   const change = (name: PhaseName, fields: Partial<Progress['phases'][number]>) => {
     progress.phases = progress.phases.map((known) =>
@@ -60,6 +68,7 @@ export function trackProgress(now: () => number = Date.now): ProgressTracker {
       copyPlanned(plan) {
         progress.bytesTotal = plan.bytesTotal;
         progress.filesTotal = plan.filesTotal;
+        progress.keptBytes = plan.keptBytes;
         progress.filesDone = 0;
         meter.total = 0;
         meter.samples = [];
@@ -70,6 +79,9 @@ export function trackProgress(now: () => number = Date.now): ProgressTracker {
         progress.filesDone += files;
         const one = worker === null ? undefined : workers[worker];
         if (one !== undefined) one.total += bytes;
+      },
+      sent(wireBytes) {
+        progress.wireBytes += wireBytes;
       },
       wal({ startLsn, receivedLsn }) {
         progress.wal = {
@@ -82,7 +94,7 @@ export function trackProgress(now: () => number = Date.now): ProgressTracker {
       },
     },
     snapshot() {
-      const atMs = now();
+      const atMs = Date.now();
       const bytesPerSecond = copying() ? rate(meter, atMs) : 0;
       // A file that grew between list and transfer would take the sum beyond the total.
       const bytesDone = Math.min(Math.max(0, meter.total), progress.bytesTotal);

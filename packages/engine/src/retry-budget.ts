@@ -3,8 +3,13 @@
  *
  * What somebody has to mend first is not tried again: a closed port looks the same a minute later. Nor is what our own
  * side decided (a cancel, a stop, a deadline), nor anything after the clone was published.
+ *
+ * The pauses begin anew whenever an attempt got further than all before, which is told by what was still missing of the
+ * copy: it falls from attempt to attempt of a clone that gets on, however much the source grows meanwhile, and cannot fall
+ * below nothing. So a copy of hours outlives any number of short outages, and one that never gets further ends.
  */
 import type { CloneError, ErrorCode } from '@pgcloned/contract';
+import type { CloneObserver } from './observer.ts';
 
 const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'SOURCE_LOST',
@@ -22,14 +27,40 @@ const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 const PAUSES_MS = [500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000, 60_000, 60_000];
 
 export interface RetryBudget {
+  /** Sees through it how far the attempt gets; everything is passed on. */
+  readonly watch: (observer: CloneObserver) => CloneObserver;
   /** How long to wait before the next attempt, in milliseconds; null: there is none. */
   readonly pauseAfter: (failure: CloneError) => number | null;
 }
 
 export function startRetryBudget(): RetryBudget {
-  const pauses = [...PAUSES_MS];
+  let pauses = [...PAUSES_MS];
+  let missingBytes = Number.POSITIVE_INFINITY;
+  let leastMissingBytes = Number.POSITIVE_INFINITY;
   return {
-    pauseAfter: ({ code, phase }) =>
-      MAY_PASS.has(code) && phase !== 'start-replica' ? (pauses.shift() ?? null) : null,
+    watch: (observer) => {
+      missingBytes = Number.POSITIVE_INFINITY;
+      return {
+        ...observer,
+        copyPlanned: (plan) => {
+          missingBytes = plan.bytesTotal;
+          observer.copyPlanned(plan);
+        },
+        copied: (step) => {
+          missingBytes -= step.bytes;
+          observer.copied(step);
+        },
+      };
+    },
+    pauseAfter: ({ code, phase }) => {
+      if (!MAY_PASS.has(code) || phase === 'start-replica') return null;
+      // A file that grew since it was listed takes the sum beyond the total.
+      const missingNow = Math.max(0, missingBytes);
+      if (missingNow < leastMissingBytes) {
+        leastMissingBytes = missingNow;
+        pauses = [...PAUSES_MS];
+      }
+      return pauses.shift() ?? null;
+    },
   };
 }

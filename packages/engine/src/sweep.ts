@@ -5,7 +5,8 @@
  * What a published clone has replaced is named, and nobody but the user removes it.
  *
  * Everything else ended by itself: children by the kernel, sessions and temporary slots with their connections, the
- * rsync daemon with its lease. The unfinished copy stays, marked and unstartable; the next clone into it builds upon it.
+ * rsync daemon with its lease. The unfinished copy of a clone that was not cancelled stays, marked and unstartable: the
+ * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
 import { resolveConnection } from '@pgcloned/postgres';
@@ -14,9 +15,14 @@ import type { ClonePlan } from './plan.ts';
 import { dropSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
-import { makeLockSet } from './target/locks.ts';
+import { isWithin, makeLockSet } from './target/locks.ts';
 import { exists, hasControlFile, isPublished, readMarker } from './target/marker.ts';
-import { removeMarked, removeStrays } from './target/prepare.ts';
+import {
+  type FilledDirectory,
+  removeMarked,
+  removePrepared,
+  removeStrays,
+} from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
 
 export interface SweepReport {
@@ -25,20 +31,33 @@ export interface SweepReport {
   readonly leftovers: readonly Leftover[];
 }
 
+export interface SweepOptions {
+  /**
+   * What becomes of the clone, which says what of the copy is still of use: all of it if the clone is made again, what lies
+   * where it shall lie if it has failed, nothing if it was cancelled. A published clone is left alone.
+   */
+  readonly becomes: 'queued' | 'failed' | 'cancelled';
+  /** What the clone had begun to fill, as the observer was told. */
+  readonly filled: readonly FilledDirectory[];
+  readonly signal: AbortSignal;
+}
+
 /**
  * @throws {CloneError} `TARGET_BUSY` if another clone works on the target meanwhile: then it has put all away itself.
  */
 export async function sweepClone(
   plan: ClonePlan,
-  { signal }: { readonly signal: AbortSignal },
+  { becomes, filled, signal }: SweepOptions,
 ): Promise<SweepReport> {
   const { id, spec, host } = plan;
   const finals = [await guardPath(spec.target.dataDirectory, host)];
   if (spec.target.walDirectory !== null)
     finals.push(await guardPath(spec.target.walDirectory, host));
   const [dataDirectory = '', walDirectory = dataDirectory] = finals;
+  const elsewhere = filled.filter(({ final }) => !isWithin(final, dataDirectory));
+  for (const { final } of elsewhere) await guardPath(final, host);
   await using locks = makeLockSet(id);
-  await locks.take(finals, signal);
+  await locks.take([...new Set([...finals, ...elsewhere.map(({ final }) => final)])], signal);
 
   await recoverSwap(dataDirectory);
   const leftovers: Leftover[] = [];
@@ -53,15 +72,48 @@ export async function sweepClone(
     if ((await readMarker(temporary, 'temporary-wal')) !== null)
       await removeMarked(temporary, 'temporary-wal');
   }
-  await removeStrays({ kind: 'data', final: dataDirectory });
-  if (walDirectory !== dataDirectory) await removeStrays({ kind: 'wal', final: walDirectory });
+  const published = await isPublished(dataDirectory, id);
+  if (!published && becomes !== 'queued') {
+    // The data directory last: it is what says that the others are not finished.
+    for (const directory of [...filledBy(plan, finals, filled)].reverse())
+      if (becomes === 'cancelled' || directory.path !== directory.final)
+        await removeOwn(directory, id);
+  }
+  for (const [index, final] of finals.entries()) {
+    const kind = index === 0 ? 'data' : 'wal';
+    const { build } = makePlace(kind, final, { cloneId: id, replaces: true });
+    await removeStrays({ kind, final, ...(becomes === 'queued' && { build }) });
+  }
 
   for (const final of finals) {
     const { old } = makePlace('data', final, { cloneId: id, replaces: true });
     if (old !== null && (await exists(old)))
       leftovers.push({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
   }
-  return { published: await isPublished(dataDirectory, id), leftovers };
+  return { published, leftovers };
+}
+
+/** The data directory first. Of a worker that had no time to write down what it made, what the plan names. */
+function filledBy(
+  { id }: ClonePlan,
+  finals: readonly string[],
+  filled: readonly FilledDirectory[],
+): Iterable<FilledDirectory> {
+  const byPath = new Map<string, FilledDirectory>();
+  for (const [index, final] of finals.entries()) {
+    const kind = index === 0 ? 'data' : 'wal';
+    for (const replaces of [false, true]) {
+      const { build: path } = makePlace(kind, final, { cloneId: id, replaces });
+      byPath.set(path, { path, kind, final, madeFrom: path });
+    }
+  }
+  for (const directory of filled) byPath.set(directory.path, directory);
+  return byPath.values();
+}
+
+async function removeOwn(directory: FilledDirectory, cloneId: string): Promise<void> {
+  const { path, kind } = directory;
+  if ((await readMarker(path, kind))?.cloneId === cloneId) await removePrepared(directory);
 }
 
 /** The source may be down just now; then whoever reads the record knows what to do. */

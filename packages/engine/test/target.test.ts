@@ -302,7 +302,11 @@ describe('a swap', () => {
       host: { dataRoots: [root], protectedPaths: [] },
     };
 
-    const { published, leftovers } = await sweepClone(plan as unknown as ClonePlan, { signal });
+    const { published, leftovers } = await sweepClone(plan as unknown as ClonePlan, {
+      becomes: 'queued',
+      filled: [],
+      signal,
+    });
 
     expect(published).toBe(true);
     expect(leftovers.map(({ remedy }) => remedy)).toEqual(

@@ -3,7 +3,8 @@
  *
  * The record is the promise, the job only wakes the worker: once the record is written the clone will be made, even if the
  * job could not be added, because the worker of its host looks for queued records without a job. The API writes a record
- * while it is `queued`; afterwards only the worker does, and the API leaves wishes.
+ * until a worker has claimed it; afterwards only the worker does, and the API leaves wishes. A clone whose deadline passes
+ * while it waits, and that has no worker which could say so, is ended by whichever API sees it first.
  *
  * Every method throws `QUEUE_UNAVAILABLE` at once while Redis is away; only an event stream that has begun waits for it.
  */
@@ -17,12 +18,13 @@ import {
   hasEnded,
   type LogLine,
   nextState,
+  recordError,
   type StreamEvent,
 } from '@pgcloned/contract';
 import { openChangeFeed } from './change-feed.ts';
 import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
 import { openJobQueues } from './job-queues.ts';
-import { eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
+import { cloneKey, eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
 import {
   ask,
   connectFailingFast,
@@ -63,6 +65,9 @@ const INDEX_BATCH = 100;
 
 /** A record changes at most a few times between reading and writing it; more is a livelock. */
 const CANCEL_TRIES_MAX = 10;
+
+/** How late the deadline of a clone that waits may be noticed. */
+const OVERDUE_CHECK_MS = 2_000;
 
 /** A host going away is no event of a clone, so those who wait look at it now and then. */
 const CONTACT_CHECK_MS = 5_000;
@@ -162,6 +167,16 @@ export async function openCloneStore(options: {
   const feed = openChangeFeed(connection);
   const queues = openJobQueues({ redis, onError });
   await firstOutcome(redis);
+  let looking = false;
+  const lookout = setInterval(() => {
+    if (looking || redis.status !== 'ready') return;
+    looking = true;
+    endOverdue()
+      .catch(onError)
+      .finally(() => {
+        looking = false;
+      });
+  }, OVERDUE_CHECK_MS);
 
   const present = async (stored: StoredClone): Promise<Clone> =>
     presentClone(
@@ -341,6 +356,7 @@ export async function openCloneStore(options: {
     },
 
     [Symbol.asyncDispose]: async () => {
+      clearInterval(lookout);
       closing.abort();
       feed[Symbol.dispose]();
       await queues[Symbol.asyncDispose]();
@@ -364,7 +380,9 @@ export async function openCloneStore(options: {
         });
       case 'queued':
         // Between two attempts a clone waits with its worker, which has things to tidy up.
-        return await (stored.fence.workerId === '' ? endQueued(stored, now) : wishForCancel());
+        return await (stored.fence.workerId === ''
+          ? endQueued(stored, { event: 'cancel', now })
+          : wishForCancel());
       case 'running':
       case 'cancelling':
         if (isPublished(clone)) {
@@ -383,12 +401,51 @@ export async function openCloneStore(options: {
     }
   }
 
-  async function endQueued({ clone, marker }: StoredClone, now: Date): Promise<boolean> {
-    const state = nextState(clone.state, 'cancel') ?? 'cancelled';
+  /** Nobody would be there to say that they are too late: they wait for a slot, or for their worker to come back. */
+  async function endOverdue(): Promise<void> {
+    const now = new Date();
+    for (const name of await ask(redis.smembers(HOSTS_KEY))) {
+      for (const id of await ask(redis.hkeys(openKey(name)))) {
+        if ((await ask(redis.hget(cloneKey(id), 'state'))) !== 'queued') continue;
+        const stored = await readClone(redis, id).catch((error: unknown) => {
+          if (error instanceof RecordUnreadableError) return undefined;
+          throw error;
+        });
+        const deadline = stored?.clone.spec.deadline ?? null;
+        if (stored === undefined || stored.cancelRequested) continue;
+        if (deadline === null || Date.parse(deadline) > now.getTime()) continue;
+        // Between two attempts its worker notices itself, if it lives.
+        const hasWorker = stored.fence.workerId !== '' && (await readHost(redis, name))?.online;
+        if (hasWorker !== true)
+          await endQueued(stored, { event: 'fail', now, error: overdue(deadline) });
+      }
+    }
+  }
+
+  async function endQueued(
+    { clone, marker }: StoredClone,
+    {
+      event,
+      now,
+      error = null,
+    }: {
+      readonly event: 'cancel' | 'fail';
+      readonly now: Date;
+      readonly error?: CloneError | null;
+    },
+  ): Promise<boolean> {
+    const state = nextState(clone.state, event);
+    if (state === null) return false;
     const ended = await endQueuedRecord(redis, {
       id: clone.id,
       host: clone.host,
-      record: JSON.stringify({ ...clone, state, endedAt: now.toISOString() }),
+      record: JSON.stringify({
+        ...clone,
+        state,
+        waitingFor: null,
+        endedAt: now.toISOString(),
+        error: error && recordError(error),
+      }),
       state,
       endedAt: now.getTime(),
       directories: [],
@@ -448,6 +505,13 @@ function idOfPageToken(token: string): string {
 
 function overlap(one: string, other: string): boolean {
   return one === other || one.startsWith(`${other}/`) || other.startsWith(`${one}/`);
+}
+
+function overdue(deadline: string): CloneError {
+  return new CloneError('DEADLINE_EXCEEDED', 'the deadline passed while the clone waited', {
+    facts: { deadline },
+    hint: 'See what its host is busy with, or why it is away, and ask for a later deadline.',
+  });
 }
 
 function targetBusy(holder: string): CloneError {

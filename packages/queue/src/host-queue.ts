@@ -13,7 +13,6 @@ import {
   type Clone,
   CloneError,
   CloneId,
-  CONTRACT_VERSION,
   type HostFacts,
   hasEnded,
   type LogLine,
@@ -54,8 +53,7 @@ export interface HostQueueOptions {
   /** What the host is and has, for its registration; asked with every heartbeat. */
   readonly facts: () => Promise<HostFacts>;
   /**
-   * Does or attaches to the work for a clone that has not ended, and settles when there is nothing more to do for it. One
-   * whose deadline has passed is given out beyond `concurrency`: it only has to be ended.
+   * Does or attaches to the work for a clone that has not ended, and settles when there is nothing more to do for it.
    * `contract` is the version that the job was written with.
    */
   readonly run: (clone: Clone, contract: number) => Promise<void>;
@@ -212,10 +210,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
   const reconcile = async (): Promise<void> => {
     for (const { clone, fence } of await openClones()) {
       // One that waits between two attempts has its worker.
-      if (clone.state !== 'queued' || fence.workerId !== '') continue;
-      // Giving it up needs no slot, and those may be taken for hours.
-      if (isOverdue(clone)) options.run(clone, CONTRACT_VERSION).catch(onError);
-      else await jobs.addClone(clone);
+      if (clone.state === 'queued' && fence.workerId === '') await jobs.addClone(clone);
     }
   };
 
@@ -272,10 +267,6 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
       redis.disconnect();
     },
   };
-}
-
-function isOverdue({ spec: { deadline } }: Clone): boolean {
-  return deadline !== null && Date.parse(deadline) <= Date.now();
 }
 
 function nameTaken(host: string): CloneError {

@@ -196,7 +196,7 @@ const END_QUEUED = `${MARK}
   return 1
 `;
 
-/** Ends a clone that no worker has taken. @returns Whether the record was still the one with this marker. */
+/** Ends a clone that no worker works on. @returns Whether the record was still the one with this marker. */
 export async function endQueuedRecord(
   redis: Redis,
   o: RecordToWrite & { readonly marker: string },

@@ -5,7 +5,7 @@ import { startRedis } from '@pgcloned/testbed';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { type CloneStore, openCloneStore, versionOf } from '../src/index.ts';
-import { ended, openWorker, published, running, someClone } from './clones.ts';
+import { ended, eventually, openWorker, published, running, someClone } from './clones.ts';
 
 const resources = new AsyncDisposableStack();
 let url: string;
@@ -179,6 +179,59 @@ test('a queued clone is cancelled at once, and once more without complaint', asy
   expect((await store.get(clone.id))?.endedAt).not.toBeNull();
   await using worker = await openWorker(url);
   expect(await worker.openClones()).toEqual([]);
+});
+
+test('a clone whose deadline passes while it waits fails, once, and its target is free again', async () => {
+  await using second = await openCloneStore({ redisUrl: url, onError: () => {} });
+  await using worker = await openWorker(url);
+  const deadline = new Date(Date.now() + 500).toISOString();
+  const [waiting, suspended, wished, taken] = [0, 1, 2, 3].map(() => someClone({}, { deadline }));
+  if (!waiting || !suspended || !wished || !taken) throw new Error('none');
+  const clones = [waiting, suspended, wished, taken];
+  for (const clone of clones) await store.create(clone);
+  const fence = { attempt: 1, workerId: 'worker-1' };
+  for (const clone of [suspended, wished])
+    await worker.confirm({ ...clone, startedAt: clone.createdAt }, fence);
+  await worker.confirm(running(taken), fence);
+  await store.cancel(wished.id);
+  await worker[Symbol.asyncDispose]();
+
+  for (const { id } of [waiting, suspended])
+    await eventually(async () => (await second.get(id))?.state === 'failed');
+
+  for (const { id } of [waiting, suspended])
+    expect(await store.get(id)).toMatchObject({
+      waitingFor: null,
+      endedAt: expect.any(String),
+      error: { code: 'DEADLINE_EXCEEDED', facts: { deadline } },
+    });
+  // Their worker tidies up and says how they end, when it is back.
+  expect((await store.get(wished.id))?.state).toBe('cancelling');
+  expect((await store.get(taken.id))?.state).toBe('running');
+  await store.create(someClone({ dataDirectory: waiting.spec.target.dataDirectory }));
+  await using late = await openWorker(url, { workerId: 'worker-2' });
+  expect(await late.confirm(running(waiting), { attempt: 1, workerId: 'worker-2' })).toBe(
+    'refused',
+  );
+  expect(await late.confirm(running(suspended), { attempt: 2, workerId: 'worker-2' })).toBe(
+    'refused',
+  );
+});
+
+test('between two attempts it is the worker that notices a deadline, if it lives', async () => {
+  await using worker = await openWorker(url);
+  const clone = someClone({}, { deadline: new Date(Date.now() - 500).toISOString() });
+  const other = someClone({}, { deadline: new Date(Date.now() - 500).toISOString() });
+  await store.create(clone);
+  await worker.confirm(
+    { ...clone, startedAt: clone.createdAt },
+    { attempt: 1, workerId: 'worker-1' },
+  );
+  await store.create(other);
+
+  await eventually(async () => (await store.get(other.id))?.state === 'failed');
+
+  expect((await store.get(clone.id))?.state).toBe('queued');
 });
 
 test('the cancel of a running clone is a wish that the record shows and its worker hears', async () => {

@@ -64,28 +64,6 @@ test('a host works on as many clones at a time as it has slots', async () => {
   expect(most).toBe(2);
 });
 
-test('a clone whose deadline has passed does not wait for a slot to be given up', async () => {
-  const first = someClone();
-  const overdue = someClone({}, { deadline: '2020-01-01T00:00:00Z' });
-  await store.create(first);
-  await store.create(overdue);
-  const hold = Promise.withResolvers<void>();
-  const taken = new Set<string>();
-  await using worker = await openWorker(redis.url, {
-    concurrency: 1,
-    run: async ({ id }) => {
-      taken.add(id);
-      if (id === first.id) await hold.promise;
-    },
-  });
-
-  worker.start();
-  await eventually(() => taken.size === 2);
-  hold.resolve();
-
-  expect(taken).toEqual(new Set([first.id, overdue.id]));
-});
-
 test('a clone that was cancelled while it waited is not started', async () => {
   const taken: string[] = [];
   const [first, second] = [someClone(), someClone()];

@@ -122,6 +122,9 @@ function observe({
     waiting(reason) {
       display.line(reason === null ? 'the clone goes on' : `the clone waits for ${reason}`);
     },
+    filling() {
+      // Whatever kills this process leaves directories that the next clone into them takes over.
+    },
     warning(text) {
       display.line(`warning: ${text}`);
     },

@@ -9,7 +9,7 @@
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError, type ErrorCode, toCloneError } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
@@ -101,8 +101,6 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     identity: ready.facts,
     listedAtNs: ready.probe.now,
   });
-  if (journal.isContinued)
-    run.observer.log('info', 'what an earlier attempt has copied is brought up to date');
   const bytesToCome = new Map<string, number>();
   await using gate = await openSpaceGate({
     destinations: roots.map(({ destination }) => destination),
@@ -203,9 +201,16 @@ async function copyRound({
     plans.flatMap(({ whole, delta }) => [whole, delta]),
     { workers },
   );
+  if (journal.isContinued && isFirst)
+    observer.log(
+      'info',
+      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(kept))} kept`,
+      { keptBytes: sumOf(kept), missingBytes: queue.bytesTotal },
+    );
   observer.copyPlanned({
     bytesTotal: queue.bytesTotal + sumOf(kept),
     filesTotal: queue.filesTotal + kept.length,
+    keptBytes: sumOf(kept),
     workers,
   });
   observer.copied({ worker: null, bytes: sumOf(kept), files: kept.length });

@@ -96,6 +96,7 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
   });
   if (run.filled.has(prepared.path)) return;
   run.filled.add(prepared.path);
+  run.observer.filling({ ...prepared, final: place.final });
   run.lasting.onFailure({
     what: `unfinished directory ${prepared.path}`,
     remedy: `rm -r ${prepared.path}`,

@@ -10,6 +10,7 @@
 import { createHash } from 'node:crypto';
 import { access, constants, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import { type FileLock, lockFile } from '@pgcloned/process';
 
@@ -18,6 +19,13 @@ const LOCK_DIRECTORIES = ['/run/lock', '/var/tmp'];
 const PREFIX = 'pgcloned-';
 /** Taking all locks is a matter of milliseconds; whoever holds the common one longer is stuck. */
 const COMMON_LOCK_WAIT_MS = 10_000;
+
+/**
+ * What a killed worker of this very clone has left behind holds its locks until the kernel is done with it: moments, or as
+ * long as a disk takes for what is on its way.
+ */
+const OWN_CHILDREN_WAIT_MS = 30_000;
+const OWN_CHILDREN_POLL_MS = 100;
 
 /** The locks of one clone, held from its first attempt to its last. */
 export interface LockSet extends AsyncDisposable {
@@ -36,8 +44,20 @@ export function makeLockSet(cloneId: string): LockSet {
   return {
     take: async (paths, signal) => {
       const missing = paths.filter((path) => !held.has(path));
-      for (const [path, lock] of await lockDirectories(missing, { cloneId, signal }))
-        held.set(path, lock);
+      const deadlineMs = performance.now() + OWN_CHILDREN_WAIT_MS;
+      for (;;) {
+        const locks = await lockDirectories(missing, { cloneId, signal }).catch(
+          async (error: unknown) => {
+            if (!isOwn(error, cloneId) || performance.now() > deadlineMs) throw error;
+            // Not by waiting for the lock itself: the common one would be held meanwhile.
+            await delay(OWN_CHILDREN_POLL_MS, undefined, { signal });
+            return null;
+          },
+        );
+        if (locks === null) continue;
+        for (const [path, lock] of locks) held.set(path, lock);
+        return;
+      }
     },
     fds: () => [...held.values()].map(({ fd }) => fd),
     [Symbol.asyncDispose]: async () => {
@@ -60,7 +80,7 @@ async function lockDirectories(
     for (const path of paths.toSorted()) {
       const file = join(lockDirectory, `${PREFIX}${hashOf(path)}.lock`);
       const lock = await lockFile(file, { signal });
-      if (lock === null) throw busy(path, path, null);
+      if (lock === null) throw busy(path, path, await readHolder(file));
       held.set(path, lock);
       await describeHolder(lock, { path, cloneId, pid: process.pid });
     }
@@ -175,6 +195,13 @@ async function findLockDirectory(): Promise<string> {
 }
 
 const hashOf = (path: string) => createHash('sha256').update(path).digest('hex').slice(0, 32);
+
+/** Whoever holds it works, or worked, on the same clone. */
+function isOwn(error: unknown, cloneId: string): boolean {
+  return (
+    error instanceof CloneError && error.code === 'TARGET_BUSY' && error.facts.holder === cloneId
+  );
+}
 
 function busy(path: string, heldPath: string, holder: Holder | null): CloneError {
   return new CloneError('TARGET_BUSY', `another clone works on ${heldPath}`, {

@@ -24,6 +24,11 @@ export interface PreparedDirectory {
   readonly madeFrom: string | null;
 }
 
+/** A directory of a clone, with the place where it will lie. */
+export interface FilledDirectory extends PreparedDirectory {
+  readonly final: string;
+}
+
 /**
  * Makes the directory of a place, or empties it if an unfinished clone lies there, and marks it.
  *
