@@ -29,16 +29,18 @@ export interface StartServerOptions {
   readonly port: number;
   /** Where the server writes until its configuration says otherwise. Appended to; made with mode 0600. */
   readonly logFile: string;
+  /**
+   * How long there may be no postmaster after the command has ended, in milliseconds: a unit of systemd, for instance, may
+   * start it later.
+   */
+  readonly stallMs: number;
   readonly signal: AbortSignal;
 }
 
 /** What pg_ctl waits for a server that has WAL to replay, before it leaves the waiting to us. */
 const PG_CTL_WAIT_S = 3;
-/** A start command, a unit of systemd for instance, may end before there is a postmaster. */
-const POSTMASTER_LIMIT_MS = 30_000;
 const POLL_MS = 20;
 const STOP_WAIT_S = 3_600;
-const ABORTED_START_STOP_MS = 60_000;
 const LOG_LINES_SHOWN = 20;
 const LOG_BYTES_READ = 64 * 1024;
 
@@ -68,7 +70,7 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
       logFile,
       signal,
     });
-    const limit = Date.now() + (status === 0 ? POSTMASTER_LIMIT_MS : 0);
+    const limit = Date.now() + (status === 0 ? options.stallMs : 0);
     for (;;) {
       const postmaster = await isServerRunning(dataDirectory);
       // pg_ctl also fails when recovery outlasts its patience; the server is what counts.
@@ -87,11 +89,10 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
       await delay(POLL_MS, undefined, { signal });
     }
   } catch (error) {
-    await stopServer({ ...options, signal: AbortSignal.timeout(ABORTED_START_STOP_MS) }).catch(
-      () => {
-        // The error of the start is the one to tell.
-      },
-    );
+    // What was begun is ended before anybody may touch the directory, however long its last checkpoint takes.
+    await stopServer({ ...options, signal: new AbortController().signal }).catch(() => {
+      // The error of the start is the one to tell.
+    });
     signal.throwIfAborted();
     throw error;
   }

@@ -3,7 +3,8 @@
  *
  * No timeout of the role or the server ends one, and when this host or the link dies the *server* ends it within seconds
  * (R3.2), and with it the backup or the pin that it holds. A session that ends unasked says so at once through `lost`; a
- * silent loss is found by a `SELECT 1` that gets no answer. Queries run one after the other, in the order of the calls.
+ * silent loss is found by a query that gets no answer (`answer-watch.ts`), if need be a `SELECT 1`. Queries run one after
+ * the other, in the order of the calls.
  *
  * Client encoding is SQL_ASCII: the server then sends bytes as they are, so that paths arrive as the filesystem has them
  * and not as the encoding of some database would spell them (R2.7).
@@ -12,6 +13,7 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 import { CloneError } from '@pgcloned/contract';
 import type { Client } from 'pg';
+import { watchForAnswer } from './answer-watch.ts';
 import { connectClient, destroyClient, sqlState } from './connect.ts';
 import { type ConnectionSettings, isSocketDirectory } from './connection-settings.ts';
 import { requireSupportedVersion } from './version.ts';
@@ -37,8 +39,6 @@ export interface Session extends AsyncDisposable {
 }
 
 const HEARTBEAT_MS = 10_000;
-/** The same patience as that of the server towards us, by `tcp_user_timeout`. */
-const ANSWER_LIMIT_MS = 25_000;
 /** After that a cancelled query, or a good-bye, is not waited for any longer and the socket is closed. */
 const ENDING_LIMIT_MS = 5_000;
 
@@ -77,7 +77,7 @@ export async function openSession(
 ): Promise<Session> {
   const client = await connectClient(settings, { applicationName, replication: false, signal });
   const connection = watchConnection(client, applicationName);
-  const query = queryWith(client, settings, connection);
+  const query = queryWith(client, { settings, applicationName }, connection);
   try {
     const [prepared] = await query<{
       backendPid: number;
@@ -186,7 +186,10 @@ function watchConnection(client: Client, applicationName: string): Connection {
 
 function queryWith(
   client: Client,
-  settings: ConnectionSettings,
+  {
+    settings,
+    applicationName,
+  }: { readonly settings: ConnectionSettings; readonly applicationName: string },
   connection: Connection,
 ): Session['query'] {
   return async <Row extends object>(
@@ -208,9 +211,19 @@ function queryWith(
       const ending = connection.ending();
       if (ending !== null) throw ending;
       signal.addEventListener('abort', cancel, { once: true });
-      const { rows } = await client.query<Row>(sql, [...parameters]);
-      signal.throwIfAborted();
-      return rows;
+      const { processID } = client as Client & { readonly processID: number };
+      const watch = watchForAnswer(settings, {
+        applicationName,
+        backendPid: processID,
+        fail: connection.fail,
+      });
+      try {
+        const { rows } = await client.query<Row>(sql, [...parameters]);
+        signal.throwIfAborted();
+        return rows;
+      } finally {
+        await watch.stop();
+      }
     } catch (error) {
       signal.throwIfAborted();
       throw await explainQueryError(error, connection);
@@ -277,19 +290,14 @@ async function requestCancel(client: Client, settings: ConnectionSettings): Prom
 function startHeartbeat(query: Session['query'], connection: Connection): { stop: () => void } {
   const { signal } = new AbortController();
   const beat = async (): Promise<void> => {
-    const limit = setTimeout(() => {
-      connection.fail(new Error('the server did not answer'));
-    }, ANSWER_LIMIT_MS);
     try {
       await query('SELECT 1', [], signal);
     } catch {
       // The connection is lost or closed, and `lost` says so.
-    } finally {
-      clearTimeout(limit);
     }
   };
   const timer = setInterval(() => {
-    // A query that runs is no reason to worry: a checkpoint may take minutes.
+    // A query that runs is watched already.
     if (connection.isIdle()) void beat();
   }, HEARTBEAT_MS);
   return {

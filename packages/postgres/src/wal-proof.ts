@@ -10,7 +10,7 @@ import { describeExit, runProcess } from '@pgcloned/process';
 
 /**
  * @param o.stopLsn Where the copy becomes consistent: STOP on a primary.
- * @throws {CloneError} `WAL_INCOMPLETE` with the words of pg_waldump, `TOOL_MISSING`.
+ * @throws {CloneError} `WAL_INCOMPLETE` with the words of pg_waldump, `STALLED`, `TOOL_MISSING`.
  */
 export async function proveWal({
   binDirectory,
@@ -18,6 +18,7 @@ export async function proveWal({
   timeline,
   startLsn,
   stopLsn,
+  stallMs,
   signal,
 }: {
   readonly binDirectory: string;
@@ -25,6 +26,8 @@ export async function proveWal({
   readonly timeline: number;
   readonly startLsn: string;
   readonly stopLsn: string;
+  /** How long pg_waldump may do nothing, in milliseconds; reading takes as long as it takes. */
+  readonly stallMs: number;
   readonly signal: AbortSignal;
 }): Promise<void> {
   const exit = await runProcess(
@@ -39,7 +42,7 @@ export async function proveWal({
       ],
       env: { LC_ALL: 'C' },
     },
-    { signal, accept: 'any' },
+    { signal, stallMs, accept: 'any' },
   );
   if (exit.status === 0) return;
   throw new CloneError('WAL_INCOMPLETE', `the WAL from ${startLsn} to ${stopLsn} has a hole`, {

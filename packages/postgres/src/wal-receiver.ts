@@ -6,7 +6,8 @@
  * file tells it where to begin (R4.2). It streams for certain only once the WAL sender says so (R4.3).
  *
  * A stream that breaks while the source lives and still has the WAL is taken up again: a disk that stalls in fsync for
- * longer than `wal_sender_timeout` is no reason to copy terabytes anew. What cannot be taken up again ends in `lost`.
+ * longer than `wal_sender_timeout` is no reason to copy terabytes anew. One that stands still although the source has more
+ * is ended and taken up again in the same way. What cannot be taken up again ends in `lost`.
  */
 import { watch } from 'node:fs';
 import { readdir, stat, truncate, writeFile } from 'node:fs/promises';
@@ -30,13 +31,9 @@ export interface WalReceiver extends AsyncDisposable {
   /**
    * Waits until `completeUpTo` has reached `lsn`.
    *
-   * @param stallMs How long nothing may arrive.
-   * @throws {CloneError} `STALLED`, or what `lost` settles with.
+   * @throws {CloneError} `STALLED` if nothing arrives although the stream was taken up again, or what `lost` settles with.
    */
-  waitUntilComplete(
-    lsn: string,
-    o: { readonly stallMs: number; readonly signal: AbortSignal },
-  ): Promise<void>;
+  waitUntilComplete(lsn: string, signal: AbortSignal): Promise<void>;
   /** Ends the stream in order, so that what was received is flushed (R4.6). Settles once the process is gone. */
   stop(signal: AbortSignal): Promise<void>;
 }
@@ -53,6 +50,8 @@ export interface WalReceiverOptions {
   /** Sees `pg_stat_replication`; stays the caller's, and must live as long as the receiver. */
   readonly session: Session;
   readonly inheritedFds: readonly number[];
+  /** How long the stream may stand still although the source has more, in milliseconds. */
+  readonly stallMs: number;
   readonly signal: AbortSignal;
 }
 
@@ -66,10 +65,15 @@ const DISPOSE_LIMIT_MS = 10_000;
 /** Attempts that bring not one more segment. */
 const FRUITLESS_RESTARTS_MAX = 3;
 const RESTART_PAUSE_MS = 500;
+const STREAM_LOOK_MS = 2_000;
 const PROBES_MAX = 10;
 const PROBE_PAUSE_MS = 100;
 /** Where files come without an event: on a network filesystem. */
 const RECHECK_MS = 1_000;
+
+/** Our half of R3.2: what we have said and nobody confirms ends the connection, as on the other side. */
+const CONNECTION_OPTIONS =
+  'keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=25000';
 
 /** The server's half of R3.2. */
 const SERVER_OPTIONS = [
@@ -131,6 +135,8 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
     resolveLost(error instanceof CloneError ? error : brokenBy(error));
   });
 
+  const watching = endWhenStalled(options, () => child, stopping.signal);
+
   const stop = async (limit: AbortSignal): Promise<void> => {
     stopping.abort();
     const kill = () => void child.stop('SIGKILL');
@@ -140,6 +146,7 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
       // SIGTERM would end PostgreSQL 15's without closing its file (R4.6).
       await child.stop('SIGINT');
       await supervised;
+      await watching;
     } finally {
       limit.removeEventListener('abort', kill);
     }
@@ -157,8 +164,8 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
       return row?.writeLsn ?? (await completeUpTo(options));
     },
     completeUpTo: async () => await completeUpTo(options),
-    waitUntilComplete: async (lsn, waitOptions) => {
-      await waitUntilComplete(options, lsn, { ...waitOptions, lost });
+    waitUntilComplete: async (lsn, waitSignal) => {
+      await waitUntilComplete(options, lsn, { signal: waitSignal, lost });
     },
     stop,
     [Symbol.asyncDispose]: async () => {
@@ -175,6 +182,51 @@ async function emptyHalfMade({ directory, seed }: WalReceiverOptions): Promise<v
     if ((await stat(path)).size !== seed.segmentBytes) await truncate(path);
   }
 }
+
+/**
+ * Ends the program when its stream stands still although the source has more: a WAL sender that hangs says nothing, and its
+ * client waits for ever. Never rejects.
+ */
+async function endWhenStalled(
+  options: WalReceiverOptions,
+  child: () => RunningProcess,
+  signal: AbortSignal,
+): Promise<void> {
+  const { session, applicationName, stallMs } = options;
+  const intervalMs = Math.min(STREAM_LOOK_MS, stallMs / 4);
+  let mark = '';
+  // Looks count, and not time: between two of them the session may be busy with a checkpoint.
+  let looksWithoutMove = 0;
+  for (;;) {
+    await delay(intervalMs, undefined, { signal }).catch(() => {});
+    if (signal.aborted) return;
+    try {
+      const senders = await session.query<{ writeLsn: string | null; hasAll: boolean | null }>(
+        STREAM_STATE,
+        [applicationName],
+        signal,
+      );
+      const { pid } = child();
+      const now = JSON.stringify([pid, senders[0]?.writeLsn, await completeUpTo(options)]);
+      const moves = now !== mark || senders[0]?.hasAll === true;
+      mark = now;
+      looksWithoutMove = moves ? 0 : looksWithoutMove + 1;
+      // Whoever watches over it takes the stream up again.
+      if (looksWithoutMove * intervalMs > stallMs) await child().stop('SIGKILL');
+    } catch {
+      // A session that cannot be asked is the concern of its owner.
+      looksWithoutMove = 0;
+    }
+  }
+}
+
+/** A standby has what it has replayed or received; an earlier sender of ours may not have noticed its end. */
+const STREAM_STATE = `
+  SELECT write_lsn::text AS "writeLsn",
+         write_lsn >= CASE WHEN pg_is_in_recovery()
+                           THEN greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())
+                           ELSE pg_current_wal_flush_lsn() END AS "hasAll"
+    FROM pg_stat_replication WHERE application_name = $1 ORDER BY backend_start DESC LIMIT 1`;
 
 /** Starts the program and waits until its WAL sender streams; when that fails, the program is gone. */
 async function startStreaming(
@@ -194,6 +246,8 @@ async function startStreaming(
       // Without --no-loop it would try for ever to get a segment that is no longer there (R4.4).
       args: [
         `--directory=${directory}`,
+        // The rest comes from its environment.
+        `--dbname=${CONNECTION_OPTIONS}`,
         '--no-loop',
         '--no-password',
         // A signal that comes at the wrong moment is noticed only after this many seconds (R4.6).
@@ -314,16 +368,10 @@ async function completeUpTo({ directory, seed }: WalReceiverOptions): Promise<st
 async function waitUntilComplete(
   options: WalReceiverOptions,
   lsn: string,
-  {
-    stallMs,
-    signal,
-    lost,
-  }: {
-    readonly stallMs: number;
-    readonly signal: AbortSignal;
-    readonly lost: Promise<CloneError>;
-  },
+  { signal, lost }: { readonly signal: AbortSignal; readonly lost: Promise<CloneError> },
 ): Promise<void> {
+  // Twice: a stream that stands still is taken up again first.
+  const stallMs = 2 * options.stallMs;
   const wanted = parseLsn(lsn);
   const seen: { lastEventAt: number; lost?: CloneError } = { lastEventAt: Date.now() };
   let changed = Promise.withResolvers<void>();

@@ -85,6 +85,7 @@ async function stoppedCluster(
       major,
       port: server.port,
       logFile: join(dirname(server.logFile), 'started.log'),
+      stallMs: 30_000,
     },
   };
 }

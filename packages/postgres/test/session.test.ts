@@ -1,9 +1,10 @@
 /** A session must not end by a timeout, and when it does end, its owner must know at once. */
-import { connect, createServer } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import type { CloneError } from '@pgcloned/contract';
 import { freePort, type PostgresServer, startPrimary } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openSession, probeReplication } from '../src/index.ts';
 import { connectionTo } from './connection-to.ts';
 
@@ -95,6 +96,94 @@ test('a query that runs while the server is killed fails as lost', async () => {
 
   await failing;
   expect((await session.lost).code).toBe('SOURCE_LOST');
+});
+
+describe('a query that is not answered', () => {
+  /** Time passes by hand, and only for timers: what the server does takes as long as it takes. */
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval'] });
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  /** Lets ten seconds pass, and waits until the look at the server that is due then has ended. */
+  async function tenSeconds(relay: Relay): Promise<void> {
+    const endedBefore = relay.ended();
+    vi.advanceTimersByTime(10_000);
+    while (relay.ended() === endedBefore) await setImmediate();
+    // Our end of the connection closes some turns later.
+    for (let turn = 0; turn < 100; turn += 1) await setImmediate();
+  }
+
+  const open = async ({ port }: Relay) =>
+    await openSession(connectionTo({ host: '127.0.0.1', port }), { applicationName, signal });
+
+  test('is waited for as long as its backend works on it', async () => {
+    await using relay = await startRelay();
+    await using session = await open(relay);
+    const holder = await openSession(connectionTo(server), { applicationName: 'holder', signal });
+    await holder.query('SELECT pg_advisory_lock(1)', [], signal);
+    const waiting = session.query('SELECT pg_advisory_lock(1)::text AS "lock"', [], signal);
+
+    await setImmediate();
+    for (let look = 0; look < 6; look += 1) await tenSeconds(relay);
+    await holder[Symbol.asyncDispose]();
+
+    expect(await waiting).toEqual([{ lock: '' }]);
+  });
+
+  test('over a link that swallows everything ends the session after 25 s', async () => {
+    await using relay = await startRelay();
+    await using session = await open(relay);
+    relay.freeze();
+    const failing = expect(session.query('SELECT 1', [], signal)).rejects.toMatchObject({
+      code: 'SOURCE_LOST',
+      facts: { reason: 'the server did not answer' },
+    });
+    await setImmediate();
+    vi.advanceTimersByTime(24_000);
+    expect(relay.open()).toBeGreaterThan(0);
+    vi.advanceTimersByTime(1_000);
+
+    await failing;
+    expect((await session.lost).code).toBe('SOURCE_LOST');
+  });
+
+  test('ends the session at once when the server has ended it without our hearing of it', async () => {
+    await using relay = await startRelay();
+    await using session = await open(relay);
+    relay.freeze();
+    relay.serveNewOnes();
+    const failing = expect(session.query('SELECT 1', [], signal)).rejects.toMatchObject({
+      code: 'SOURCE_LOST',
+      facts: { reason: 'the server has ended the session' },
+    });
+    await server.query('SELECT pg_terminate_backend($1, 10000)', [session.backendPid]);
+    await tenSeconds(relay);
+
+    await failing;
+  });
+
+  test('ends the session when its backend does not even begin', async () => {
+    await using relay = await startRelay();
+    await using session = await open(relay);
+    process.kill(session.backendPid, 'SIGSTOP');
+    try {
+      const failing = expect(session.query('SELECT 1', [], signal)).rejects.toMatchObject({
+        code: 'SOURCE_LOST',
+        facts: { reason: 'the server did not answer' },
+      });
+      await setImmediate();
+      await tenSeconds(relay);
+      await tenSeconds(relay);
+      vi.advanceTimersByTime(5_000);
+
+      await failing;
+    } finally {
+      process.kill(session.backendPid, 'SIGCONT');
+    }
+  });
 });
 
 test('an error of one query leaves the session to the next', async () => {
@@ -300,3 +389,61 @@ test('no free connection is a reason to wait and not a bug', async () => {
     code: 'SOURCE_NO_WAL_SENDER',
   });
 });
+
+interface Relay extends AsyncDisposable {
+  readonly port: number;
+  /** How many connections have come to their end. */
+  readonly ended: () => number;
+  readonly open: () => number;
+  /** Nothing comes through any more, on no connection; nothing is closed either. */
+  readonly freeze: () => void;
+  readonly serveNewOnes: () => void;
+}
+
+/** Stands before the server like a link. */
+async function startRelay(): Promise<Relay> {
+  const port = await freePort();
+  const sockets = new Set<Socket>();
+  let ended = 0;
+  let isFrozen = false;
+  const relay = createServer((client) => {
+    sockets.add(client);
+    client.on('error', () => {});
+    client.on('close', () => {
+      sockets.delete(client);
+      ended += 1;
+    });
+    if (isFrozen) return;
+    const upstream = connect(server.port, '127.0.0.1');
+    sockets.add(upstream);
+    upstream.on('error', () => {});
+    upstream.on('close', () => {
+      sockets.delete(upstream);
+      client.destroy();
+    });
+    client.on('close', () => upstream.destroy());
+    client.pipe(upstream);
+    upstream.pipe(client);
+  });
+  await new Promise<void>((resolve) => relay.listen(port, '127.0.0.1', resolve));
+  return {
+    port,
+    ended: () => ended,
+    open: () => sockets.size,
+    freeze: () => {
+      isFrozen = true;
+      for (const socket of sockets) {
+        socket.removeAllListeners('close');
+        socket.unpipe();
+        socket.pause();
+      }
+    },
+    serveNewOnes: () => {
+      isFrozen = false;
+    },
+    [Symbol.asyncDispose]: async () => {
+      for (const socket of sockets) socket.destroy();
+      await relay[Symbol.asyncDispose]();
+    },
+  };
+}

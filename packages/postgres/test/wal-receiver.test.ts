@@ -84,6 +84,7 @@ async function stream(
       seed,
       session,
       inheritedFds: [],
+      stallMs,
       signal,
       ...more,
     }),
@@ -115,7 +116,7 @@ test('the stream begins with the segment of the seed and covers the start of a b
   const { startLsn, timeline } = await startBackup(session, { label: 'x', fast: true, signal });
   await writeSegments(2);
   const { stopLsn } = await stopBackup(session, signal);
-  await receiver.waitUntilComplete(stopLsn, { stallMs, signal });
+  await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
 
   const files = await readdir(directory);
@@ -134,6 +135,7 @@ test('the stream begins with the segment of the seed and covers the start of a b
     timeline,
     startLsn,
     stopLsn,
+    stallMs,
     signal,
   });
   expect(await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
@@ -146,7 +148,7 @@ test('a segment that is missing, cut or has one page of zeros is found before an
   const { startLsn, timeline } = await startBackup(session, { label: 'x', fast: true, signal });
   await writeSegments(4);
   const { stopLsn } = await stopBackup(session, signal);
-  await receiver.waitUntilComplete(stopLsn, { stallMs, signal });
+  await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
   const proof = {
     binDirectory: server.binDirectory,
@@ -154,6 +156,7 @@ test('a segment that is missing, cut or has one page of zeros is found before an
     timeline,
     startLsn,
     stopLsn,
+    stallMs,
     signal,
   };
   await proveWal(proof);
@@ -188,7 +191,7 @@ test('a backup that ends on a boundary needs no segment behind it', async () => 
   const { receiver, directory } = streaming;
   const { startLsn } = await startBackup(session, { label: 'x', fast: true, signal });
   const { stopLsn } = await stopBackup(session, signal);
-  await receiver.waitUntilComplete(stopLsn, { stallMs, signal });
+  await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
 
   const complete = await receiver.completeUpTo();
@@ -202,6 +205,7 @@ test('a backup that ends on a boundary needs no segment behind it', async () => 
     timeline: 1,
     startLsn,
     stopLsn,
+    stallMs,
     signal,
   });
 });
@@ -211,7 +215,7 @@ test('stopping ends the process in order, and its WAL sender with it', async () 
   await using streaming = await stream();
   const [child] = await receivers();
   const lsn = await writeSegments(1);
-  await streaming.receiver.waitUntilComplete(lsn, { stallMs, signal });
+  await streaming.receiver.waitUntilComplete(lsn, signal);
 
   await streaming.receiver.stop(signal);
 
@@ -226,7 +230,7 @@ test('progress is what the source has sent, and only complete segments count as 
   const { receiver } = streaming;
   const lsn = await writeSegments(2);
   await server.query(`SELECT pg_logical_emit_message(true, 'x', repeat('y', 300000))`);
-  await receiver.waitUntilComplete(lsn, { stallMs, signal });
+  await receiver.waitUntilComplete(lsn, signal);
 
   await expect
     .poll(async () => parseLsn((await receiver.receivedLsn(signal)) ?? '0/0'), { timeout: 10_000 })
@@ -262,7 +266,7 @@ test('a stream that breaks is taken up again without a hole', async () => {
   await writeSegments(3);
   const { stopLsn } = await stopBackup(session, signal);
 
-  await receiver.waitUntilComplete(stopLsn, { stallMs, signal });
+  await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
   await proveWal({
     binDirectory: server.binDirectory,
@@ -270,6 +274,7 @@ test('a stream that breaks is taken up again without a hole', async () => {
     timeline: seed.timeline,
     startLsn,
     stopLsn,
+    stallMs,
     signal,
   });
 });
@@ -287,7 +292,29 @@ test('a stream that is killed while it makes a segment is taken up again', async
   const end = await writeSegments(2);
 
   expect(partial).toHaveLength(1);
-  await receiver.waitUntilComplete(end, { stallMs, signal });
+  await receiver.waitUntilComplete(end, signal);
+  await receiver.stop(signal);
+});
+
+test('a stream that stands still although the source has more is taken up again', async () => {
+  await using _ = await pin();
+  await using streaming = await stream(server, { stallMs: 1_000 });
+  const [sender] = await server.query<{ pid: number }>(
+    'SELECT pid FROM pg_stat_replication WHERE application_name = $1',
+    [applicationName],
+  );
+  process.kill(sender?.pid ?? 0, 'SIGSTOP');
+  try {
+    const lsn = await writeSegments(2);
+    await expect
+      .poll(async () => parseLsn((await streaming.receiver.completeUpTo()) ?? '0/0'), {
+        timeout: 20_000,
+      })
+      .toBeGreaterThanOrEqual(parseLsn(lsn));
+  } finally {
+    process.kill(sender?.pid ?? 0, 'SIGCONT');
+  }
+  await streaming.receiver.stop(signal);
 });
 
 test('WAL that the source has removed meanwhile ends the stream for good, and by name', async () => {
@@ -307,7 +334,7 @@ test('WAL that the source has removed meanwhile ends the stream for good, and by
     code: 'WAL_REMOVED',
     hint: expect.stringContaining('wal_keep_size'),
   });
-  await expect(receiver.waitUntilComplete('FF/0', { stallMs, signal })).rejects.toMatchObject({
+  await expect(receiver.waitUntilComplete('FF/0', signal)).rejects.toMatchObject({
     code: 'WAL_REMOVED',
   });
 });
@@ -363,6 +390,7 @@ test('aborting while it starts leaves no process', async () => {
 });
 
 test.skipIf(!runsAsRoot)('a filesystem that fills up all the same is told as such', async () => {
+  await using _ = await pin();
   await using small = await mountFilesystem({ type: 'tmpfs', bytes: 3 * segmentBytes });
   const directory = join(small.path, 'wal');
   await mkdir(directory);
@@ -389,11 +417,12 @@ test('a directory that is not empty is a bug of the caller', async () => {
 });
 
 test('nothing that arrives for too long is a stall', async () => {
-  await using streaming = await stream();
+  await using streaming = await stream(server, { stallMs: 50 });
 
-  await expect(
-    streaming.receiver.waitUntilComplete('FF/0', { stallMs: 50, signal }),
-  ).rejects.toMatchObject({ code: 'STALLED', facts: { wantedLsn: 'FF/0' } });
+  await expect(streaming.receiver.waitUntilComplete('FF/0', signal)).rejects.toMatchObject({
+    code: 'STALLED',
+    facts: { wantedLsn: 'FF/0' },
+  });
   await streaming.receiver.stop(signal);
 });
 

@@ -10,6 +10,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { addAbortListener, once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { setTimeout as delay, setImmediate as loopTurn } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
@@ -25,6 +26,8 @@ const KILL_AFTER_MS = 5_000;
 const KILLED_MS_MAX = 10_000;
 
 const GROUP_POLL_MS = 10;
+
+const ACTIVITY_LOOK_MS = 1_000;
 
 /** Whatever a child wrote before its end is in the pipe already: silence this long means that all of it was read. */
 const PIPE_QUIET_MS = 500;
@@ -134,6 +137,8 @@ export async function startProcess(
 
 export interface RunOptions extends Omit<StartOptions, 'onData'> {
   readonly signal: AbortSignal;
+  /** How long it may use neither processor nor files before it counts as hanging, in milliseconds. Default: for ever. */
+  readonly stallMs?: number;
   /** Exit statuses that are no error. Default: 0. */
   readonly accept?: readonly number[] | 'any';
   /** More output than this stops the program: nothing here is expected to flood us. Default: 64 MiB. */
@@ -155,7 +160,7 @@ const OUTPUT_BYTES_MAX = 64 * 1024 * 1024;
  * The promise settles only after the child is gone, also when it was aborted: whoever awaits it may remove its files next.
  *
  * @throws {CloneError} `TOOL_MISSING` if there is no such program, `PROCESS_FAILED` if it ends with another status than
- *   the accepted ones or says more than `outputBytesMax`.
+ *   the accepted ones or says more than `outputBytesMax`, `STALLED` if it hangs.
  * @throws The signal's reason if `signal` aborts.
  */
 export async function runProcess(command: Command, options: RunOptions): Promise<Finished> {
@@ -178,10 +183,26 @@ export async function runProcess(command: Command, options: RunOptions): Promise
     }),
   });
   using _ = addAbortListener(options.signal, stop);
+  const { file } = command;
+  const { stallMs } = options;
+  let hangs = false;
+  const watch =
+    stallMs === undefined
+      ? null
+      : watchActivity(running.pid, stallMs, () => {
+          hangs = true;
+          stop();
+        });
   const exit = await running.exited;
+  clearInterval(watch ?? undefined);
   await stopped;
   options.signal.throwIfAborted();
-  const { file } = command;
+  if (hangs) {
+    throw new CloneError('STALLED', `${file} hangs`, {
+      facts: { program: file, idleMs: stallMs ?? null },
+      hint: 'See whether a disk of this host hangs, or who has stopped the process.',
+    });
+  }
   const stderr = running.stderrTail();
   if (outputBytes > outputBytesMax) {
     throw new CloneError('PROCESS_FAILED', `${file} said more than expected`, {
@@ -194,6 +215,37 @@ export async function runProcess(command: Command, options: RunOptions): Promise
   throw new CloneError('PROCESS_FAILED', `${file} failed with ${describeExit(exit)}`, {
     facts: { program: file, exitStatus: exit.status, exitSignal: exit.signal, stderr },
   });
+}
+
+/** Times of use and bytes read, as the kernel counts them. */
+function watchActivity(pid: number, stallMs: number, stalled: () => void): NodeJS.Timeout {
+  let mark = '';
+  let movedAtMs = performance.now();
+  return setInterval(
+    () => {
+      const now = activityOf(pid);
+      if (now === mark && performance.now() - movedAtMs > stallMs) stalled();
+      if (now === mark) return;
+      mark = now;
+      movedAtMs = performance.now();
+    },
+    Math.min(ACTIVITY_LOOK_MS, stallMs / 4),
+  );
+}
+
+function activityOf(pid: number): string {
+  try {
+    // The name, in brackets, may hold anything.
+    const [, after = ''] = readFileSync(`/proc/${String(pid)}/stat`, 'latin1').split(
+      /\) (?!.*\) )/s,
+    );
+    const fields = after.split(' ');
+    const io = readFileSync(`/proc/${String(pid)}/io`, 'latin1');
+    return [fields[11], fields[12], io].join();
+  } catch {
+    // It has just ended.
+    return '';
+  }
 }
 
 function missing(program: string): CloneError {

@@ -13,6 +13,8 @@ export interface RunRemoteOptions {
   readonly signal: AbortSignal;
   /** Written to its standard input: the only road for a secret. */
   readonly input?: string;
+  /** Told of each piece of output. */
+  readonly onOutput?: () => void;
   /** Output beyond this is an error, in bytes. */
   readonly outputBytesMax?: number;
 }

@@ -33,6 +33,17 @@ test('a cancelled child that ignores SIGTERM is gone when the promise settles', 
   expect(isAlive(pid)).toBe(false);
 });
 
+test('a child that does nothing for too long hangs and is stopped; one that works is waited for', async () => {
+  const hanging = runProcess(sh('exec sleep 600'), { signal, stallMs: 100 });
+  const working = runProcess(
+    sh('end=$(($(date +%s) + 3)); while [ "$(date +%s)" -lt $end ]; do :; done'),
+    { signal, stallMs: 2_000 },
+  );
+
+  await expect(hanging).rejects.toMatchObject({ code: 'STALLED', message: 'sh hangs' });
+  expect(await working).toMatchObject({ status: 0 });
+});
+
 test('stopping a child stops a grandchild that ignores SIGTERM and outlives it', async () => {
   let grandchild = 0;
   const started = Promise.withResolvers<void>();

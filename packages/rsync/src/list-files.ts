@@ -29,16 +29,21 @@ export interface SourceEntry {
  * Lists each root recursively, without the root itself. A root may be a link to a directory; links below are not followed.
  *
  * @returns For each root its entries, or null if it does not exist.
- * @throws {CloneError} `REMOTE_COMMAND_FAILED` if something below a root cannot be listed, and what the runner throws.
+ * @throws {CloneError} `REMOTE_COMMAND_FAILED` if something below a root cannot be listed, `STALLED`, and what the
+ *   runner throws.
  */
 export async function listFiles(
   runner: CommandRunner,
-  o: { readonly roots: readonly string[]; readonly signal: AbortSignal },
+  o: {
+    readonly roots: readonly string[];
+    /** How long nothing may be listed, in milliseconds; all of it takes as long as it takes. */
+    readonly stallMs: number;
+    readonly signal: AbortSignal;
+  },
 ): Promise<readonly (readonly SourceEntry[] | null)[]> {
-  // No limit in time: millions of files on a busy disk take minutes, and the runner notices a dead connection.
   const answer = await askRemote(runner, 'list', o.roots, {
     signal: o.signal,
-    limitMs: null,
+    limitMs: o.stallMs,
     outputBytesMax: OUTPUT_BYTES_MAX,
   });
   const lists = parseListing(answer ?? Buffer.alloc(0));

@@ -30,8 +30,8 @@ export function remoteCommand(verb: Verb, args: readonly string[]): string {
 
 export interface AskOptions {
   readonly signal: AbortSignal;
-  /** How long the answer may take, in milliseconds; null where only the connection's own liveness counts. */
-  readonly limitMs: number | null;
+  /** How long it may say nothing, in milliseconds. */
+  readonly limitMs: number;
   readonly outputBytesMax?: number;
 }
 
@@ -39,7 +39,8 @@ export interface AskOptions {
  * Runs a verb to its end.
  *
  * @returns What it answered, or null if it says that there is no such file.
- * @throws {CloneError} `REMOTE_COMMAND_FAILED` if it fails or does not answer in time, and what the runner throws.
+ * @throws {CloneError} `REMOTE_COMMAND_FAILED` if it fails, `STALLED` if it says nothing for too long, and what the runner
+ *   throws.
  */
 export async function askRemote(
   runner: CommandRunner,
@@ -48,20 +49,16 @@ export async function askRemote(
   options: AskOptions,
 ): Promise<Buffer | null> {
   const command = remoteCommand(verb, args);
-  const run = async (signal: AbortSignal) =>
-    await runner.run(command, {
-      signal,
-      ...(options.outputBytesMax !== undefined && { outputBytesMax: options.outputBytesMax }),
-    });
-  const { limitMs } = options;
-  const exit =
-    limitMs === null
-      ? await run(options.signal)
-      : await withLimit(run, {
-          signal: options.signal,
-          limitMs,
-          expired: () => silent(runner, verb, limitMs),
-        });
+  const { limitMs, outputBytesMax } = options;
+  const exit = await withLimit(
+    async (signal, moves) =>
+      await runner.run(command, {
+        signal,
+        onOutput: moves,
+        ...(outputBytesMax !== undefined && { outputBytesMax }),
+      }),
+    { signal: options.signal, limitMs, expired: () => silent(runner, verb, limitMs) },
+  );
   const begin = exit.stdout.indexOf(MARKER);
   if (exit.status === STATUS_MISSING && begin !== -1) return null;
   if (exit.status !== 0 || begin === -1) throw failed(runner, verb, exit);
@@ -96,12 +93,8 @@ function failed(runner: CommandRunner, verb: Verb, exit: RemoteExit): CloneError
 }
 
 function silent(runner: CommandRunner, verb: Verb, limitMs: number): CloneError {
-  return new CloneError(
-    'REMOTE_COMMAND_FAILED',
-    `the command ${verb} got no answer from ${runner.label}`,
-    {
-      facts: { host: runner.label, verb, limitMs },
-      hint: 'See whether a file system of the source host hangs, such as a network mount that is gone.',
-    },
-  );
+  return new CloneError('STALLED', `the command ${verb} got no answer from ${runner.label}`, {
+    facts: { host: runner.label, verb, limitMs },
+    hint: 'See whether a file system of the source host hangs, such as a network mount that is gone.',
+  });
 }

@@ -2,11 +2,11 @@
 import { addAbortListener } from 'node:events';
 
 /**
- * Runs `work` with a signal that aborts with the caller's, or with `expired()` once the limit has passed.
- * It settles when `work` does, so `work` has to obey its signal.
+ * Runs `work` with a signal that aborts with the caller's, or with `expired()` once the limit has passed since it was begun
+ * or has last said that it moves. It settles when `work` does, so `work` has to obey its signal.
  */
 export async function withLimit<T>(
-  work: (signal: AbortSignal) => Promise<T>,
+  work: (signal: AbortSignal, moves: () => void) => Promise<T>,
   {
     signal,
     limitMs,
@@ -26,7 +26,9 @@ export async function withLimit<T>(
     limited.abort(signal.reason);
   });
   try {
-    return await work(limited.signal);
+    return await work(limited.signal, () => {
+      timer.refresh();
+    });
   } finally {
     clearTimeout(timer);
   }

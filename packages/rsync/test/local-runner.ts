@@ -62,14 +62,17 @@ export async function localRunner(options: LocalRunnerOptions): Promise<LocalRun
     label: 'parts@localhost',
     bin,
     pid: () => last?.pid ?? 0,
-    run: async (command, { signal, input }) => {
+    run: async (command, { signal, input, onOutput }) => {
       signal.throwIfAborted();
       const child = open(command);
       using _ = addAbortListener(signal, () => child.kill('SIGKILL'));
       child.stdin.end(input);
       const output: Buffer[] = [];
       const errors: Buffer[] = [];
-      child.stdout.on('data', (chunk: Buffer) => output.push(chunk));
+      child.stdout.on('data', (chunk: Buffer) => {
+        output.push(chunk);
+        onOutput?.();
+      });
       child.stderr.on('data', (chunk: Buffer) => errors.push(chunk));
       const exit = await exitOf(child);
       signal.throwIfAborted();

@@ -70,7 +70,7 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
     await truncate(join(data, 'base/root'), 3_000_000_000);
     await symlink('/some where', join(data, 'link'));
 
-    const [entries] = await listFiles(runner, { roots: [data], signal });
+    const [entries] = await listFiles(runner, { roots: [data], stallMs: 30_000, signal });
 
     const files = entries?.filter(({ type }) => type === 'file');
     expect(files?.map(({ name }) => name).toSorted()).toEqual(
@@ -102,6 +102,7 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
 
     const lists = await listFiles(runner, {
       roots: ['none', 'empty', 'link', 'none'].map((name) => join(data, name)),
+      stallMs: 30_000,
       signal,
     });
 
@@ -116,12 +117,28 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
   test('a directory that may not be listed is an error that names it', async () => {
     await runAsPartsUser(['mkdir', '--mode', '000', join(data, 'closed')]);
 
-    const listing = listFiles(runner, { roots: [data], signal });
+    const listing = listFiles(runner, { roots: [data], stallMs: 30_000, signal });
 
     await expect(listing).rejects.toMatchObject({
       code: 'REMOTE_COMMAND_FAILED',
       message: expect.stringContaining('closed'),
       hint: expect.stringContaining('postgres'),
+    });
+  });
+
+  test('a listing takes as long as it goes on, and is a stall once it says nothing more', async () => {
+    const entry = String.raw`printf 'd\0000\0001.0\0001.0\0001\000700\000\000\000'`;
+    const listing = async (script: string) => {
+      await writePartsFile(join(runner.bin, 'find'), `#!/bin/sh\n${script}`);
+      await chmod(join(runner.bin, 'find'), 0o755);
+      return await listFiles(runner, { roots: [data], stallMs: 2_000, signal });
+    };
+
+    const slow = await listing(`for i in 1 2 3 4 5 6; do ${entry}; sleep 0.5; done`);
+    expect(slow).toHaveLength(1);
+    await expect(listing(`${entry}; exec sleep 5`)).rejects.toMatchObject({
+      code: 'STALLED',
+      message: expect.stringContaining('the command list got no answer from'),
     });
   });
 
@@ -132,7 +149,7 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
     );
     await chmod(join(runner.bin, 'find'), 0o755);
 
-    const listing = listFiles(runner, { roots: [data], signal });
+    const listing = listFiles(runner, { roots: [data], stallMs: 30_000, signal });
 
     await expect(listing).rejects.toMatchObject({
       code: 'REMOTE_COMMAND_FAILED',

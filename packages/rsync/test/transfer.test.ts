@@ -145,7 +145,11 @@ test('whatever bytes names are made of, what is listed is what arrives', async (
     .map((bytes) => Buffer.from(bytes).toString('latin1'))
     .filter((text) => !/[\0/]|^\.{1,2}$/.test(text));
   const listed = async (root: string) => {
-    const [entries] = await listFiles(runner, { roots: [root], signal: request.signal });
+    const [entries] = await listFiles(runner, {
+      roots: [root],
+      stallMs: 30_000,
+      signal: request.signal,
+    });
     return (entries ?? []).map((entry) => entry.name).toSorted();
   };
   await fc.assert(

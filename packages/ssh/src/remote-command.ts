@@ -44,7 +44,7 @@ export async function runCommand(
   session: Session,
   ...[command, options]: Parameters<CommandRunner['run']>
 ): Promise<RemoteExit> {
-  const { signal, input = '', outputBytesMax = OUTPUT_BYTES_MAX } = options;
+  const { signal, input = '', outputBytesMax = OUTPUT_BYTES_MAX, onOutput } = options;
   const { channel, exited, stderrTail } = await openChannel(session, command, signal);
   const stopped = Promise.withResolvers<null>();
   using _ = addAbortListener(signal, () => {
@@ -54,6 +54,7 @@ export async function runCommand(
   let outputBytes = 0;
   channel.on('data', (chunk: Buffer) => {
     outputBytes += chunk.length;
+    onOutput?.();
     if (outputBytes <= outputBytesMax) chunks.push(chunk);
     else stopped.resolve(null);
   });

@@ -20,10 +20,7 @@ export async function collectWal(
   }: { readonly stream: WalStream; readonly start: BackupStart; readonly stop: Stop },
 ): Promise<void> {
   // A receiver that ends aborts the run by itself.
-  await stream.receiver.waitUntilComplete(stop.stopLsn, {
-    stallMs: run.plan.host.stallMs,
-    signal: run.signal,
-  });
+  await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
   await stream.receiver.stop(run.signal);
   await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
@@ -33,6 +30,7 @@ export async function collectWal(
     timeline: start.timeline,
     startLsn: start.startLsn,
     stopLsn: stop.stopLsn,
+    stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });
 }

@@ -92,7 +92,11 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   await using daemons = new AsyncDisposableStack();
   const open = async () => daemons.use(await openDaemon(run, ready, roots, workers));
   const [listings, firstDaemon] = await together([
-    listFiles(ready.host.ssh(), { roots: roots.map(({ source }) => source), signal }),
+    listFiles(ready.host.ssh(), {
+      roots: roots.map(({ source }) => source),
+      stallMs: plan.host.stallMs,
+      signal,
+    }),
     open(),
     sweepSource(run, ready),
   ]);

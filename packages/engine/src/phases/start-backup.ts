@@ -20,10 +20,16 @@ export async function startBackup(
   ready: Ready,
   pinned: WalStream | null,
 ): Promise<Start> {
+  // Nobody can see how far a checkpoint is: it may take as long as its backend lives, but not without a word.
+  const slow = setTimeout(() => {
+    run.observer.waiting('the checkpoint on the source with which the backup begins');
+  }, run.plan.host.stallMs);
   const backup = await start(ready.session, {
     label: `pgcloned ${run.plan.id}`,
     fast: true,
     signal: run.signal,
+  }).finally(() => {
+    clearTimeout(slow);
   });
   run.observer.wal({ startLsn: backup.startLsn });
   const stream = pinned ?? (await openStream(run, ready, { pin: null, seedLsn: backup.startLsn }));

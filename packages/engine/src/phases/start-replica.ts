@@ -66,6 +66,7 @@ async function start(run: CloneRun, ready: Ready): Promise<void> {
     major: ready.facts.major,
     port: Number(port),
     logFile: startLogOf(ready),
+    stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });
   run.observer.instance({ state: 'running', port: Number(port) });

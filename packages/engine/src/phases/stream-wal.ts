@@ -198,6 +198,7 @@ async function receive(
     },
     session: ready.session,
     inheritedFds: run.locks.fds(),
+    stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });
   const unwatch = run.watch(receiver.lost);

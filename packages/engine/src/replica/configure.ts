@@ -88,7 +88,7 @@ async function bringSourceFiles(
   { host, facts, data }: Ready,
   put: (name: string, text: string) => Promise<void>,
 ): Promise<void> {
-  const reading = { runner: host.ssh(), signal: run.signal };
+  const reading = { runner: host.ssh(), stallMs: run.plan.host.stallMs, signal: run.signal };
   const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
   const { configFile, hbaFile, identFile } = facts.configFiles;
   const copied = isOutside(configFile)

@@ -22,6 +22,7 @@ const POINTS_TO_SOURCE =
 
 interface Reading {
   readonly runner: CommandRunner;
+  readonly stallMs: number;
   readonly signal: AbortSignal;
 }
 
@@ -83,12 +84,13 @@ async function readWithIncludes(path: string, reading: Reading, depth: number): 
 async function filesOf(
   directive: string,
   path: string,
-  { runner, signal }: Reading,
+  { runner, stallMs, signal }: Reading,
 ): Promise<readonly string[]> {
   if (directive === 'include') return [path];
   const isDirectory = directive === 'include_dir';
   const [entries] = await listFiles(runner, {
     roots: [isDirectory ? path : dirname(path)],
+    stallMs,
     signal,
   });
   const names = (entries ?? [])
