@@ -1,5 +1,6 @@
 /**
- * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run.
+ * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run, and what
+ * an interruption costs.
  *
  * Ratios count, never times: here everything shares the machine's cores, disk and page cache. Rounds alternate between the
  * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins. The bare rsyncs are the floor:
@@ -23,6 +24,7 @@ import {
   stopServer,
   writePartsFile,
 } from '@pgcloned/testbed';
+import { measureResume, type ResumeFigures } from './bench-resume.ts';
 
 const SMALL_TABLES_PER_GB = 750;
 const SYNC_INTERVAL_MS = 700;
@@ -33,6 +35,8 @@ const { values: options } = parseArgs({
     rounds: { type: 'string', default: '3' },
     /** Of the cluster; half of them in one table, half in thousands of small ones. */
     gigabytes: { type: 'string', default: '3.5' },
+    /** `speed`: beside what else copies a cluster; `resume`: what an interruption costs. Default: both. */
+    only: { type: 'string', default: '' },
   },
 });
 const rounds = Number(options.rounds);
@@ -55,32 +59,42 @@ interface RsyncTimes {
 await using scratch = await scratchDirectory();
 const replicas = join(scratch.path, 'replicas');
 await makeDirectory(replicas);
-console.log(`Filling a cluster with ${String(gigabytes)} GB …`);
-await using big = await startSource({
-  // autovacuum would write between the rounds.
-  settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
-});
-await fill(big);
-await using empty = await startSource({ settings: { fsync: 'on' } });
-await using pgcloned = await startPgcloned(scratch.path, {
-  worker: { dataRoots: [replicas] },
-  sources: { big: big.configuration, empty: empty.configuration },
-});
-
 const baseBackups: number[] = [];
 const clones: CloneTimes[] = [];
 const rsyncs: RsyncTimes[] = [];
-for (let round = 1; round <= rounds; round += 1) {
-  console.log(`Round ${String(round)} of ${String(rounds)} …`);
-  baseBackups.push(await settled((target) => baseBackup(big, target)));
-  clones.push(await settled((target) => clone(pgcloned, { source: 'big', target, start: false })));
-  rsyncs.push(await settled((target) => bareRsyncs(big, target)));
-}
 const starts: CloneTimes[] = [];
-for (let round = 1; round <= rounds; round += 1) {
-  starts.push(await settled((target) => clone(pgcloned, { source: 'empty', target, start: true })));
+if (options.only !== 'resume') await measureSpeed();
+if (options.only !== 'speed')
+  reportResume(await measureResume({ directory: replicas, gigabytes, workers: WORKERS }));
+
+async function measureSpeed(): Promise<void> {
+  console.log(`Filling a cluster with ${String(gigabytes)} GB …`);
+  await using big = await startSource({
+    // autovacuum would write between the rounds.
+    settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
+  });
+  await fill(big);
+  await using empty = await startSource({ settings: { fsync: 'on' } });
+  await using pgcloned = await startPgcloned(scratch.path, {
+    worker: { dataRoots: [replicas] },
+    sources: { big: big.configuration, empty: empty.configuration },
+  });
+
+  for (let round = 1; round <= rounds; round += 1) {
+    console.log(`Round ${String(round)} of ${String(rounds)} …`);
+    baseBackups.push(await settled((target) => baseBackup(big, target)));
+    clones.push(
+      await settled((target) => clone(pgcloned, { source: 'big', target, start: false })),
+    );
+    rsyncs.push(await settled((target) => bareRsyncs(big, target)));
+  }
+  for (let round = 1; round <= rounds; round += 1) {
+    starts.push(
+      await settled((target) => clone(pgcloned, { source: 'empty', target, start: true })),
+    );
+  }
+  report();
 }
-report();
 
 async function fill({ primary }: Source): Promise<void> {
   const tables = Math.round(gigabytes * SMALL_TABLES_PER_GB);
@@ -282,6 +296,14 @@ function report(): void {
     median(starts.map((run) => run.totalMs)) / 1000,
     3,
   );
+}
+
+function reportResume({ fresh, resumed }: ResumeFigures): void {
+  console.log('\nResuming, seconds');
+  line('fresh clone', [fresh.durationMs]);
+  line('clone killed at 90 %, resumed', [resumed.durationMs]);
+  console.log('');
+  verdict('on the wire, % of the cluster', (100 * resumed.wireBytes) / fresh.bytes, 12);
 }
 
 function phaseLines(runs: readonly CloneTimes[]): void {
