@@ -176,11 +176,11 @@ export function startCloneJob(
       return;
     }
     // What its own attempts have made the engine has put away; not what those of a dead worker have.
-    if (before !== null) {
+    if (before !== null && !record.isPublished()) {
       const becomes = isCancelled ? 'cancelled' : 'failed';
-      const { published, leftovers } = await putAway(runNow(), becomes, context);
+      const { leftovers } = await putAway(runNow(), becomes, context);
       for (const leftover of leftovers) observer.leftover(leftover);
-      if (isCancelled && !published) observer.instance({ state: 'absent' });
+      if (isCancelled) observer.instance({ state: 'absent' });
     }
     const error = isStopped && record.isPublished() ? stoppedTooLate(clone, failure) : failure;
     const { code, message, hint, facts } = error;
