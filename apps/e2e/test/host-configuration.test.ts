@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
   adoptServer,
+  configuredPostgresBin,
   freePort,
   leftBehind,
   makeDirectory,
@@ -117,9 +118,10 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
     expect(existsSync(join(directory, 'disk', 'main', 'postgresql.conf'))).toBe(false);
   });
 
-  test.each(['pg_ctl', 'pg_ctlcluster'])(
+  test.for(['pg_ctl', 'pg_ctlcluster'])(
     'is used as it is, and left as it is, by a replica that %s starts',
-    async (method) => {
+    async (method, { skip }) => {
+      skip(method === 'pg_ctlcluster' && configuredPostgresBin !== null, 'it knows one place only');
       await using cluster = await configureCluster();
       const before = await cluster.contents();
       const config = join(directory, `${method}.yaml`);

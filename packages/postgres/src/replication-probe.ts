@@ -24,11 +24,14 @@ export async function probeReplication(
 ): Promise<ReplicationIdentity> {
   const client = await connectClient(settings, { applicationName, replication: true, signal });
   try {
-    const { rows } = await client.query<{ systemid: string; timeline: number }>('IDENTIFY_SYSTEM');
+    const { rows } = await client.query<{ systemid: string; timeline: number | string }>(
+      'IDENTIFY_SYSTEM',
+    );
     const [answer] = rows;
     if (answer === undefined) throw new Error('the server answered nothing');
     await client.end();
-    return { systemIdentifier: answer.systemid, timeline: answer.timeline };
+    // An int8 since 16, and those arrive as text.
+    return { systemIdentifier: answer.systemid, timeline: Number(answer.timeline) };
   } finally {
     await destroyClient(client);
   }

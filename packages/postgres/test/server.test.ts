@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import {
   adoptServer,
   asPartsUser,
+  configuredPostgresBin,
   findPostgres,
   makeDirectory,
   type PostgresServer,
@@ -275,31 +276,34 @@ test('a directory that Debian knows no cluster of is refused with what to write'
   });
 });
 
-test.runIf(runsAsRoot)('a cluster of Debian is started by its name', async () => {
-  const name = `pgcloned_test_${String(process.pid)}`;
-  const configurationDirectory = `/etc/postgresql/${String(major)}/${name}`;
-  await rm(configurationDirectory, { recursive: true, force: true });
-  await mkdir(configurationDirectory, { recursive: true });
-  await chown(configurationDirectory, partsUser.uid, partsUser.gid);
-  try {
-    const { server, options } = await stoppedCluster({ configurationDirectory });
-    await using _ = server;
-
-    await using caller = await call('startServer', {
-      ...options,
-      configFile: server.configFile,
-      method: { method: 'pg_ctlcluster' },
-    });
-
-    expect(caller.answer).toMatchObject({ value: { port: server.port } });
-    expect(await server.query('SHOW config_file')).toEqual([{ config_file: server.configFile }]);
-    await using stopper = await call('stopServer', options);
-    expect(stopper.answer).toEqual({});
-  } finally {
+test.runIf(runsAsRoot && configuredPostgresBin === null)(
+  'a cluster of Debian is started by its name',
+  async () => {
+    const name = `pgcloned_test_${String(process.pid)}`;
+    const configurationDirectory = `/etc/postgresql/${String(major)}/${name}`;
     await rm(configurationDirectory, { recursive: true, force: true });
-    await rm(`/var/log/postgresql/postgresql-${String(major)}-${name}.log`, { force: true });
-  }
-});
+    await mkdir(configurationDirectory, { recursive: true });
+    await chown(configurationDirectory, partsUser.uid, partsUser.gid);
+    try {
+      const { server, options } = await stoppedCluster({ configurationDirectory });
+      await using _ = server;
+
+      await using caller = await call('startServer', {
+        ...options,
+        configFile: server.configFile,
+        method: { method: 'pg_ctlcluster' },
+      });
+
+      expect(caller.answer).toMatchObject({ value: { port: server.port } });
+      expect(await server.query('SHOW config_file')).toEqual([{ config_file: server.configFile }]);
+      await using stopper = await call('stopServer', options);
+      expect(stopper.answer).toEqual({});
+    } finally {
+      await rm(configurationDirectory, { recursive: true, force: true });
+      await rm(`/var/log/postgresql/postgresql-${String(major)}-${name}.log`, { force: true });
+    }
+  },
+);
 
 /** Field 6 of /proc/PID/stat, behind the name that may hold blanks. */
 async function sessionOf(pid: number): Promise<number> {

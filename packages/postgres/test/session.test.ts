@@ -3,7 +3,13 @@ import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import type { CloneError } from '@pgcloned/contract';
-import { freePort, type PostgresServer, startPrimary } from '@pgcloned/testbed';
+import {
+  findPostgres,
+  freePort,
+  installedMajors,
+  type PostgresServer,
+  startPrimary,
+} from '@pgcloned/testbed';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openSession, probeReplication } from '../src/index.ts';
 import { connectionTo } from './connection-to.ts';
@@ -300,16 +306,20 @@ test('a role without the attribute may not replicate, and the remedy names it', 
   });
 });
 
-test('a replication connection tells the identity of the cluster', async () => {
-  const [row] = await server.query<{ id: string }>(
-    'SELECT system_identifier::text AS id FROM pg_control_system()',
-  );
+test.each(installedMajors())(
+  'a replication connection to PostgreSQL %i tells the identity of the cluster',
+  async (major) => {
+    await using primary = await startPrimary({ binDirectory: findPostgres(major) });
+    const [row] = await primary.query<{ id: string }>(
+      'SELECT system_identifier::text AS id FROM pg_control_system()',
+    );
 
-  const identity = await probeReplication(connectionTo(server), { applicationName, signal });
+    const identity = await probeReplication(connectionTo(primary), { applicationName, signal });
 
-  expect(identity).toEqual({ systemIdentifier: row?.id, timeline: 1 });
-  expect(await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
-});
+    expect(identity).toEqual({ systemIdentifier: row?.id, timeline: 1 });
+    expect(await primary.query('SELECT FROM pg_stat_replication')).toEqual([]);
+  },
+);
 
 test('a database that does not exist, a server that is down and a missing socket are told apart', async () => {
   const codeOf = async (more: Parameters<typeof connectionTo>[1]) =>

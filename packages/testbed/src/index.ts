@@ -9,7 +9,12 @@ export {
 } from './comparison.ts';
 export { mountFilesystem, type TestFilesystem } from './filesystem.ts';
 export { freePort } from './free-port.ts';
-export { findPostgres, installedMajors, POSTGRES_MAJORS } from './installed-postgres.ts';
+export {
+  configuredPostgresBin,
+  findPostgres,
+  installedMajors,
+  POSTGRES_MAJORS,
+} from './installed-postgres.ts';
 export { type LeftBehindOptions, leftBehind } from './left-behind.ts';
 export { type OtherHost, otherHost } from './other-host.ts';
 export {
