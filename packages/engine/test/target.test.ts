@@ -153,6 +153,29 @@ describe('a directory', () => {
     expect(await readMarker(path, 'data')).toMatchObject({ cloneId: 'b' });
   });
 
+  test.each([
+    { kind: 'data', left: 'place/.pgcloned-marker.0123456789ab.tmp', state: 'empty' },
+    { kind: 'wal', left: 'place/.pgcloned-marker.0123456789ab.tmp', state: 'empty' },
+    { kind: 'tablespace', left: '.pgcloned-marker-place.0123456789ab.tmp', state: 'unfinished' },
+  ] as const)(
+    'of kind $kind that a killed clone was about to mark is $state, and taken by the next one',
+    async (was) => {
+      const path = join(root, 'place');
+      await mkdir(path);
+      await writeFile(join(root, was.left), '');
+
+      expect(await inspectDirectory(path, was.kind)).toBe(was.state);
+
+      await prepareDirectory(
+        { kind: was.kind, build: path },
+        { cloneId: 'b', dataDirectory: path, mode: 0o700 },
+      );
+      expect(await readMarker(path, was.kind)).toMatchObject({ cloneId: 'b' });
+      const names = [...(await readdir(root)), ...(await readdir(path))];
+      expect(names.filter((name) => name.endsWith('.tmp'))).toEqual([]);
+    },
+  );
+
   test('that was made is removed with the parents made for it, and no others', async () => {
     await mkdir(join(root, 'a'));
     const path = join(root, 'a/b/c');

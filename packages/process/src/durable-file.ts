@@ -1,11 +1,13 @@
 /**
  * Files that are either the old or the new version after a crash, never a torn one.
  *
- * A crash may leave a `.tmp` file beside the real one; nothing reads it.
+ * A crash may leave a `.tmp` file beside the real one; nothing reads it, and `unfinishedWrites` finds it.
  */
 import { randomBytes } from 'node:crypto';
-import { open, rename, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { open, readdir, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+
+const TEMPORARY = /^[0-9a-f]{12}\.tmp$/;
 
 /**
  * Writes beside `path`, syncs, renames over it and syncs the directory.
@@ -33,6 +35,16 @@ export async function writeDurably(
     throw error;
   }
   await syncDirectory(dirname(path));
+}
+
+/** What writes of `path` that were killed have left beside it. Its directory must exist. */
+export async function unfinishedWrites(path: string): Promise<readonly string[]> {
+  const directory = dirname(path);
+  const prefix = `${basename(path)}.`;
+  const names = await readdir(directory);
+  return names
+    .filter((name) => name.startsWith(prefix) && TEMPORARY.test(name.slice(prefix.length)))
+    .map((name) => join(directory, name));
 }
 
 /** Makes what was created, renamed or removed in a directory survive a crash. */

@@ -15,6 +15,6 @@ export {
   type RemoteProcess,
   type RunRemoteOptions,
 } from './command-runner.ts';
-export { syncDirectory, writeDurably } from './durable-file.ts';
+export { syncDirectory, unfinishedWrites, writeDurably } from './durable-file.ts';
 export { type FileLock, lockFile } from './file-lock.ts';
 export { splitLines } from './line-splitter.ts';

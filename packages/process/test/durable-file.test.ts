@@ -1,8 +1,9 @@
+import { watch } from 'node:fs';
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { writeDurably } from '../src/index.ts';
+import { unfinishedWrites, writeDurably } from '../src/index.ts';
 
 let directory: string;
 
@@ -58,4 +59,23 @@ test('a write that fails leaves the place as it was', async () => {
   await expect(writeDurably(path, 'new')).rejects.toThrow();
 
   expect(await readdir(directory)).toEqual(['journal']);
+});
+
+test('what a write that was killed leaves beside the file is found, and nothing else', async () => {
+  const path = join(directory, 'journal');
+  const begun = new Promise<string>((resolve) => {
+    const watcher = watch(directory, (_, name) => {
+      if (name?.endsWith('.tmp') !== true) return;
+      watcher.close();
+      resolve(join(directory, name));
+    });
+  });
+  await writeDurably(path, 'new');
+  expect(await unfinishedWrites(path)).toEqual([]);
+
+  await writeFile(await begun, 'ne');
+  await writeFile(`${path}.tmp`, '');
+  await writeFile(join(directory, 'journal-2.0123456789ab.tmp'), '');
+
+  expect(await unfinishedWrites(path)).toEqual([await begun]);
 });

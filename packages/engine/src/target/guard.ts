@@ -7,8 +7,9 @@
 import { access, constants, lstat, readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
+import { unfinishedWrites } from '@pgcloned/process';
 import { isWithin } from './locks.ts';
-import { type DirectoryKind, exists, unfinishedCloneIn } from './marker.ts';
+import { type DirectoryKind, exists, markerPath, unfinishedCloneIn } from './marker.ts';
 
 export interface GuardOptions {
   readonly dataRoots: readonly string[] | null;
@@ -77,7 +78,11 @@ export async function inspectDirectory(path: string, kind: DirectoryKind): Promi
     if (code === 'EACCES') throw notWritable(path, path);
     throw error;
   }
-  if (names.every((name) => name === 'lost+found')) return 'empty';
+  // A clone that is killed while it marks the directory leaves this and nothing else.
+  const begun = await unfinishedWrites(markerPath(path, kind));
+  if (names.every((name) => name === 'lost+found' || begun.includes(join(path, name))))
+    // An empty directory of a tablespace is the server's, unless we have just made it.
+    return kind === 'tablespace' && begun.length > 0 ? 'unfinished' : 'empty';
   if ((await unfinishedCloneIn(path, kind)) !== null) return 'unfinished';
   return kind === 'data' && (await isDataDirectory(path)) ? 'data-directory' : 'foreign';
 }

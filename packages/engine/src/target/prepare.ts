@@ -3,6 +3,7 @@
  */
 import { mkdir, readdir, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { unfinishedWrites } from '@pgcloned/process';
 import type { Place } from './layout.ts';
 import { besidePrefix } from './layout.ts';
 import {
@@ -52,6 +53,7 @@ export async function prepareDirectory(
   const madeParent = await mkdir(dirname(path), { recursive: true });
   const isNew = !(await exists(path));
   if (isNew) await mkdir(path, { mode });
+  for (const begun of await unfinishedWrites(markerPath(path, kind))) await rm(begun);
   await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
   return { path, kind, madeFrom: madeParent ?? (isNew ? path : null) };
 }
