@@ -130,6 +130,8 @@ test.skipIf(!runsAsRoot)(
     await waitForReplay(far.primary, standby);
     expect(await compareTables(far.primary, standby)).toEqual([]);
     expect(await findDamage(standby)).toBe('');
-    expect(await readdir(mount.by)).toContainEqual(expect.stringMatching(/^PG_15_/));
+    expect(await readdir(mount.by)).toContainEqual(
+      expect.stringMatching(`^PG_${String(far.primary.major)}_`),
+    );
   },
 );
