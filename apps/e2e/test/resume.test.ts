@@ -112,3 +112,26 @@ test('a disk that loses writes ends the clone, although the kernel tells of it o
   expect(again.status).toBe(0);
   expect(again.result.result.keptBytes).toBe(0);
 });
+
+test('what was copied is kept by the next clone also if the one before died while it was published', async () => {
+  const dataDirectory = join(directory, 'publishing', 'main');
+  const bin = join(directory, 'publishing bin');
+  await makeDirectory(bin);
+  // The sync that follows the label is the one of `publish`.
+  await writePartsFile(
+    join(bin, 'sync'),
+    `#!/bin/sh\nif [ -e '${dataDirectory}/backup_label' ]; then kill -9 $PPID; exit 1; fi\nexec /usr/bin/sync "$@"\n`,
+  );
+  await chmod(join(bin, 'sync'), 0o755);
+  const killed = await runClone(
+    source,
+    { target: { dataDirectory } },
+    { env: { PATH: `${bin}:${partsEnvironment.PATH ?? ''}` } },
+  );
+  expect(killed.status).toBeNull();
+
+  const { status, result } = await runClone(source, { target: { dataDirectory } });
+
+  expect(status).toBe(0);
+  expect(result.result.keptBytes).toBeGreaterThan(10_000_000);
+});

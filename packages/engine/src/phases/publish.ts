@@ -81,13 +81,19 @@ export async function publish(
     await writeFile(join(directory, 'backup_label'), stop.label, { mode: fileMode });
     const control = join(directory, 'global', 'pgcloned.pg_control');
     await writeFile(control, stop.controlImage, { mode: fileMode });
-    await removeCopyJournal(directory);
     for (const place of places) await finishPlace(run, ready, place, mode);
     await syncFilesystems(
       places.map(({ build }) => build),
       run.signal,
-    );
+    ).catch(async (error: unknown) => {
+      // What the disk has lost no later attempt may keep (R8.1).
+      if (error !== run.signal.reason) await removeCopyJournal(directory);
+      throw error;
+    });
     run.signal.throwIfAborted();
+    // As late as can be: an attempt that breaks off before it leaves what the next one builds upon.
+    await removeCopyJournal(directory);
+    await syncDirectory(directory);
     if (places.some(({ old }) => old !== null)) await swap(run, ready, places);
   } catch (error) {
     run.signal.throwIfAborted();
