@@ -8,7 +8,7 @@ import { Command, CommanderError, Option } from 'commander';
 import { overrideVariables } from './config.ts';
 import type { Invocation } from './invocation.ts';
 import { refuseRoot } from './refuse-root.ts';
-import { SPEC_OPTIONS } from './spec-options.ts';
+import { rivalsOf, SPEC_OPTIONS } from './spec-options.ts';
 
 export function buildProgram(invocation: Invocation): Command {
   const program = new Command('pgcloned')
@@ -77,9 +77,10 @@ function addRun(program: Command, invocation: Invocation): void {
   addProgressOptions(run);
   for (const [group, options] of Object.entries(SPEC_OPTIONS)) {
     run.optionsGroup(group);
-    for (const { flags, help, read } of options) {
+    for (const option of options) {
+      const { flags, help, read } = option;
       if (read === 'pairs') run.option(flags, help, appendTo);
-      else run.option(flags, help);
+      else run.addOption(new Option(flags, help).conflicts(rivalsOf(option)));
     }
   }
   run

@@ -79,6 +79,9 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     option('--replace', 'target.ifExists', 'replace the cluster that is there', {
       constant: 'replace',
     }),
+    option('--resync', 'target.ifExists', 'bring an older state of the same cluster up to date', {
+      constant: 'resync',
+    }),
   ],
   'Copy:': [
     option('--method <name>', 'method', 'rsync'),
@@ -120,6 +123,14 @@ export function readOption({ read }: SpecOption, given: unknown): unknown {
 function splitPair(pair: string): readonly [string, string] {
   const at = pair.indexOf('=');
   return at === -1 ? [pair, ''] : [pair.slice(0, at), pair.slice(at + 1)];
+}
+
+/** The options that say something else about the same, by their attributes. */
+export function rivalsOf({ flags, path }: SpecOption): string[] {
+  return Object.values(SPEC_OPTIONS)
+    .flat()
+    .filter((other) => other.flags !== flags && other.path.join('.') === path.join('.'))
+    .map(attributeOf);
 }
 
 /** The name under which commander keeps its value: `--data-directory` is `dataDirectory`. */

@@ -56,6 +56,7 @@ test.each([
   ['a missing option', ['token', 'create'], "required option '--name <name>' not specified"],
   ['a missing argument', ['clone', 'show'], "missing required argument 'id'"],
   ['a value that is none of the choices', ['run', '--progress', 'loud'], 'Allowed choices are'],
+  ['a contradiction', ['run', '--replace', '--resync'], 'cannot be used with option'],
   ['a group without a command', ['clone'], 'a command is missing'],
   ['a number that is none', ['clone', 'list', '--limit', 'x'], 'not a positive number: x'],
   ['a number that is not whole', ['clone', 'list', '--limit', '0.5'], 'not a whole number: 0.5'],

@@ -229,7 +229,7 @@ describe('replace', () => {
     expect(error).toMatchObject({
       code: 'TARGET_INVALID',
       message: `${filesystem.path} is a mount point and cannot be replaced`,
-      hint: 'Stop its server, empty the directory by hand and clone with ifExists: fail.',
+      hint: expect.stringContaining('ifExists: resync'),
     });
     expect(status).toBe(7);
     expect(existsSync(join(filesystem.path, 'global', 'pg_control'))).toBe(true);

@@ -250,7 +250,7 @@ export interface components {
                     [key: string]: string;
                 };
                 /**
-                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end
+                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end; resync: an older state of the same cluster is brought up to date in place, and cannot be started any more once the copy has begun, also if the clone fails
                  * @default fail
                  * @enum {string}
                  */
@@ -374,7 +374,7 @@ export interface components {
              * @description What to decide by
              * @enum {string}
              */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             /** @description What happened this time */
             detail?: string;
             /** @description What can be done about it */
@@ -472,7 +472,7 @@ export interface components {
             files: number;
             /** @description What went over the network for them */
             wireBytes: number;
-            /** @description Of `bytes`: what an earlier attempt had brought already */
+            /** @description Of `bytes`: what was there already and was not sent, whole files and parts of files */
             keptBytes: number;
             durationMs: number;
             warnings: string[];
@@ -497,7 +497,7 @@ export interface components {
         };
         CloneFailure: {
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -592,7 +592,7 @@ export interface components {
                     [key: string]: string;
                 };
                 /**
-                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end
+                 * @description fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end; resync: an older state of the same cluster is brought up to date in place, and cannot be started any more once the copy has begun, also if the clone fails
                  * @default fail
                  * @enum {string}
                  */

@@ -89,7 +89,8 @@ export const CloneResult = z
     files: Bytes,
     wireBytes: Bytes.meta({ description: 'What went over the network for them' }),
     keptBytes: Bytes.meta({
-      description: 'Of `bytes`: what an earlier attempt had brought already',
+      description:
+        'Of `bytes`: what was there already and was not sent, whole files and parts of files',
     }),
     durationMs: Bytes,
     warnings: z.array(z.string()),

@@ -54,7 +54,7 @@ const Target = z.strictObject({
   }),
   ifExists: z.enum(['fail', 'replace', 'resync']).default('fail').meta({
     description:
-      'fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end',
+      'fail: the directory must be absent or empty; replace: a full copy beside it takes its place at the end; resync: an older state of the same cluster is brought up to date in place, and cannot be started any more once the copy has begun, also if the clone fails',
   }),
 });
 
@@ -194,9 +194,7 @@ export type RunSpec = z.output<typeof RunSpec>;
  *
  * @throws {CloneError} `NOT_SUPPORTED`, naming the field and what can be used in its place.
  */
-export function refuseUnsupported(
-  spec: Omit<CloneSpec, 'source' | 'target'> & { readonly target: { readonly ifExists: string } },
-): void {
+export function refuseUnsupported(spec: Omit<CloneSpec, 'source' | 'target'>): void {
   const refuse = (field: string, value: string, instead: string): never => {
     throw new CloneError('NOT_SUPPORTED', `${field}: ${value} is not supported`, {
       facts: { field, value },
@@ -204,8 +202,6 @@ export function refuseUnsupported(
     });
   };
   if (spec.method !== 'rsync') refuse('method', spec.method, 'Use method rsync.');
-  if (spec.target.ifExists === 'resync')
-    refuse('target.ifExists', 'resync', 'Use replace, which makes a full copy beside the old one.');
   if (spec.transfer.transport !== 'rsyncd')
     refuse('transfer.transport', spec.transfer.transport, 'Use transport rsyncd.');
   if (spec.transfer.compression === 'auto')

@@ -87,6 +87,7 @@ export const CATALOGUE = {
   TARGET_INVALID: entry(422, 'refused', 'The target cannot hold a clone'),
   TARGET_OUTSIDE_DATA_ROOTS: entry(422, 'refused', 'The target lies outside the data roots'),
   TARGET_NOT_EMPTY: entry(409, 'conflict', 'The target is not empty'),
+  TARGET_OTHER_CLUSTER: entry(409, 'conflict', 'The target holds another cluster'),
   TARGET_IN_USE: entry(409, 'conflict', 'A server runs on the target'),
   TARGET_NOT_WRITABLE: entry(422, 'refused', 'The target cannot be written'),
   TARGET_NO_SPACE: entry(422, 'refused', 'The target has too little space', true),

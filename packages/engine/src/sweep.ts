@@ -62,15 +62,16 @@ export async function sweepClone(
   await recoverSwap(dataDirectory);
   const leftovers: Leftover[] = [];
   for (const replaces of [false, true]) {
+    // It may lie in an old cluster that the clone had not yet begun to bring up to date.
+    const wal = makePlace('wal', walDirectory, { cloneId: id, replaces });
+    const temporary = await temporaryWalPath(spec.target, wal, id);
+    if ((await readMarker(temporary, 'temporary-wal')) !== null)
+      await removeMarked(temporary, 'temporary-wal');
     const place = makePlace('data', dataDirectory, { cloneId: id, replaces });
     const marker = await readMarker(place.build, 'data');
     if (marker?.cloneId !== id || (await hasControlFile(place.build))) continue;
     const slotName = await notedSlot(place.build);
     if (slotName !== null) leftovers.push(...(await dropNotedSlot(plan, slotName, signal)));
-    const wal = makePlace('wal', walDirectory, { cloneId: id, replaces });
-    const temporary = await temporaryWalPath(spec.target, wal, id);
-    if ((await readMarker(temporary, 'temporary-wal')) !== null)
-      await removeMarked(temporary, 'temporary-wal');
   }
   const published = await isPublished(dataDirectory, id);
   if (!published && becomes !== 'queued') {
@@ -82,7 +83,7 @@ export async function sweepClone(
   for (const [index, final] of finals.entries()) {
     const kind = index === 0 ? 'data' : 'wal';
     const { build } = makePlace(kind, final, { cloneId: id, replaces: true });
-    await removeStrays({ kind, final, ...(becomes === 'queued' && { build }) });
+    await removeStrays({ kind, final }, becomes === 'queued' ? [build] : []);
   }
 
   for (const final of finals) {
@@ -93,14 +94,17 @@ export async function sweepClone(
   return { published, leftovers };
 }
 
-/** The data directory first. Of a worker that had no time to write down what it made, what the plan names. */
+/**
+ * The data directory first. Of a worker that had no time to write down what it made, what the plan names; but not of one
+ * that brings an old cluster up to date, which it did not make.
+ */
 function filledBy(
-  { id }: ClonePlan,
+  { id, spec }: ClonePlan,
   finals: readonly string[],
   filled: readonly FilledDirectory[],
 ): Iterable<FilledDirectory> {
   const byPath = new Map<string, FilledDirectory>();
-  for (const [index, final] of finals.entries()) {
+  for (const [index, final] of spec.target.ifExists === 'resync' ? [] : finals.entries()) {
     const kind = index === 0 ? 'data' : 'wal';
     for (const replaces of [false, true]) {
       const { build: path } = makePlace(kind, final, { cloneId: id, replaces });
@@ -113,6 +117,8 @@ function filledBy(
 
 async function removeOwn(directory: FilledDirectory, cloneId: string): Promise<void> {
   const { path, kind } = directory;
+  // What can be started is somebody's, whatever its marker says.
+  if (kind === 'data' && (await hasControlFile(path))) return;
   if ((await readMarker(path, kind))?.cloneId === cloneId) await removePrepared(directory);
 }
 

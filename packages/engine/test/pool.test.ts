@@ -8,6 +8,7 @@ const files = (count: number) =>
   Array.from({ length: count }, (_, index) => ({ name: String(index), bytes: 2 ** 27 }));
 const outcome = ({ bytes }: Batch, again: readonly string[] = []) => ({
   bytes,
+  literalBytes: bytes,
   again,
 });
 

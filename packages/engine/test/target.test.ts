@@ -16,9 +16,15 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { ClonePlan } from '../src/plan.ts';
 import { sweepClone } from '../src/sweep.ts';
 import { guardPath, inspectDirectory, refuseNesting } from '../src/target/guard.ts';
-import { makePlace } from '../src/target/layout.ts';
+import { makePlace, placeInUse } from '../src/target/layout.ts';
 import { makeLockSet } from '../src/target/locks.ts';
-import { readMarker, unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
+import { isPublished, readMarker, unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
+import {
+  externalWal,
+  giveUpOldCluster,
+  hasTablespace,
+  orphansOf,
+} from '../src/target/old-cluster.ts';
 import { prepareDirectory, removeMarked, removePrepared } from '../src/target/prepare.ts';
 import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
 
@@ -353,5 +359,114 @@ describe('a swap', () => {
 
     for (const { kind, build } of places)
       expect(await inspectDirectory(build, kind)).toBe('unfinished');
+  });
+});
+
+describe('an old cluster that is brought up to date in place', () => {
+  const cloneId = 'f'.repeat(32);
+  const version = 'PG_15_202209061';
+
+  async function arrange() {
+    const data = join(root, 'main');
+    await makeDataDirectory(data);
+    await mkdir(join(data, 'pg_tblspc'));
+    for (const name of ['wal', 'one', 'two'])
+      await mkdir(join(root, name, version), { recursive: true });
+    await symlink(join(root, 'wal'), join(data, 'pg_wal'));
+    await symlink(join(root, 'one'), join(data, 'pg_tblspc/1'));
+    await symlink(join(root, 'two'), join(data, 'pg_tblspc/2'));
+    return data;
+  }
+
+  test('is startable until its pg_control is gone, and no clone is taken for published meanwhile', async () => {
+    const data = await arrange();
+    const beginJournal = async () => {
+      expect(await inspectDirectory(data, 'data')).toBe('data-directory');
+      expect(await isPublished(data, cloneId)).toBe(false);
+      await writeFile(join(data, 'journal'), '');
+      throw new Error('as if we had been killed');
+    };
+
+    await expect(giveUpOldCluster(data, { cloneId, beginJournal })).rejects.toThrow('killed');
+
+    expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('old');
+    expect(await inspectDirectory(data, 'data')).toBe('data-directory');
+  });
+
+  test('is an unfinished clone once it is given up, and the directories that it links to are still known as its own', async () => {
+    const data = await arrange();
+
+    await giveUpOldCluster(data, { cloneId, beginJournal: async () => {} });
+
+    expect(await inspectDirectory(data, 'data')).toBe('unfinished');
+    expect(await externalWal(data)).toBe(join(root, 'wal'));
+    expect(await hasTablespace(data, join(root, 'one'))).toBe(true);
+    expect(await hasTablespace(data, join(root, 'three'))).toBe(false);
+    // Nothing is left to give up.
+    await giveUpOldCluster(data, {
+      cloneId,
+      beginJournal: () => Promise.reject(new Error('again')),
+    });
+  });
+
+  test.each(['failed', 'cancelled', 'queued'] as const)(
+    'is never removed by the sweep of a clone that is %s, given up or not',
+    async (becomes) => {
+      const data = await arrange();
+      const plan = {
+        id: cloneId,
+        spec: {
+          target: {
+            ...{ dataDirectory: data, walDirectory: null, temporaryWalDirectory: null },
+            ifExists: 'resync',
+          },
+        },
+        host: { dataRoots: [root], protectedPaths: [] },
+      } as unknown as ClonePlan;
+      const sweep = async () => await sweepClone(plan, { becomes, filled: [], signal });
+      await writeMarker(data, 'data', { cloneId, dataDirectory: data, finished: false });
+
+      expect((await sweep()).published).toBe(false);
+      expect(await readFile(join(data, 'global/pg_control'), 'utf8')).toBe('old');
+
+      await giveUpOldCluster(data, { cloneId, beginJournal: async () => {} });
+      expect((await sweep()).published).toBe(false);
+      expect(await readFile(join(data, 'PG_VERSION'), 'utf8')).toBe('15\n');
+    },
+  );
+
+  test('has orphans where the clone has no use for what it links to, but never those of the source', async () => {
+    const data = await arrange();
+    const options = { places: [], tablespaceDirectoryName: version, isOfSource: () => false };
+    const paths = async (more: Partial<Parameters<typeof orphansOf>[1]> = {}) =>
+      (await orphansOf(data, { ...options, ...more })).map(({ remedy }) =>
+        remedy.replace(`rm -r ${root}/`, ''),
+      );
+
+    expect(await paths()).toEqual(['wal', `one/${version}`, `two/${version}`]);
+    const places = [{ final: join(root, 'wal') }, { final: join(root, 'one', version) }];
+    expect(await paths({ places })).toEqual([`two/${version}`]);
+    expect(
+      await paths({ places, isOfSource: (location) => location === join(root, 'two') }),
+    ).toEqual([]);
+  });
+
+  test('keeps the temporary WAL of the clone in its WAL directory, and nothing else', async () => {
+    const wal = join(root, 'wal');
+    const spared = join(wal, `pgcloned-wal-${cloneId}`);
+    await mkdir(spared, { recursive: true });
+    await writeFile(join(wal, '000000010000000000000001'), '');
+
+    await prepareDirectory(placeInUse('wal', wal), {
+      cloneId,
+      dataDirectory: join(root, 'main'),
+      mode: 0o700,
+      spared,
+    });
+
+    expect((await readdir(wal)).toSorted()).toEqual([
+      '.pgcloned-marker',
+      `pgcloned-wal-${cloneId}`,
+    ]);
   });
 });

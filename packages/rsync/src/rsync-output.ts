@@ -21,6 +21,7 @@ export function readWireBytes(line: string): number | null {
 /** Sums of a finished transfer. Lines that are missing count as 0: an aborted one prints none. */
 export function readStatistics(lines: readonly string[]): {
   readonly bytes: number;
+  readonly literalBytes: number;
   readonly wireBytes: number;
 } {
   const value = (label: string) => {
@@ -29,6 +30,7 @@ export function readStatistics(lines: readonly string[]): {
   };
   return {
     bytes: value('Total transferred file size'),
+    literalBytes: value('Literal data'),
     wireBytes: value('Total bytes sent') + value('Total bytes received'),
   };
 }

@@ -67,6 +67,8 @@ export interface TransferRequest {
 export interface TransferOutcome {
   /** The sizes of the files that were fetched. */
   readonly bytes: number;
+  /** Of them: what was not here already. */
+  readonly literalBytes: number;
   /** Truncated or changed while they were read: here, but maybe not whole. Fetch them again, some rounds (R6.1, R6.4). */
   readonly again: readonly ByteName[];
 }
@@ -136,7 +138,8 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
       },
     );
     const again = explainExit({ exit, messages, names: new Set(names), module: request.module });
-    return { bytes: readStatistics(statistics).bytes, again };
+    const { bytes, literalBytes } = readStatistics(statistics);
+    return { bytes, literalBytes, again };
   } finally {
     clearTimeout(watch);
     const { wireBytes } = readStatistics(statistics);

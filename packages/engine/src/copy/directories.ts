@@ -1,5 +1,5 @@
 /** The directories of a copy, made before its files come: rsync is given files only (R6.7). */
-import { mkdir } from 'node:fs/promises';
+import { chmod, mkdir } from 'node:fs/promises';
 import type { ByteName } from '@pgcloned/rsync';
 
 /**
@@ -12,15 +12,14 @@ export async function makeDirectories(
   mode: number,
 ): Promise<void> {
   for (const name of names) {
-    await mkdir(bytePath(root, name), { mode }).catch(acceptExisting);
+    await mkdir(bytePath(root, name), { mode }).catch(async (error: unknown) => {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      await chmod(bytePath(root, name), mode);
+    });
   }
 }
 
 /** A path below `root` whose rest may be any bytes. */
 export function bytePath(root: string, name: ByteName): Buffer {
   return Buffer.concat([Buffer.from(`${root}/`), Buffer.from(name, 'latin1')]);
-}
-
-function acceptExisting(error: unknown): void {
-  if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
 }

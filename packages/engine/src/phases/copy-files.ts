@@ -6,6 +6,7 @@
  * its way to the disk already: the filesystems are synced again and again while the copy goes on, or the sync at the end
  * would take as long again.
  */
+import { realpath, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -15,6 +16,7 @@ import {
   type ByteName,
   listFiles,
   type RsyncDaemon,
+  remoteExists,
   type SourceEntry,
   startDaemon,
   sweepHost,
@@ -42,6 +44,8 @@ import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
 import type { TablespacePlace } from '../target/layout.ts';
 import { isWithin } from '../target/locks.ts';
+import { hasControlFile } from '../target/marker.ts';
+import { giveUpOldCluster, orphansOf, targetIsSource } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import { prepareClonePlace } from './stream-wal.ts';
@@ -63,7 +67,7 @@ const CHANNEL_PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000];
 export interface Copy {
   readonly bytes: number;
   readonly files: number;
-  /** Of `bytes`: what an earlier attempt had brought already. */
+  /** Of `bytes`: what was here already and was not sent, whole files and parts of files. */
   readonly keptBytes: number;
   /** The tablespaces that were copied: the set at the start of the backup (R1.9). */
   readonly tablespaces: readonly TablespacePlace[];
@@ -100,6 +104,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     open(),
     sweepSource(run, ready),
   ]);
+  if (ready.data.takesOver) await takeOver(run, ready, { tablespaces, roots, listings });
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
   await using journal = await openCopyJournal(ready.data.build, {
     identity: ready.facts,
@@ -117,7 +122,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   });
   const round = {
     ...{ run, ready, tablespaces, roots, listings, journal, workers },
-    ...{ bytesToCome, gate },
+    ...{ kept: { bytes: 0 }, bytesToCome, gate },
   };
   for (let losses = 0; ; losses += 1) {
     try {
@@ -149,6 +154,7 @@ async function copyRound({
   roots,
   listings,
   journal,
+  kept,
   workers,
   bytesToCome,
   gate,
@@ -161,6 +167,8 @@ async function copyRound({
   readonly roots: readonly Root[];
   readonly listings: readonly (readonly SourceEntry[] | null)[];
   readonly journal: CopyJournal;
+  /** Counts what need not be sent, over all rounds. */
+  readonly kept: { bytes: number };
   readonly workers: number;
   /** By destination. */
   readonly bytesToCome: Map<string, number>;
@@ -175,49 +183,44 @@ async function copyRound({
   });
   const unsynced = new AbortController();
   const signal = AbortSignal.any([run.signal, lost.signal, unsynced.signal]);
-  const plans: RootPlan[] = [];
-  for (const [index, root] of roots.entries()) {
-    const listing = listings[index] ?? null;
+  const plans = await planCopy({
+    ready,
+    tablespaces,
+    roots,
+    listings,
     // A later round has the same listing: then the time of a file alone tells that it is complete.
     // Whoever asks for checksums trusts no time, not even of what an earlier attempt has brought.
-    const isVouched = (entry: SourceEntry) =>
-      !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(root.module, entry));
-    plans.push(await planRoot({ ready, tablespaces, root, listing, isVouched }));
-  }
+    isVouched: ({ module }, entry) =>
+      !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(module, entry)),
+  });
   // Later it is waited for: somebody may be making room.
-  if (isFirst && plan.attempt === 1) {
-    await refuseIfTooLarge(
-      plans.map(({ destination, kept, delta, whole, localBytes }) => ({
-        path: destination,
-        bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
-      })),
-      ready.facts.walSegmentBytes,
-    );
-  }
+  if (isFirst && plan.attempt === 1) await refuseIfFull(plans, ready);
   for (const { destination, obsolete, delta, directories, entries } of plans) {
     await removeAll(destination, obsolete);
     await markIncomplete(destination, delta, entries);
     await makeDirectories(destination, directories, ready.facts.dataDirectoryMode);
   }
 
-  const kept = plans.flatMap((one) => one.kept);
+  const complete = plans.flatMap((one) => one.kept);
+  // In a later round that is what an earlier one has sent.
+  if (isFirst) kept.bytes += sumOf(complete);
   const queue = queueBatches(
     plans.flatMap(({ whole, delta }) => [whole, delta]),
     { workers },
   );
-  if (journal.isContinued && isFirst)
+  if (journal.isContinued && isFirst && complete.length > 0)
     observer.log(
       'info',
-      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(kept))} kept`,
-      { keptBytes: sumOf(kept), missingBytes: queue.bytesTotal },
+      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(complete))} kept`,
+      { keptBytes: sumOf(complete), missingBytes: queue.bytesTotal },
     );
   observer.copyPlanned({
-    bytesTotal: queue.bytesTotal + sumOf(kept),
-    filesTotal: queue.filesTotal + kept.length,
-    keptBytes: sumOf(kept),
+    bytesTotal: queue.bytesTotal + sumOf(complete),
+    filesTotal: queue.filesTotal + complete.length,
+    keptBytes: sumOf(complete),
     workers,
   });
-  observer.copied({ worker: null, bytes: sumOf(kept), files: kept.length });
+  observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
   for (const { destination, whole, delta } of plans)
     bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
   await using relay =
@@ -274,18 +277,23 @@ async function copyRound({
         } as const;
         const isDelta = batch.root % 2 === 1 || why === 'broke-off';
         const short = isDelta ? await listShort(root.destination, entries) : [];
+        let literalBytes = 0;
         if (short.length > 0) {
           const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
           // The delta tells of the same bytes, and brings what else is missing.
-          await transfer({ ...request, ...rest, onBytes: () => {} });
+          ({ literalBytes } = await transfer({ ...request, ...rest, onBytes: () => {} }));
         }
-        return await transfer({
+        const outcome = await transfer({
           ...request,
           names: batch.names,
           send: isDelta ? 'delta' : 'whole',
           compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
           onBytes,
         });
+        // What is sent again was sent before, so what it finds here proves nothing.
+        literalBytes += outcome.literalBytes;
+        if (isDelta && why === null) kept.bytes += Math.max(0, batch.bytes - literalBytes);
+        return outcome;
       },
     });
   } finally {
@@ -293,9 +301,9 @@ async function copyRound({
   }
   unsynced.signal.throwIfAborted();
   return {
-    bytes: queue.bytesTotal + sumOf(kept),
-    files: queue.filesTotal + kept.length,
-    keptBytes: sumOf(kept),
+    bytes: queue.bytesTotal + sumOf(complete),
+    files: queue.filesTotal + complete.length,
+    keptBytes: kept.bytes,
     tablespaces,
   };
 }
@@ -317,6 +325,99 @@ function comparisonFor(why: 'broke-off' | 'changed' | null): TransferRequest['co
 
 function entriesOf({ names }: Batch, { entries }: RootPlan): readonly SourceEntry[] {
   return names.flatMap((name) => entries.get(name) ?? []);
+}
+
+/** @throws {CloneError} `SOURCE_LAYOUT_UNSUPPORTED`. */
+async function planCopy({
+  ready,
+  tablespaces,
+  roots,
+  listings,
+  isVouched,
+}: {
+  readonly ready: Ready;
+  readonly tablespaces: readonly TablespacePlace[];
+  readonly roots: readonly Root[];
+  readonly listings: readonly (readonly SourceEntry[] | null)[];
+  readonly isVouched: (root: Root, entry: SourceEntry) => boolean;
+}): Promise<readonly RootPlan[]> {
+  const plans: RootPlan[] = [];
+  for (const [index, root] of roots.entries()) {
+    const listing = listings[index] ?? null;
+    plans.push(
+      await planRoot({
+        ready,
+        tablespaces,
+        root,
+        listing,
+        isVouched: (entry) => isVouched(root, entry),
+      }),
+    );
+  }
+  return plans;
+}
+
+async function refuseIfFull(plans: readonly RootPlan[], { facts }: Ready): Promise<void> {
+  await refuseIfTooLarge(
+    plans.map(({ destination, kept, delta, whole, localBytes }) => ({
+      path: destination,
+      bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
+    })),
+    facts.walSegmentBytes,
+  );
+}
+
+/** The last moment of an old cluster that is brought up to date, see `old-cluster.ts`. */
+async function takeOver(
+  run: CloneRun,
+  ready: Ready,
+  listed: {
+    readonly tablespaces: readonly TablespacePlace[];
+    readonly roots: readonly Root[];
+    readonly listings: readonly (readonly SourceEntry[] | null)[];
+  },
+): Promise<void> {
+  const { plan, observer } = run;
+  const { data, wal, facts } = ready;
+  if (await hasControlFile(data.final)) {
+    // From here on there is no way back, so what can be found out beforehand is.
+    await refuseIfFull(await planCopy({ ready, ...listed, isVouched: () => false }), ready);
+    await refuseSource(run, ready);
+    const ownLocations = await Promise.all(
+      facts.tablespaces.map(async ({ location }) => await realpath(location).catch(() => location)),
+    );
+    const orphans = await orphansOf(data.final, {
+      places: [...(wal === null ? [] : [wal]), ...listed.tablespaces],
+      tablespaceDirectoryName: facts.tablespaceDirectoryName,
+      isOfSource: (location) => ready.sameHost && ownLocations.includes(location),
+    });
+    await giveUpOldCluster(data.final, {
+      cloneId: plan.id,
+      beginJournal: async () => {
+        await removeCopyJournal(data.final);
+        await using _ = await openCopyJournal(data.final, {
+          identity: facts,
+          listedAtNs: ready.probe.now,
+        });
+      },
+    });
+    for (const orphan of orphans) observer.leftover(orphan);
+    observer.log('info', 'the old contents of the target are given up');
+  }
+  for (const place of [data, wal])
+    if (place?.takesOver === true) await prepareClonePlace(run, ready, place);
+}
+
+/** A server in another container is not seen from here (R9.8), and without a pin nothing else has told. */
+async function refuseSource({ plan, signal }: CloneRun, { data, facts, host }: Ready) {
+  const name = `pgcloned-probe-${plan.id}`;
+  await writeFile(join(data.final, name), '', { flag: 'wx', mode: 0o600 });
+  try {
+    const path = join(facts.dataDirectory, name);
+    if (await remoteExists(host.ssh(), { path, signal })) throw targetIsSource(data.final, facts);
+  } finally {
+    await rm(join(data.final, name));
+  }
 }
 
 async function planRoot({

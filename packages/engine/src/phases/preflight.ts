@@ -29,6 +29,7 @@ import { refuseUnfitSettings } from '../replica/required-settings.ts';
 import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
 import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
+import { refuseForeignDirectories, refuseOtherSystem } from '../target/old-cluster.ts';
 import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
 
 export async function preflight(run: CloneRun): Promise<Ready> {
@@ -43,6 +44,10 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   );
   const [host, session] = await together([openSourceHost(run), openBackupSession(run, settings)]);
   const facts = await readSourceFacts(session, signal);
+  if (claim.data.takesOver) {
+    for (const warning of await refuseOtherSystem(claim.data.final, facts, signal))
+      run.warn(warning);
+  }
   const { errors, warnings } = checkSource(facts, {
     slot: spec.wal.retention === 'pin',
     replicaSlot: spec.replica.slot !== null,
@@ -72,6 +77,8 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   refuseUnknownLocations(run, facts.tablespaces);
   const sameHost = isOwnAddress(host.ssh().remoteAddress);
   const tablespaces = await claimTablespaces(run, claim, { ...facts, sameHost });
+  for (const place of [claim.data, claim.wal, ...tablespaces])
+    if (place?.takesOver === true) await refuseForeignDirectories(place.final);
   const hostConfiguration =
     spec.replica.configuration === 'source'
       ? null

@@ -18,6 +18,7 @@ import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
 import { exists, isPublished } from '../target/marker.ts';
+import { targetIsSource } from '../target/old-cluster.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
 import { type WalSpaceWatch, watchWalSpace } from '../target/wal-space.ts';
 
@@ -63,11 +64,10 @@ export async function openStream(
   return { pin, receiver, directory, seedLsn, space };
 }
 
-/** The first change on this host. A failed clone keeps what it copied; a cancelled one takes it away. */
+/** The first change on this host. What is taken over stays as it is until the copy begins. */
 async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
   const places = [ready.data, ...(ready.wal === null ? [] : [ready.wal])];
-  for (const place of places) await prepareClonePlace(run, ready, place);
-  run.observer.instance({ state: 'unfinished' });
+  for (const place of places) if (!place.takesOver) await prepareClonePlace(run, ready, place);
   const temporary = { kind: 'temporary-wal', build: ready.temporaryWalDirectory } as const;
   const prepared = await prepareDirectory(temporary, {
     cloneId: run.plan.id,
@@ -85,17 +85,26 @@ async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
   });
 }
 
-/** Also for tablespaces, once it is known which there are. */
+/**
+ * Also for tablespaces, once it is known which there are.
+ *
+ * A failed clone keeps what it copied; a cancelled one takes it away, but for what it has taken over: that was not made
+ * by it, and its remains are what another clone can build upon.
+ */
 export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Place): Promise<void> {
-  await removeStrays(place);
+  await removeStrays(place, [place.build, ready.temporaryWalDirectory]);
+  const isKept = place.takesOver || (await isContinuable(ready.data.build, ready.facts));
   const prepared = await prepareDirectory(place, {
     cloneId: run.plan.id,
     dataDirectory: ready.data.final,
     mode: ready.facts.dataDirectoryMode,
-    keepContents: place.kind !== 'wal' && (await isContinuable(ready.data.build, ready.facts)),
+    keepContents: place.kind !== 'wal' && isKept,
+    spared: ready.temporaryWalDirectory,
   });
+  if (place.kind === 'data') run.observer.instance({ state: 'unfinished' });
   if (run.filled.has(prepared.path)) return;
   run.filled.add(prepared.path);
+  if (place.takesOver) return;
   run.observer.filling({ ...prepared, final: place.final });
   run.lasting.onFailure({
     what: `unfinished directory ${prepared.path}`,
@@ -140,12 +149,8 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
     run.warn(`${error.message}; the source may now remove WAL that is still needed`);
   });
   // A server in another container is not seen from here (R9.8), but its data directory is.
-  if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName))) {
-    throw new CloneError('TARGET_IN_USE', 'the target is the data directory of the source', {
-      facts: { path: ready.data.final, source: ready.facts.dataDirectory },
-      hint: 'Choose another directory for the clone.',
-    });
-  }
+  if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName)))
+    throw targetIsSource(ready.data.final, ready.facts);
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
   if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {

@@ -1,11 +1,11 @@
 /**
- * Claims the directories of a clone: guarded, locked, found free or replaceable. Nothing is changed yet, but for an
- * interrupted swap of a dead run, which is put right first.
+ * Claims the directories of a clone: guarded, locked, found free, replaceable or fit to be brought up to date. Nothing is
+ * changed yet, but for an interrupted swap of a dead run, which is put right first.
  */
-import { readdir, readlink, realpath } from 'node:fs/promises';
+import { realpath } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { isServerRunning, type SourceFacts, type Tablespace } from '@pgcloned/postgres';
+import type { SourceFacts, Tablespace } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import { guardPath, inspectDirectory, refuseNesting } from './guard.ts';
 import {
@@ -13,11 +13,13 @@ import {
   isWritable,
   makePlace,
   type Place,
+  placeInUse,
   type TablespacePlace,
   temporaryWalPath,
 } from './layout.ts';
 import { isWithin } from './locks.ts';
 import type { DirectoryKind } from './marker.ts';
+import { externalWal, hasTablespace, refuseRunningServer } from './old-cluster.ts';
 import { recoverSwap } from './swap.ts';
 
 export interface Claim {
@@ -43,14 +45,17 @@ export async function claimTarget(run: CloneRun): Promise<Claim> {
     run.observer.log('info', 'put back what an interrupted clone had moved aside');
   await refuseRunningServer(dataDirectory);
 
-  const data = await claimPlace(run, 'data', dataDirectory);
+  const data = await claimDataDirectory(run, dataDirectory);
   const wal =
     walDirectory === null
       ? null
-      : await claimPlace(run, 'wal', walDirectory, async () => {
-          const link = await realpath(join(dataDirectory, 'pg_wal')).catch(() => null);
-          return data.old !== null && link === walDirectory;
-        });
+      : await claimPart(
+          run,
+          'wal',
+          walDirectory,
+          data,
+          (await externalWal(dataDirectory)) === walDirectory,
+        );
   return {
     data,
     wal,
@@ -87,12 +92,8 @@ export async function claimTablespaces(
     ]);
     const final = join(location, facts.tablespaceDirectoryName);
     await run.locks.take([final], run.signal);
-    const place = await claimPlace(
-      run,
-      'tablespace',
-      final,
-      async () => claim.data.old !== null && (await linksTo(claim.data.final, location)),
-    );
+    const isOfOld = await hasTablespace(claim.data.final, location);
+    const place = await claimPart(run, 'tablespace', final, claim.data, isOfOld);
     places.push({ ...place, oid, source, location });
   }
   return places;
@@ -114,28 +115,54 @@ function placeInside(
     final: join(data.final, below, name),
     build: join(data.build, below, name),
     old: null,
+    takesOver: data.takesOver,
   };
 }
 
-async function claimPlace(
-  run: CloneRun,
-  kind: DirectoryKind,
-  final: string,
-  /** Whether what lies there belongs to the cluster that is replaced; not asked for the data directory itself. */
-  belongsToReplaced: () => Promise<boolean> = async () => await Promise.resolve(false),
-): Promise<Place> {
+async function claimDataDirectory(run: CloneRun, final: string): Promise<Place> {
   const { ifExists } = run.plan.spec.target;
+  const state = await inspectDirectory(final, 'data');
+  const holdsCluster = state === 'data-directory';
+  if (ifExists === 'resync' && (holdsCluster || state === 'unfinished'))
+    return placeInUse('data', final);
+  if (state !== 'foreign' && !holdsCluster) return freePlace(run, 'data', final);
+  if (ifExists !== 'replace' || !holdsCluster)
+    throw notEmpty(final, 'data', ifExists, holdsCluster);
+  return await placeToReplace(run, 'data', final);
+}
+
+/**
+ * A directory that is a part of the cluster, but lies elsewhere: what becomes of it is what becomes of the data
+ * directory.
+ *
+ * @param isOfOld Whether it belongs to what lies in the data directory now. That may also be an unfinished clone, of one
+ *   that brought the cluster up to date and died: then it is taken over where it died before it came to this part.
+ */
+async function claimPart(
+  run: CloneRun,
+  kind: 'wal' | 'tablespace',
+  final: string,
+  data: Place,
+  isOfOld: boolean,
+): Promise<Place> {
   const state = await inspectDirectory(final, kind);
+  if (state === 'unfinished' && data.takesOver) return placeInUse(kind, final);
   // A version directory is made by a server and removed with its tablespace: an empty one is in use, too.
   const isFree =
-    state === 'absent' || state === 'unfinished' || (state === 'empty' && kind !== 'tablespace');
-  if (isFree) return makePlace(kind, final, { cloneId: run.plan.id, replaces: false });
-  const isKnown = kind === 'data' ? state === 'data-directory' : await belongsToReplaced();
-  if (ifExists !== 'replace' || !isKnown) throw notEmpty(final, kind, ifExists, isKnown);
+    state === 'absent' || state === 'unfinished' || (state === 'empty' && kind === 'wal');
+  if (isFree) return freePlace(run, kind, final);
+  if (!isOfOld) throw notEmpty(final, kind, run.plan.spec.target.ifExists, false);
+  return data.old === null ? placeInUse(kind, final) : await placeToReplace(run, kind, final);
+}
+
+const freePlace = ({ plan }: CloneRun, kind: DirectoryKind, final: string): Place =>
+  makePlace(kind, final, { cloneId: plan.id, replaces: false });
+
+async function placeToReplace(run: CloneRun, kind: DirectoryKind, final: string): Promise<Place> {
   if (await isMountPoint(final)) {
     throw new CloneError('TARGET_INVALID', `${final} is a mount point and cannot be replaced`, {
       facts: { path: final },
-      hint: 'Stop its server, empty the directory by hand and clone with ifExists: fail.',
+      hint: 'Clone with ifExists: resync if it is of the same cluster. Else stop its server, empty the directory by hand and clone with ifExists: fail.',
     });
   }
   if (!(await isWritable(dirname(final)))) {
@@ -163,7 +190,7 @@ function notEmpty(
     {
       facts: { path, ifExists },
       hint: isKnown
-        ? `${another}, or clone with ifExists: replace, which removes the old cluster once the new one is there.`
+        ? `${another}, or clone with ifExists: replace, which removes the old cluster once the new one is there, or resync, which brings an older state of the same cluster up to date in place.`
         : `${another}: what lies there is not a part of a cluster that could be replaced.`,
     },
   );
@@ -175,15 +202,6 @@ async function refuseShared(location: string, source: string): Promise<void> {
   throw new CloneError('TARGET_INVALID', `the tablespace at ${source} is the source's own`, {
     facts: { location, source },
     hint: `Source and clone share a host: map ${source} to another directory with target.tablespaces.`,
-  });
-}
-
-async function refuseRunningServer(dataDirectory: string): Promise<void> {
-  const server = await isServerRunning(dataDirectory);
-  if (server === null) return;
-  throw new CloneError('TARGET_IN_USE', `a PostgreSQL server runs on ${dataDirectory}`, {
-    facts: { path: dataDirectory, pid: server.pid },
-    hint: `Stop it (pg_ctl stop -D ${dataDirectory}) if it may be replaced, or choose another directory.`,
   });
 }
 
@@ -200,14 +218,4 @@ export function refuseUnknownLocations(
     facts: { location: unknown, locationsOfSource: known.join(', ') },
     hint: 'Name locations as pg_tablespace_location() gives them.',
   });
-}
-
-async function linksTo(dataDirectory: string, location: string): Promise<boolean> {
-  const directory = join(dataDirectory, 'pg_tblspc');
-  for (const name of await readdir(directory)) {
-    const link = join(directory, name);
-    const target = await readlink(link).catch(() => null);
-    if (target !== null && (await realpath(target).catch(() => target)) === location) return true;
-  }
-  return false;
 }

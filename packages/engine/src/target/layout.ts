@@ -2,7 +2,7 @@
  * Which directories a clone fills.
  *
  * A place is one of them: where it will lie, where it is built, and where what it replaces goes. Without `replace` a
- * place is built where it will lie.
+ * place is built where it will lie, and with `resync` upon what lies there.
  */
 import { access, constants, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -15,6 +15,8 @@ export interface Place {
   readonly build: string;
   /** Where the present contents go at the swap; null: there are none. */
   readonly old: string | null;
+  /** The present contents are brought up to date. They stay as they are until the copy begins. */
+  readonly takesOver: boolean;
 }
 
 export interface TablespacePlace extends Place {
@@ -39,8 +41,19 @@ export function makePlace(
   { cloneId, replaces }: { readonly cloneId: string; readonly replaces: boolean },
 ): Place {
   return replaces
-    ? { kind, final, build: buildPath(final, cloneId), old: oldPath(final, cloneId) }
-    : { kind, final, build: final, old: null };
+    ? {
+        kind,
+        final,
+        build: buildPath(final, cloneId),
+        old: oldPath(final, cloneId),
+        takesOver: false,
+      }
+    : { kind, final, build: final, old: null, takesOver: false };
+}
+
+/** A place whose present contents are brought up to date. */
+export function placeInUse(kind: DirectoryKind, final: string): Place {
+  return { kind, final, build: final, old: null, takesOver: true };
 }
 
 /**

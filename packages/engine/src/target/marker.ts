@@ -80,10 +80,14 @@ export async function unfinishedCloneIn(
   return abandoned ? marker : null;
 }
 
-/** Whether the directory holds this clone, complete: then it is the user's. */
+/**
+ * Whether the directory holds this clone, complete: then it is the user's. An old cluster that this clone was about to
+ * bring up to date has a pg_control, too; its marker is not finished.
+ */
 export async function isPublished(dataDirectory: string, cloneId: string): Promise<boolean> {
   const marker = await readMarker(dataDirectory, 'data');
-  return marker?.cloneId === cloneId && (await hasControlFile(dataDirectory));
+  if (marker === null || !marker.finished) return false;
+  return marker.cloneId === cloneId && (await hasControlFile(dataDirectory));
 }
 
 export async function hasControlFile(dataDirectory: string): Promise<boolean> {

@@ -31,30 +31,33 @@ export interface FilledDirectory extends PreparedDirectory {
 }
 
 /**
- * Makes the directory of a place, or empties it if an unfinished clone lies there, and marks it.
+ * Makes the directory of a place and marks it. What an unfinished clone has left there goes, and so does what is taken
+ * over.
  *
  * @param keepContents What lies there is an earlier copy of the same cluster, for the copy to build upon.
  * @param mode Of the directory itself: that of the source's data directory (R6.11).
+ * @param spared A directory of this clone that may lie inside and stays.
  */
 export async function prepareDirectory(
-  place: Pick<Place, 'kind' | 'build'>,
+  place: Pick<Place, 'kind' | 'build'> & Partial<Pick<Place, 'takesOver'>>,
   options: {
     readonly cloneId: string;
     readonly dataDirectory: string;
     readonly mode: number;
     readonly keepContents?: boolean;
+    readonly spared?: string;
   },
 ): Promise<PreparedDirectory> {
-  const { kind, build: path } = place;
-  const { cloneId, dataDirectory, mode, keepContents = false } = options;
-  if (!keepContents && (await unfinishedCloneIn(path, kind)) !== null)
-    await emptyDirectory(path, kind);
+  const { kind, build: path, takesOver = false } = place;
+  const { cloneId, dataDirectory, mode, keepContents = false, spared } = options;
+  const isOurs = takesOver || (await unfinishedCloneIn(path, kind)) !== null;
   // The parents are not ours to restrict: other clones may share them.
   const madeParent = await mkdir(dirname(path), { recursive: true });
   const isNew = !(await exists(path));
   if (isNew) await mkdir(path, { mode });
   for (const begun of await unfinishedWrites(markerPath(path, kind))) await rm(begun);
   await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
+  if (isOurs && !keepContents) await emptyDirectory(path, kind, spared);
   return { path, kind, madeFrom: madeParent ?? (isNew ? path : null) };
 }
 
@@ -95,18 +98,19 @@ export async function removeMarked(path: string, kind: DirectoryKind): Promise<v
 }
 
 /**
- * Removes what earlier clones of this directory left beside it, but for what this one builds. Only under its lock: then
- * none of them runs.
+ * Removes what earlier clones of this directory left beside it, but for what this one has there. Only under its lock:
+ * then none of them runs.
  */
 export async function removeStrays(
-  place: Pick<Place, 'kind' | 'final'> & Partial<Pick<Place, 'build'>>,
+  place: Pick<Place, 'kind' | 'final'>,
+  spared: readonly string[] = [],
 ): Promise<void> {
   const parent = dirname(place.final);
   const names = await readdir(parent).catch(() => []);
   for (const name of names) {
     if (!name.startsWith(besidePrefix(place.final))) continue;
     const path = join(parent, name);
-    if (path === place.build) continue;
+    if (spared.includes(path)) continue;
     for (const kind of [place.kind, 'temporary-wal'] as const) {
       if ((await unfinishedCloneIn(path, kind)) !== null) await removeMarked(path, kind);
     }
@@ -114,10 +118,10 @@ export async function removeStrays(
 }
 
 /** The marker goes last: until then an interrupted removal can be taken up again. */
-async function emptyDirectory(path: string, kind: DirectoryKind): Promise<void> {
+async function emptyDirectory(path: string, kind: DirectoryKind, spared?: string): Promise<void> {
   for (const name of await readdir(path)) {
     const child = join(path, name);
-    if (name === LOST_AND_FOUND || child === markerPath(path, kind)) continue;
+    if (name === LOST_AND_FOUND || child === markerPath(path, kind) || child === spared) continue;
     await rm(child, { recursive: true, force: true });
   }
 }

@@ -1,0 +1,245 @@
+/**
+ * The cluster that `resync` brings up to date in place: whether it may be, what of it lies outside its data directory,
+ * and how it is given up.
+ *
+ * It is given up by taking its pg_control away (R2.5), once the marker of the clone is on the disk and before anything
+ * else of it is changed. So a crash at any moment leaves either the old cluster, whole and startable, or an unfinished
+ * clone that the next one takes up.
+ */
+import {
+  access,
+  constants,
+  lstat,
+  open,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+} from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError, type Leftover } from '@pgcloned/contract';
+import {
+  type ControlFile,
+  isServerRunning,
+  readControlFile,
+  type SourceFacts,
+} from '@pgcloned/postgres';
+import { quoteForShell, syncDirectory } from '@pgcloned/process';
+import { bytePath } from '../copy/directories.ts';
+import { listLocal } from '../copy/reconcile.ts';
+import type { Place } from './layout.ts';
+import { isWithin } from './locks.ts';
+import { exists, hasControlFile, unfinishedCloneIn, writeMarker } from './marker.ts';
+
+/** The server reads and writes this much at a time. */
+const CONTROL_FILE_BYTES = 8192;
+
+/** @throws {CloneError} `TARGET_IN_USE` if a server runs on the directory. */
+export async function refuseRunningServer(dataDirectory: string): Promise<void> {
+  const server = await isServerRunning(dataDirectory);
+  if (server === null) return;
+  throw new CloneError('TARGET_IN_USE', `a PostgreSQL server runs on ${dataDirectory}`, {
+    facts: { path: dataDirectory, pid: server.pid },
+    hint: `Stop it (pg_ctl stop -D ${dataDirectory}) if it may be replaced, or choose another directory.`,
+  });
+}
+
+export function targetIsSource(
+  path: string,
+  { dataDirectory }: Pick<SourceFacts, 'dataDirectory'>,
+): CloneError {
+  return new CloneError('TARGET_IN_USE', 'the target is the data directory of the source', {
+    facts: { path, source: dataDirectory },
+    hint: 'Choose another directory for the clone.',
+  });
+}
+
+/**
+ * Whether what lies in a data directory is an older state of the source's cluster. Of an unfinished clone nobody knows,
+ * and nobody would miss it.
+ *
+ * @returns What the user should know before the old contents are given up.
+ * @throws {CloneError} `TARGET_OTHER_CLUSTER`, or `TARGET_INVALID` if it cannot be told.
+ */
+export async function refuseOtherSystem(
+  dataDirectory: string,
+  facts: Pick<SourceFacts, 'systemIdentifier' | 'major' | 'timeline'>,
+  signal: AbortSignal,
+): Promise<readonly string[]> {
+  if ((await unfinishedCloneIn(dataDirectory, 'data')) !== null) return [];
+  const major = (await readFile(join(dataDirectory, 'PG_VERSION'), 'utf8')).trim();
+  if (major !== String(facts.major)) {
+    throw new CloneError(
+      'TARGET_OTHER_CLUSTER',
+      `${dataDirectory} is of PostgreSQL ${major}, and the source is of ${String(facts.major)}`,
+      {
+        facts: { path: dataDirectory, major, majorOfSource: facts.major },
+        hint: 'Clone with ifExists: replace, or choose another directory.',
+      },
+    );
+  }
+  const { systemIdentifier, timeline } = await readOwnControlFile(dataDirectory, signal);
+  if (systemIdentifier !== facts.systemIdentifier) {
+    throw new CloneError(
+      'TARGET_OTHER_CLUSTER',
+      `${dataDirectory} holds the cluster ${systemIdentifier}, and the source is ${facts.systemIdentifier}`,
+      {
+        facts: {
+          path: dataDirectory,
+          systemIdentifier,
+          systemIdentifierOfSource: facts.systemIdentifier,
+        },
+        hint: 'Only an older state of the same cluster can be brought up to date. Clone with ifExists: replace if that cluster is no longer needed, or choose another directory.',
+      },
+    );
+  }
+  const warnings = [
+    `${dataDirectory} is brought up to date in place: once the copy begins, its old contents cannot be started any more, also if the clone fails`,
+  ];
+  if (timeline > facts.timeline) {
+    warnings.push(
+      `${dataDirectory} is on timeline ${String(timeline)}, which the source, on timeline ${String(facts.timeline)}, has never seen: it was promoted later`,
+    );
+  }
+  return warnings;
+}
+
+async function readOwnControlFile(
+  dataDirectory: string,
+  signal: AbortSignal,
+): Promise<ControlFile> {
+  const path = join(dataDirectory, 'global', 'pg_control');
+  try {
+    await using file = await open(path, 'r');
+    const read = async () => {
+      const buffer = Buffer.alloc(CONTROL_FILE_BYTES);
+      const { bytesRead } = await file.read(buffer, 0, buffer.length, 0);
+      return buffer.subarray(0, bytesRead);
+    };
+    return (await readControlFile(read, { signal })).controlFile;
+  } catch (cause) {
+    signal.throwIfAborted();
+    throw new CloneError('TARGET_INVALID', `${path} does not tell which cluster this is`, {
+      facts: { path, reason: cause instanceof Error ? cause.message : String(cause) },
+      hint: 'Look at it with pg_controldata. If the directory is no longer needed, clone with ifExists: replace.',
+      cause,
+    });
+  }
+}
+
+/**
+ * Files of others can be removed and made anew; a directory of others cannot.
+ *
+ * @throws {CloneError} `TARGET_NOT_WRITABLE`.
+ */
+export async function refuseForeignDirectories(root: string): Promise<void> {
+  const names = [...(await listLocal(root))].filter(([, { type }]) => type === 'directory');
+  for (const [name] of [['', null] as const, ...names]) {
+    const path = bytePath(root, name);
+    const { uid } = await lstat(path);
+    const mayEnter = await access(path, constants.R_OK | constants.W_OK | constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (mayEnter && uid === process.geteuid?.()) continue;
+    throw new CloneError('TARGET_NOT_WRITABLE', `${path.toString()} cannot be written`, {
+      facts: { path: path.toString(), uid },
+      hint: `Make everything in ${root} belong to the user that runs the worker (chown --recursive).`,
+    });
+  }
+}
+
+/**
+ * Whether a link in pg_tblspc leads to the location. As long as an unfinished clone
+ * has these links, they are those of the cluster that it was.
+ */
+export async function hasTablespace(dataDirectory: string, location: string): Promise<boolean> {
+  return (await tablespaceLocations(dataDirectory)).includes(location);
+}
+
+/** Where pg_wal lies, if it is a link; else null. */
+export async function externalWal(dataDirectory: string): Promise<string | null> {
+  const path = join(dataDirectory, 'pg_wal');
+  const found = await lstat(path).catch(() => null);
+  return found?.isSymbolicLink() === true ? await realpath(path).catch(() => null) : null;
+}
+
+async function tablespaceLocations(dataDirectory: string): Promise<readonly string[]> {
+  const directory = join(dataDirectory, 'pg_tblspc');
+  const names = await readdir(directory).catch(() => []);
+  const locations = await Promise.all(
+    names.map(async (name) => await realpath(join(directory, name)).catch(() => null)),
+  );
+  return locations.filter((location) => location !== null);
+}
+
+/**
+ * What of the old cluster lies outside its data directory and is no part of the clone. It is never removed: a link does
+ * not prove that nobody else uses what it leads to.
+ *
+ * @param isOfSource Whether a location is the source's own, on the same host: nothing may tell to remove that.
+ */
+export async function orphansOf(
+  dataDirectory: string,
+  {
+    places,
+    tablespaceDirectoryName,
+    isOfSource,
+  }: {
+    readonly places: readonly Pick<Place, 'final'>[];
+    readonly tablespaceDirectoryName: string;
+    readonly isOfSource: (location: string) => boolean;
+  },
+): Promise<readonly Leftover[]> {
+  const wal = await externalWal(dataDirectory);
+  const directories = [
+    ...(wal === null ? [] : [wal]),
+    ...(await tablespaceLocations(dataDirectory))
+      .filter((location) => !isOfSource(location))
+      .map((location) => join(location, tablespaceDirectoryName)),
+  ];
+  const orphans: Leftover[] = [];
+  for (const directory of directories) {
+    const isInUse =
+      isWithin(directory, dataDirectory) || places.some(({ final }) => final === directory);
+    if (isInUse || !(await exists(directory))) continue;
+    orphans.push({
+      what: `${directory} of the old cluster in ${dataDirectory}`,
+      remedy: `rm -r ${quoteForShell(directory)}`,
+    });
+  }
+  return orphans;
+}
+
+/**
+ * Takes the pg_control of a cluster away: nothing that was there can be started any longer.
+ *
+ * @param beginJournal Says durably enough for a crash of ours that what lies there can be built upon.
+ * @throws {CloneError} `TARGET_IN_USE` if a server runs on it; then nothing is changed.
+ */
+export async function giveUpOldCluster(
+  dataDirectory: string,
+  {
+    cloneId,
+    beginJournal,
+  }: { readonly cloneId: string; readonly beginJournal: () => Promise<void> },
+): Promise<void> {
+  if (!(await hasControlFile(dataDirectory))) return;
+  await refuseRunningServer(dataDirectory);
+  await writeMarker(dataDirectory, 'data', { cloneId, dataDirectory, finished: false });
+  await beginJournal();
+  const directory = join(dataDirectory, 'global');
+  // Its new name is on no list of the source's, so the copy removes it.
+  const [control, aside] = ['pg_control', 'pgcloned.old-pg_control'].map((name) =>
+    join(directory, name),
+  ) as [string, string];
+  await rename(control, aside);
+  try {
+    // Somebody may have started it since: with its pg_control it goes on as if nothing had been.
+    await refuseRunningServer(dataDirectory);
+  } catch (error) {
+    await rename(aside, control);
+    throw error;
+  }
+  await syncDirectory(directory);
+}
