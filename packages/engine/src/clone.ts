@@ -64,7 +64,7 @@ export async function runClone(
         await locks[Symbol.asyncDispose]();
       },
     });
-    const budget = startRetryBudget();
+    const budget = startRetryBudget({ isResumed: plan.attempt > 1 });
     for (let attempt = plan.attempt; ; attempt += 1) {
       try {
         const result = await runAttempt(
@@ -135,9 +135,10 @@ async function runAttempt(
         name: PhaseName,
         work: () => Promise<Result>,
       ): Promise<Result> => {
-        signal.throwIfAborted();
+        // In this order: what comes between two phases is no failure of the one that is done.
         current = name;
         observer.phaseStarted(name);
+        signal.throwIfAborted();
         const result = await work();
         observer.phaseEnded(name, 'done');
         return result;

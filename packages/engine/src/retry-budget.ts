@@ -23,6 +23,21 @@ const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'WAL_INCOMPLETE',
 ]);
 
+/**
+ * What somebody has to mend where it never worked, but passes by itself where it did: while the host of the source boots,
+ * or its address moves to a standby that is not promoted yet, and while children of a killed worker still hold a lock.
+ */
+const MAY_PASS_WHERE_IT_WORKED: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'NOT_SUPPORTED',
+  'SOURCE_MISMATCH',
+  'SOURCE_SETTINGS_UNSUITABLE',
+  'SSH_AUTHENTICATION_FAILED',
+  'REMOTE_COMMAND_FAILED',
+  'RSYNCD_FAILED',
+  'CONTROL_FILE_INVALID',
+  'TARGET_BUSY',
+]);
+
 /** With the pauses below they span five minutes: a restart of the source or a switch, not an outage of a night. */
 const PAUSES_MS = [500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000, 60_000, 60_000];
 
@@ -33,7 +48,10 @@ export interface RetryBudget {
   readonly pauseAfter: (failure: CloneError) => number | null;
 }
 
-export function startRetryBudget(): RetryBudget {
+/** @param o.isResumed Whether an attempt was made before, by a worker that has ended. */
+export function startRetryBudget({ isResumed }: { readonly isResumed: boolean }): RetryBudget {
+  let hasWorked = isResumed;
+  let isPublished = false;
   let pauses = [...PAUSES_MS];
   let missingBytes = Number.POSITIVE_INFINITY;
   let leastMissingBytes = Number.POSITIVE_INFINITY;
@@ -48,12 +66,19 @@ export function startRetryBudget(): RetryBudget {
         },
         copied: (step) => {
           missingBytes -= step.bytes;
+          hasWorked ||= step.worker !== null && step.bytes > 0;
           observer.copied(step);
+        },
+        published: () => {
+          isPublished = true;
+          observer.published();
         },
       };
     },
-    pauseAfter: ({ code, phase }) => {
-      if (!MAY_PASS.has(code) || phase === 'start-replica') return null;
+    pauseAfter: ({ code }) => {
+      const mayPass = MAY_PASS.has(code) || (hasWorked && MAY_PASS_WHERE_IT_WORKED.has(code));
+      if (isPublished || !mayPass) return null;
+      hasWorked = true;
       // A file that grew since it was listed takes the sum beyond the total.
       const missingNow = Math.max(0, missingBytes);
       if (missingNow < leastMissingBytes) {

@@ -1,23 +1,22 @@
 /** How often a clone is tried again. */
-import { CloneError, type ErrorCode, type PhaseName } from '@pgcloned/contract';
-import { expect, test } from 'vitest';
+import { CloneError, type ErrorCode } from '@pgcloned/contract';
+import { describe, expect, test } from 'vitest';
 import type { CloneObserver } from '../src/observer.ts';
 import { startRetryBudget } from '../src/retry-budget.ts';
 
 const observer = {
   copyPlanned: () => {},
   copied: () => {},
+  published: () => {},
 } as unknown as CloneObserver;
 
-function failure(code: ErrorCode = 'SOURCE_LOST', phase: PhaseName = 'copy-files'): CloneError {
-  const error = new CloneError(code, 'it broke off');
-  error.phase = phase;
-  return error;
+function failure(code: ErrorCode = 'SOURCE_LOST'): CloneError {
+  return new CloneError(code, 'it broke off');
 }
 
 /** The failures of attempts that leave so much of so much missing, up to the one that ends the clone. */
 function attemptsOf(missing: (attempt: number) => { readonly of: number; readonly bytes: number }) {
-  const budget = startRetryBudget();
+  const budget = startRetryBudget({ isResumed: false });
   for (let attempt = 1; attempt < 1_000; attempt += 1) {
     const watched = budget.watch(observer);
     const { of, bytes } = missing(attempt);
@@ -45,11 +44,40 @@ test.each([
   expect(attemptsOf(missing)).toBe(11);
 });
 
-test.each<[ErrorCode, PhaseName]>([
-  ['TARGET_NO_SPACE', 'copy-files'],
-  ['CANCELLED', 'copy-files'],
-  ['WORKER_STOPPED', 'copy-files'],
-  ['SOURCE_LOST', 'start-replica'],
-])('%s in %s is not tried again', (code, phase) => {
-  expect(startRetryBudget().pauseAfter(failure(code, phase))).toBeNull();
+test.each<ErrorCode>(['TARGET_NO_SPACE', 'CANCELLED', 'WORKER_STOPPED', 'TARGET_OTHER_CLUSTER'])(
+  '%s is not tried again',
+  (code) => {
+    expect(startRetryBudget({ isResumed: true }).pauseAfter(failure(code))).toBeNull();
+  },
+);
+
+test('nothing is tried again once the clone is published, in whatever phase its loss is noticed', () => {
+  const budget = startRetryBudget({ isResumed: false });
+  budget.watch(observer).published();
+
+  expect(budget.pauseAfter(failure())).toBeNull();
+});
+
+describe.each<ErrorCode>(['RSYNCD_FAILED', 'SOURCE_MISMATCH', 'TARGET_BUSY'])('%s', (code) => {
+  test('is not tried again where nothing has worked yet', () => {
+    expect(startRetryBudget({ isResumed: false }).pauseAfter(failure(code))).toBeNull();
+  });
+
+  test('is tried again once files came over', () => {
+    const budget = startRetryBudget({ isResumed: false });
+    budget.watch(observer).copied({ worker: 0, bytes: 1, files: 0 });
+
+    expect(budget.pauseAfter(failure(code))).not.toBeNull();
+  });
+
+  test('is tried again in an attempt that follows another', () => {
+    const budget = startRetryBudget({ isResumed: false });
+    budget.pauseAfter(failure());
+
+    expect(budget.pauseAfter(failure(code))).not.toBeNull();
+  });
+
+  test('is tried again by the worker that comes after another', () => {
+    expect(startRetryBudget({ isResumed: true }).pauseAfter(failure(code))).not.toBeNull();
+  });
 });
