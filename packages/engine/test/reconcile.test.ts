@@ -18,7 +18,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { SourceEntry } from '@pgcloned/rsync';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { isContinuable, openCopyJournal } from '../src/copy/journal.ts';
+import { copiedCluster, openCopyJournal } from '../src/copy/journal.ts';
 import {
   listLocal,
   listShort,
@@ -120,9 +120,36 @@ describe('the journal', () => {
       await journal.add('pgdata', [entry('a')]);
     }
 
-    expect(await isContinuable(directory, other)).toBe(false);
     await using later = await open(LISTED_AT_NS, other);
     expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+    expect(await copiedCluster(directory)).toBe(other.systemIdentifier);
+  });
+
+  test('of a timeline that was left meanwhile is not believed any more', async () => {
+    for (const timeline of [1, 2]) {
+      await using journal = await open(LISTED_AT_NS, { ...identity, timeline });
+      await journal.add('pgdata', [entry('a')]);
+    }
+
+    await using later = await open();
+
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+  });
+
+  test('of a failover vouches for what was copied since', async () => {
+    const promoted = { ...identity, timeline: 2 };
+    for (const [who, name] of [
+      [identity, 'a'],
+      [promoted, 'b'],
+    ] as const) {
+      await using journal = await open(LISTED_AT_NS, who);
+      await journal.add('pgdata', [entry(name)]);
+    }
+
+    await using later = await open(LISTED_AT_NS, promoted);
+
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+    expect(later.vouchesFor('pgdata', entry('b'))).toBe(true);
   });
 
   test('whose last line is torn is believed up to there, and can be continued', async () => {
@@ -172,7 +199,7 @@ describe('the journal', () => {
     const path = join(directory, '.pgcloned-journal');
     await writeFile(path, `${await readFile(path, 'utf8')}\0\0\0\0\n`);
 
-    expect(await isContinuable(directory, identity)).toBe(false);
+    expect(await copiedCluster(directory)).toBeNull();
     await using later = await open();
     expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
   });

@@ -4,7 +4,8 @@
  * It lies in the unfinished clone and is what a later attempt may rely on: a file that is still the same on the source
  * (inode, size, modification and change time, all by the source's clock) and complete here need not be sent again (R6.9).
  * It is believed only for the same cluster and timeline, and only if this host has not been restarted since: then an
- * entry may be on the disk although the file that it stands for is not.
+ * entry may be on the disk although the file that it stands for is not. Of another timeline, as after a failover, and of
+ * before a restart, it still says of which cluster the files are, so that only what differs has to be sent.
  *
  * Lines of JSON, appended to: one for each attempt, then one for each batch.
  */
@@ -48,8 +49,10 @@ export async function openCopyJournal(
 ): Promise<CopyJournal> {
   const path = join(directory, JOURNAL_NAME);
   const begun = { ...identity, bootId: await readBootId() };
-  const known = believe(await readWholeLines(path), begun);
-  const file: FileHandle = await open(path, known === null ? 'w' : 'a', 0o600);
+  const lines = await readWholeLines(path);
+  const known = believe(lines, begun);
+  const isSameCluster = clusterOf(lines) === identity.systemIdentifier;
+  const file: FileHandle = await open(path, isSameCluster ? 'a' : 'w', 0o600);
   await append(file, { begin: { ...begun, listedAtNs: String(listedAtNs) } });
   // One line after the other: a long one is written in pieces, and those of two workers would mix.
   let lastInLine: Promise<void> = Promise.resolve();
@@ -95,10 +98,14 @@ export async function removeCopyJournal(directory: string): Promise<void> {
   await rm(join(directory, JOURNAL_NAME), { force: true });
 }
 
-/** Whether a directory holds an earlier copy of this very cluster that is worth keeping. */
-export async function isContinuable(directory: string, identity: CopyIdentity): Promise<boolean> {
-  const lines = await readWholeLines(join(directory, JOURNAL_NAME));
-  return believe(lines, { ...identity, bootId: await readBootId() }) !== null;
+/** The system identifier of the cluster whose files an unfinished clone holds. Null: of none that is worth keeping. */
+export async function copiedCluster(directory: string): Promise<string | null> {
+  return clusterOf(await readWholeLines(join(directory, JOURNAL_NAME)));
+}
+
+function clusterOf(lines: readonly (BeginLine | BatchLine)[]): string | null {
+  const last = lines.findLast((line) => 'begin' in line);
+  return last?.begin.systemIdentifier ?? null;
 }
 
 async function readBootId(): Promise<string> {
@@ -114,7 +121,7 @@ interface BatchLine {
   readonly files: readonly (readonly [string, string, number, string, string])[];
 }
 
-/** @returns Null if the lines are of another cluster, timeline or boot, or are none. */
+/** @returns Null if what was written last is of another cluster, timeline or boot, or there is nothing. */
 function believe(
   lines: readonly (BeginLine | BatchLine)[],
   { systemIdentifier, timeline, bootId }: CopyIdentity & { readonly bootId: string },
@@ -128,11 +135,12 @@ function believe(
         begin.systemIdentifier === systemIdentifier &&
         begin.timeline === timeline &&
         begin.bootId === bootId;
-      if (!isOurs) return null;
-      listedAtNs = BigInt(begin.listedAtNs);
+      listedAtNs = isOurs ? BigInt(begin.listedAtNs) : null;
+      // What came before may have been overwritten since.
+      if (!isOurs) known.clear();
       continue;
     }
-    if (listedAtNs === null) return null;
+    if (listedAtNs === null) continue;
     for (const [name, inode, bytes, mtimeNs, ctimeNs] of line.files) {
       known.set(keyOf(line.root, name), {
         inode: BigInt(inode),

@@ -21,6 +21,7 @@ import {
 } from '@pgcloned/postgres';
 import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
+import { copiedCluster } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
@@ -28,7 +29,13 @@ import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
 import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
-import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
+import {
+  type Claim,
+  claimTablespaces,
+  claimTarget,
+  refuseUnknownLocations,
+} from '../target/claim.ts';
+import { readMarker } from '../target/marker.ts';
 import { refuseForeignDirectories, refuseOtherSystem } from '../target/old-cluster.ts';
 import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
 
@@ -44,6 +51,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   );
   const [host, session] = await together([openSourceHost(run), openBackupSession(run, settings)]);
   const facts = await readSourceFacts(session, signal);
+  await refuseSwitchedSource(run, claim, facts);
   if (claim.data.takesOver) {
     for (const warning of await refuseOtherSystem(claim.data.final, facts, signal))
       run.warn(warning);
@@ -115,6 +123,31 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     );
   }
   return ready;
+}
+
+/** Behind the address of a source another cluster may answer by now: what was copied is of no use for it. */
+async function refuseSwitchedSource(
+  { plan }: CloneRun,
+  { data }: Claim,
+  { systemIdentifier }: SourceFacts,
+): Promise<void> {
+  const copied = await copiedCluster(data.build);
+  if (copied === null || copied === systemIdentifier) return;
+  // That of another clone that did not end well makes room for this one.
+  if ((await readMarker(data.build, 'data'))?.cloneId !== plan.id) return;
+  const { host, port } = plan.source;
+  throw new CloneError(
+    'TARGET_OTHER_CLUSTER',
+    `the clone was begun from cluster ${copied}, and at ${host}:${String(port)} is cluster ${systemIdentifier} now`,
+    {
+      facts: {
+        path: data.build,
+        systemIdentifier: copied,
+        systemIdentifierOfSource: systemIdentifier,
+      },
+      hint: 'See where the address of the source leads. If the other cluster is meant, clone again.',
+    },
+  );
 }
 
 async function needsOf({

@@ -13,7 +13,7 @@ import { CloneError, toCloneError } from '@pgcloned/contract';
 import { pinWal, startWalReceiver, type WalPin, type WalReceiver } from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
-import { isContinuable } from '../copy/journal.ts';
+import { copiedCluster } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
@@ -93,7 +93,8 @@ async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
  */
 export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Place): Promise<void> {
   await removeStrays(place, [place.build, ready.temporaryWalDirectory]);
-  const isKept = place.takesOver || (await isContinuable(ready.data.build, ready.facts));
+  const isKept =
+    place.takesOver || (await copiedCluster(ready.data.build)) === ready.facts.systemIdentifier;
   const prepared = await prepareDirectory(place, {
     cloneId: run.plan.id,
     dataDirectory: ready.data.final,

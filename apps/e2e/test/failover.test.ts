@@ -1,0 +1,93 @@
+/**
+ * A primary that fails over while it is cloned: the clone goes on with the one that was promoted, and never with another
+ * cluster that has got its address.
+ */
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  adoptServer,
+  compareTables,
+  freePort,
+  type Source,
+  scratchDirectory,
+  startPrimary,
+  startSource,
+  waitForReplay,
+  writePartsFile,
+} from '@pgcloned/testbed';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { startClone } from './run-clone.ts';
+
+const SLOWLY = { maxRate: 15_000_000, workers: 2 };
+
+let owned: AsyncDisposableStack;
+let source: Source;
+let dataDirectory = '';
+
+beforeEach(async () => {
+  owned = new AsyncDisposableStack();
+  source = owned.use(await startSource({ ownIdentity: true }));
+  dataDirectory = join(owned.use(await scratchDirectory()).path, 'clone', 'main');
+  for (let table = 1; table <= 20; table++)
+    await source.primary.query(
+      `CREATE TABLE cold_${String(table)} AS SELECT i, md5(i::text) FROM generate_series(1, 30000) i`,
+    );
+});
+
+afterEach(async () => {
+  await owned.disposeAsync();
+});
+
+test('a failover in the middle costs an attempt, and of what was copied only what differs is sent again', async () => {
+  const { primary } = source;
+  const clone = await startClone(source, {
+    target: { dataDirectory },
+    transfer: SLOWLY,
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+  await clone.copied(0.7);
+
+  // Its address is that of a standby for a while, and then of a primary on a new timeline.
+  await primary.stop('immediate');
+  await writePartsFile(join(primary.dataDirectory, 'standby.signal'), '');
+  await primary.start();
+  await clone.said(/the source is a standby/);
+  await primary.query('SELECT pg_promote()');
+
+  const { status, stderr, result } = await clone.ended;
+  expect(stderr).toBe('');
+  expect(status).toBe(0);
+  expect(result.result.timeline).toBe(2);
+  expect(result.result.keptBytes).toBeGreaterThan(result.result.bytes / 2);
+  expect(result.result.wireBytes).toBeLessThan(1.3 * result.result.bytes);
+  await using standby = await adoptServer(dataDirectory);
+  await waitForReplay(primary, standby);
+  expect(await compareTables(primary, standby)).toEqual([]);
+});
+
+test('another cluster that has got the address is refused, and nothing of it is copied', async () => {
+  const { primary, configuration } = source;
+  const clone = await startClone(source, { target: { dataDirectory }, transfer: SLOWLY });
+  await clone.copied(0.3);
+
+  await primary.stop('immediate');
+  const other = owned.use(
+    await startPrimary({
+      ownIdentity: true,
+      port: primary.port,
+      hba: ['host all all 127.0.0.1/32 trust', 'host replication all 127.0.0.1/32 trust'],
+    }),
+  );
+  await other.query(`CREATE ROLE ${configuration.user} SUPERUSER LOGIN`);
+
+  const { error } = await clone.ended;
+  const [row] = await other.query<{ id: string }>(
+    'SELECT system_identifier::text AS id FROM pg_control_system()',
+  );
+  expect(error).toMatchObject({
+    code: 'TARGET_OTHER_CLUSTER',
+    phase: 'preflight',
+    facts: { systemIdentifierOfSource: row?.id },
+  });
+  expect(await readdir(join(dataDirectory, 'global'))).not.toContain('pg_control');
+});
