@@ -8,6 +8,7 @@
 import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { PHASES } from '@pgcloned/contract';
 import {
   descendantsOf,
@@ -204,8 +205,11 @@ describe('while files are copied', () => {
   });
 
   test('the loss of the SSH connection costs no attempt: the backup lives on, and the clone succeeds', async () => {
-    const { ended } = await harm('ssh', async () => {
+    const { ended } = await harm('ssh', async (clone) => {
       await source.sshd.kill();
+      await clone.said(/the way to the files was lost/);
+      // Longer than the first pause.
+      await delay(1_000);
       await source.sshd.start();
     });
 

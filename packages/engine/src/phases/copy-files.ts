@@ -126,6 +126,8 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   };
   for (let losses = 0; ; losses += 1) {
     try {
+      // Whatever it hangs on may be away for longer than one pause.
+      if (losses > 0) await ready.host.reopen();
       const daemon = losses === 0 ? firstDaemon : await open();
       return await copyRound({ ...round, daemon, isFirst: losses === 0 });
     } catch (error) {
@@ -138,7 +140,6 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
         pauseMs,
       });
       await delay(pauseMs, undefined, { signal });
-      await ready.host.reopen();
     }
   }
 }
