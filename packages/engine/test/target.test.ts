@@ -122,6 +122,17 @@ describe('a directory', () => {
     expect(await inspectDirectory(path, 'data')).toBe('data-directory');
   });
 
+  test("of a tablespace without a table is the server's, or of an unfinished clone", async () => {
+    const path = join(root, 'fast', 'PG_15_202209061');
+    await mkdir(path, { recursive: true });
+    expect(await inspectDirectory(path, 'tablespace')).toBe('empty');
+
+    const marker = { cloneId: 'a', dataDirectory: join(root, 'main'), finished: false };
+    await writeMarker(path, 'tablespace', marker);
+
+    expect(await inspectDirectory(path, 'tablespace')).toBe('unfinished');
+  });
+
   test('that was renamed or copied is no longer ours', async () => {
     const path = join(root, 'clone');
     await mkdir(path);

@@ -80,10 +80,11 @@ export async function inspectDirectory(path: string, kind: DirectoryKind): Promi
   }
   // A clone that is killed while it marks the directory leaves this and nothing else.
   const begun = await unfinishedWrites(markerPath(path, kind));
+  const isUnfinished = (await unfinishedCloneIn(path, kind)) !== null;
   if (names.every((name) => name === 'lost+found' || begun.includes(join(path, name))))
-    // An empty directory of a tablespace is the server's, unless we have just made it.
-    return kind === 'tablespace' && begun.length > 0 ? 'unfinished' : 'empty';
-  if ((await unfinishedCloneIn(path, kind)) !== null) return 'unfinished';
+    // An empty directory of a tablespace is the server's, unless it is ours: its marker stands beside it.
+    return kind === 'tablespace' && (isUnfinished || begun.length > 0) ? 'unfinished' : 'empty';
+  if (isUnfinished) return 'unfinished';
   return kind === 'data' && (await isDataDirectory(path)) ? 'data-directory' : 'foreign';
 }
 
