@@ -29,11 +29,11 @@ import {
   scratchDirectory,
   startSshd,
 } from '@pgcloned/testbed';
-import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { CloneRun } from '../src/clone-run.ts';
 import { listLocal } from '../src/copy/reconcile.ts';
 import type { CloneObserver } from '../src/observer.ts';
-import { copyFiles } from '../src/phases/copy-files.ts';
+import { type Copy, copyFiles } from '../src/phases/copy-files.ts';
 import { prepareClonePlace } from '../src/phases/stream-wal.ts';
 import type { Ready } from '../src/ready.ts';
 import { claimTablespaces, claimTarget } from '../src/target/claim.ts';
@@ -183,7 +183,7 @@ const observer = {
 } as Partial<CloneObserver> as CloneObserver;
 
 /** @param stopAt The copy is broken off when so many bytes have come. */
-async function copy(ifExists: string, checksum: boolean, stopAt = Infinity): Promise<void> {
+async function copy(ifExists: string, checksum: boolean, stopAt = Infinity): Promise<Copy | null> {
   const source = join(scratch.path, 'source');
   const stop = new AbortController();
   let bytes = 0;
@@ -238,12 +238,36 @@ async function copy(ifExists: string, checksum: boolean, stopAt = Infinity): Pro
   if (!ready.data.takesOver) await prepareClonePlace(run, ready, ready.data);
   await mkdir(ready.temporaryWalDirectory, { recursive: true });
   try {
-    await copyFiles(run, ready);
+    return await copyFiles(run, ready);
   } catch (error) {
     if (!stop.signal.aborted) throw error;
+    return null;
   } finally {
     await rm(ready.temporaryWalDirectory, { recursive: true });
   }
+}
+
+/** What a crash of the host leaves: times and sizes are on the disk, and not all that was written. */
+async function crash(below: Numbers): Promise<void> {
+  await age();
+  for (const root of ['target', 'fast copy']) {
+    for (const path of await filesIn(join(scratch.path, root))) {
+      if (path.includes('.pgcloned-') || below(3) > 0) continue;
+      const before = await stat(path);
+      const kept = below(before.size + 1);
+      await truncate(path, kept);
+      await truncate(path, below(4) === 0 ? kept : before.size);
+      await utimes(path, before.atime, before.mtime);
+    }
+  }
+}
+
+/** Makes the journal that of a time before the last restart of this host. */
+async function age(): Promise<void> {
+  const path = join(scratch.path, 'target/.pgcloned-journal');
+  if (!existsSync(path)) return;
+  const text = await readFile(path, 'utf8');
+  await writeFile(path, text.replaceAll(/"bootId":"[^"]*"/g, '"bootId":"another"'));
 }
 
 async function expectEqual(from: string, to: string): Promise<void> {
@@ -295,6 +319,7 @@ test.each(seeds)(
     for (let broken = below(3); broken > 0; broken--) {
       await copy(...how(), below(6_000_000));
       for (const [from] of pairs) await changeOften(from, below);
+      if (below(3) === 0) await crash(below);
       // What somebody put there meanwhile.
       await put(join(target, 'ghosts/1.1'), 'ghost rows');
     }
@@ -305,3 +330,49 @@ test.each(seeds)(
     expect(existsSync(join(target, 'global/pg_control'))).toBe(false);
   },
 );
+
+describe('an unfinished copy', () => {
+  /** All different, so that none is found elsewhere. */
+  const pagesOf = (name: string, count: number) =>
+    Buffer.concat(
+      Array.from({ length: count }, (_, page) => Buffer.alloc(8192, `${name} ${String(page)} `)),
+    );
+  const source = () => join(scratch.path, 'source');
+
+  beforeEach(async () => {
+    await put(join(source(), 'PG_VERSION'), '15\n');
+    for (const name of ['1', '2', '3'])
+      await put(join(source(), 'base/1', name), pagesOf(name, 200));
+    await makeDirectory(join(scratch.path, 'fast copy'));
+    await makeDirectory(join(scratch.path, 'fast', VERSION_DIRECTORY));
+  });
+
+  test('from before a restart of this host is compared, and what is the same is not sent again', async () => {
+    await copy('fail', false);
+    await age();
+    const other = Buffer.alloc(8192, 'other');
+    // As if the disk had never got it, with size and time as they should be.
+    const damaged = join(scratch.path, 'target/base/1/2');
+    const before = await stat(damaged);
+    await writeFile(damaged, Buffer.concat([other, (await readFile(damaged)).subarray(8192)]));
+    await utimes(damaged, before.atime, before.mtime);
+
+    const again = await copy('fail', false);
+
+    expect(again?.keptBytes).toBe((again?.bytes ?? 0) - 8192);
+    await expectEqual(source(), join(scratch.path, 'target'));
+  });
+
+  test.each(['fail', 'resync'])(
+    'without a journal, as after writes that the disk has lost, is not trusted with ifExists: %s',
+    async (ifExists) => {
+      await copy(ifExists, false);
+      await rm(join(scratch.path, 'target/.pgcloned-journal'));
+
+      const again = await copy(ifExists, false);
+
+      expect(again?.keptBytes).toBe(0);
+      await expectEqual(source(), join(scratch.path, 'target'));
+    },
+  );
+});

@@ -87,7 +87,7 @@ describe('the journal', () => {
     expect(later.vouchesFor('pgdata', entry('a', fields))).toBe(false);
   });
 
-  test('does not vouch for a file of the same name in another root, or that was never begun', async () => {
+  test('does not vouch for a file of the same name in another directory, or that was never begun', async () => {
     {
       await using journal = await open();
       await journal.add('pgdata', [entry('a')]);
@@ -95,7 +95,7 @@ describe('the journal', () => {
 
     await using later = await open();
 
-    expect(later.vouchesFor('tablespace-1', entry('a'))).toBe(false);
+    expect(later.vouchesFor('/srv/fast', entry('a'))).toBe(false);
     expect(later.vouchesFor('pgdata', entry('b'))).toBe(false);
   });
 
@@ -134,6 +134,21 @@ describe('the journal', () => {
     await using later = await open();
 
     expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+  });
+
+  test('from before a restart of this host is not believed, but tells of which cluster the files are', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+    const path = join(directory, '.pgcloned-journal');
+    const text = await readFile(path, 'utf8');
+    await writeFile(path, text.replace(/"bootId":"[^"]*"/, '"bootId":"another"'));
+
+    await using later = await open();
+
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
+    expect(await copiedCluster(directory)).toBe(identity.systemIdentifier);
   });
 
   test('of a failover vouches for what was copied since', async () => {

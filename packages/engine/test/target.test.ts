@@ -193,6 +193,21 @@ describe('a directory', () => {
     },
   );
 
+  test('that the clone of another data directory has left is emptied, whatever is to be kept', async () => {
+    const path = join(root, 'fast', 'PG_15_202209061');
+    await mkdir(path, { recursive: true });
+    await writeFile(join(path, '1'), '');
+    const marker = { cloneId: 'a', dataDirectory: join(root, 'other'), finished: false };
+    await writeMarker(path, 'tablespace', marker);
+
+    await prepareDirectory(
+      { kind: 'tablespace', build: path },
+      { cloneId: 'b', dataDirectory: join(root, 'main'), mode: 0o700, keepContents: true },
+    );
+
+    expect(await readdir(path)).toEqual([]);
+  });
+
   test('that was made is removed with the parents made for it, and no others', async () => {
     await mkdir(join(root, 'a'));
     const path = join(root, 'a/b/c');

@@ -5,7 +5,9 @@
  * (inode, size, modification and change time, all by the source's clock) and complete here need not be sent again (R6.9).
  * It is believed only for the same cluster and timeline, and only if this host has not been restarted since: then an
  * entry may be on the disk although the file that it stands for is not. Of another timeline, as after a failover, and of
- * before a restart, it still says of which cluster the files are, so that only what differs has to be sent.
+ * before a restart, it still says of which cluster the files are, so that only what differs has to be sent. Where
+ * there is none nothing is kept: it is taken away when the disk has lost writes, because what is read then may be what
+ * the disk never got.
  *
  * Lines of JSON, appended to: one for each attempt, then one for each batch.
  */
@@ -30,12 +32,12 @@ interface Vouched extends Stamp {
 }
 
 export interface CopyJournal extends AsyncDisposable {
-  /** Whether the file that was last sent under this name is still what the source has now. */
-  readonly vouchesFor: (root: string, entry: SourceEntry) => boolean;
+  /** Whether the file that was last sent into this directory under this name is still what the source has now. */
+  readonly vouchesFor: (destination: string, entry: SourceEntry) => boolean;
   /** Whether anything of an earlier attempt may be relied on. */
   readonly isContinued: boolean;
   /** These files are about to be sent, as they were when listed. */
-  readonly add: (root: string, entries: readonly SourceEntry[]) => Promise<void>;
+  readonly add: (destination: string, entries: readonly SourceEntry[]) => Promise<void>;
 }
 
 /**
@@ -58,8 +60,8 @@ export async function openCopyJournal(
   let lastInLine: Promise<void> = Promise.resolve();
   return {
     isContinued: known !== null,
-    vouchesFor(root, entry) {
-      const vouched = known?.get(keyOf(root, entry.name));
+    vouchesFor(destination, entry) {
+      const vouched = known?.get(keyOf(destination, entry.name));
       if (vouched === undefined) return false;
       const isSame =
         vouched.inode === entry.inode &&
@@ -69,9 +71,9 @@ export async function openCopyJournal(
       const settledAtNs = vouched.listedAtNs - SETTLED_NS;
       return isSame && entry.mtimeNs < settledAtNs && entry.ctimeNs < settledAtNs;
     },
-    add: async (root, entries) => {
+    add: async (destination, entries) => {
       const line = {
-        root,
+        destination,
         files: entries.map(({ name, inode, bytes, mtimeNs, ctimeNs }) => [
           name,
           String(inode),
@@ -117,7 +119,7 @@ interface BeginLine {
 }
 
 interface BatchLine {
-  readonly root: string;
+  readonly destination: string;
   readonly files: readonly (readonly [string, string, number, string, string])[];
 }
 
@@ -142,7 +144,7 @@ function believe(
     }
     if (listedAtNs === null) continue;
     for (const [name, inode, bytes, mtimeNs, ctimeNs] of line.files) {
-      known.set(keyOf(line.root, name), {
+      known.set(keyOf(line.destination, name), {
         inode: BigInt(inode),
         bytes,
         mtimeNs: BigInt(mtimeNs),
@@ -181,4 +183,4 @@ async function append(file: FileHandle, line: object): Promise<void> {
   await file.appendFile(`${JSON.stringify(line)}\n`);
 }
 
-const keyOf = (root: string, name: ByteName) => `${root}/${name}`;
+const keyOf = (destination: string, name: ByteName) => `${destination}/${name}`;

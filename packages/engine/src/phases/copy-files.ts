@@ -191,8 +191,8 @@ async function copyRound({
     listings,
     // A later round has the same listing: then the time of a file alone tells that it is complete.
     // Whoever asks for checksums trusts no time, not even of what an earlier attempt has brought.
-    isVouched: ({ module }, entry) =>
-      !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(module, entry)),
+    isVouched: ({ destination }, entry) =>
+      !plan.spec.transfer.checksum && (!isFirst || journal.vouchesFor(destination, entry)),
   });
   // Later it is waited for: somebody may be making room.
   if (isFirst && plan.attempt === 1) await refuseIfFull(plans, ready);
@@ -263,7 +263,7 @@ async function copyRound({
       transfer: async (batch, { repeat: why, onBytes, signal: batchSignal }) => {
         const root = planOf(batch, plans);
         const entries = entriesOf(batch, root);
-        if (why === null) await journal.add(root.module, entries);
+        if (why === null) await journal.add(root.destination, entries);
         const request = {
           endpoint: relay ?? daemon,
           daemon,

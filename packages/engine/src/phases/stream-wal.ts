@@ -93,8 +93,7 @@ async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
  */
 export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Place): Promise<void> {
   await removeStrays(place, [place.build, ready.temporaryWalDirectory]);
-  const isKept =
-    place.takesOver || (await copiedCluster(ready.data.build)) === ready.facts.systemIdentifier;
+  const isKept = (await copiedCluster(ready.data.build)) === ready.facts.systemIdentifier;
   const prepared = await prepareDirectory(place, {
     cloneId: run.plan.id,
     dataDirectory: ready.data.final,

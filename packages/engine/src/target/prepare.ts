@@ -50,7 +50,11 @@ export async function prepareDirectory(
 ): Promise<PreparedDirectory> {
   const { kind, build: path, takesOver = false } = place;
   const { cloneId, dataDirectory, mode, keepContents = false, spared } = options;
-  const isOurs = takesOver || (await unfinishedCloneIn(path, kind)) !== null;
+  const earlier = await unfinishedCloneIn(path, kind);
+  const isOurs = takesOver || earlier !== null;
+  // Before it is marked as ours: what the clone of another data directory has left no journal of ours knows.
+  if (earlier !== null && earlier.dataDirectory !== dataDirectory)
+    await emptyDirectory(path, kind, spared);
   // The parents are not ours to restrict: other clones may share them.
   const madeParent = await mkdir(dirname(path), { recursive: true });
   const isNew = !(await exists(path));
