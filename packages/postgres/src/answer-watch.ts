@@ -8,9 +8,10 @@
 import { connectClient, destroyClient, sqlState } from './connect.ts';
 import type { ConnectionSettings } from './connection-settings.ts';
 
-const LOOK_INTERVAL_MS = 10_000;
-/** The same patience as that of the server towards us, by `tcp_user_timeout`. */
-const SILENCE_LIMIT_MS = 25_000;
+const TICK_MS = 5_000;
+const TICKS_PER_LOOK = 2;
+/** The same patience as that of the server towards us, by `tcp_user_timeout`: 25 s. */
+const SILENT_TICKS_MAX = 5;
 
 export interface AnswerWatch {
   /** Settles once nothing is asked any more. */
@@ -29,26 +30,28 @@ export function watchForAnswer(
   const stopping = new AbortController();
   let looking: Promise<void> = Promise.resolve();
   let isLooking = false;
-  const limit = setTimeout(() => {
-    o.fail(new Error('the server did not answer'));
-  }, SILENCE_LIMIT_MS);
+  // Ticks count, and not time: a process that was frozen for minutes has heard of nothing meanwhile.
+  let ticks = 0;
+  let silentTicks = 0;
   const look = async () => {
     const seen = await lookAt(settings, { ...o, signal: stopping.signal });
     if (stopping.signal.aborted) return;
     if (seen === 'gone') o.fail(new Error('the server has ended the session'));
-    if (seen === 'working') limit.refresh();
+    if (seen === 'working') silentTicks = 0;
   };
   const timer = setInterval(() => {
-    if (isLooking) return;
+    ticks += 1;
+    silentTicks += 1;
+    if (silentTicks === SILENT_TICKS_MAX) o.fail(new Error('the server did not answer'));
+    if (isLooking || ticks % TICKS_PER_LOOK !== 0) return;
     isLooking = true;
     looking = look().finally(() => {
       isLooking = false;
     });
-  }, LOOK_INTERVAL_MS);
+  }, TICK_MS);
   return {
     stop: async () => {
       clearInterval(timer);
-      clearTimeout(limit);
       stopping.abort();
       await looking;
     },
@@ -86,7 +89,7 @@ async function lookAt(
       await destroyClient(client);
     }
   } catch (error) {
-    // A server that has no room for one more session is well enough to say so.
-    return sqlState((error as Error).cause) === '53300' ? 'working' : 'silent';
+    // A server that lets nobody in any more, for want of room or of a valid password, is well enough to say so.
+    return sqlState((error as Error).cause) === null ? 'silent' : 'working';
   }
 }

@@ -70,12 +70,12 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
       logFile,
       signal,
     });
-    const limit = Date.now() + (status === 0 ? options.stallMs : 0);
+    const limitMs = performance.now() + (status === 0 ? options.stallMs : 0);
     for (;;) {
       const postmaster = await isServerRunning(dataDirectory);
       // pg_ctl also fails when recovery outlasts its patience; the server is what counts.
       if (postmaster?.port != null) return postmaster;
-      if (Date.now() >= limit && postmaster === null) {
+      if (performance.now() >= limitMs && postmaster === null) {
         throw new CloneError('REPLICA_START_FAILED', `${file} did not start the server`, {
           facts: {
             dataDirectory,

@@ -263,7 +263,7 @@ async function startStreaming(
     void child.exited.then((exit) => {
       ended.exit = exit;
     });
-    const limit = Date.now() + START_LIMIT_MS;
+    const limitMs = performance.now() + START_LIMIT_MS;
     for (;;) {
       const streaming = await session.query(
         `SELECT FROM pg_stat_replication
@@ -273,7 +273,7 @@ async function startStreaming(
       );
       if (streaming.length > 0) return child;
       if (ended.exit !== undefined) throw await explainEnd(options, child, ended.exit, signal);
-      if (Date.now() > limit) {
+      if (performance.now() > limitMs) {
         throw new CloneError('WAL_RECEIVER_FAILED', 'pg_receivewal does not begin to stream', {
           facts: { applicationName, stderr: child.stderrTail() },
           hint: 'See the log of the source for what its WAL sender waits for.',
@@ -373,14 +373,14 @@ async function waitUntilComplete(
   // Twice: a stream that stands still is taken up again first.
   const stallMs = 2 * options.stallMs;
   const wanted = parseLsn(lsn);
-  const seen: { lastEventAt: number; lost?: CloneError } = { lastEventAt: Date.now() };
+  const seen: { lastEventAtMs: number; lost?: CloneError } = { lastEventAtMs: performance.now() };
   let changed = Promise.withResolvers<void>();
   const wake = () => {
     changed.resolve();
   };
   // Each write into the segment that arrives is an event; only a file that gets its final name is worth a look.
   const watcher = watch(options.directory, (event) => {
-    seen.lastEventAt = Date.now();
+    seen.lastEventAtMs = performance.now();
     if (event === 'rename') wake();
   });
   watcher.on('error', wake);
@@ -397,7 +397,7 @@ async function waitUntilComplete(
       changed = Promise.withResolvers();
       const complete = await completeUpTo(options);
       if (complete !== null && parseLsn(complete) >= wanted) return;
-      if (Date.now() - seen.lastEventAt > stallMs) {
+      if (performance.now() - seen.lastEventAtMs > stallMs) {
         throw new CloneError('STALLED', `no WAL has arrived for ${String(stallMs / 1000)} s`, {
           facts: { wantedLsn: lsn, completeLsn: complete },
           hint: 'Check the load of the target disk and of the network to the source.',

@@ -139,6 +139,23 @@ describe('a query that is not answered', () => {
     expect(await waiting).toEqual([{ lock: '' }]);
   });
 
+  test('is waited for although the server lets nobody in any more', async () => {
+    await server.query('CREATE ROLE barred LOGIN');
+    await using relay = await startRelay();
+    const settings = connectionTo({ host: '127.0.0.1', port: relay.port }, { user: 'barred' });
+    await using session = await openSession(settings, { applicationName, signal });
+    const holder = await openSession(connectionTo(server), { applicationName: 'holder', signal });
+    await holder.query('SELECT pg_advisory_lock(2)', [], signal);
+    const waiting = session.query('SELECT pg_advisory_lock(2)::text AS "lock"', [], signal);
+    await server.query('ALTER ROLE barred NOLOGIN');
+
+    await setImmediate();
+    for (let look = 0; look < 3; look += 1) await tenSeconds(relay);
+    await holder[Symbol.asyncDispose]();
+
+    expect(await waiting).toEqual([{ lock: '' }]);
+  });
+
   test('over a link that swallows everything ends the session after 25 s', async () => {
     await using relay = await startRelay();
     await using session = await open(relay);
