@@ -5,7 +5,7 @@
  * that is there only in some phases, `find` looks for it: that there is nothing is found out, not believed.
  */
 import { readFileSync } from 'node:fs';
-import { readdir, rm, statfs } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -138,7 +138,10 @@ export const ROWS: readonly Row[] = [
   },
   full('target disk full, freed after 4 s', ({ data }) => data, {
     isFreed: true,
-    promises: everywhere(goesOn, { preflight: fails('TARGET_NO_SPACE') }),
+    promises: everywhere(fails('TARGET_NO_SPACE'), {
+      'copy-files': goesOn,
+      'start-replica': goesOn,
+    }),
   }),
   full('target disk full', ({ data }) => data, {
     isFreed: false,
@@ -146,7 +149,10 @@ export const ROWS: readonly Row[] = [
   }),
   full('WAL directory full', ({ wal }) => wal, {
     isFreed: false,
-    promises: everywhere(fails('TARGET_NO_SPACE'), { publish: goesOn, 'start-replica': goesOn }),
+    promises: everywhere(fails('TARGET_NO_SPACE'), {
+      publish: complete('REPLICA_START_FAILED'),
+      'start-replica': goesOn,
+    }),
   }),
   {
     name: 'pin invalidated by max_slot_wal_keep_size',
@@ -387,12 +393,10 @@ function full(
     name,
     promises,
     strike: async ({ stage }) => {
-      const { bavail, bsize } = await statfs(which(stage).path);
-      // The last pages may go to somebody else while we ask for them.
-      const args = ['--length', String((bavail - 4) * bsize), ballastOf(stage)];
+      // It ends when there is no space left, and others who write meanwhile only hasten that.
       await runProcess(
-        { file: 'fallocate', args, env: {} },
-        { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS) },
+        { file: 'dd', args: ['if=/dev/zero', `of=${ballastOf(stage)}`, 'bs=64k'], env: {} },
+        { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS), accept: [1] },
       );
     },
     mend: async ({ stage }) => {

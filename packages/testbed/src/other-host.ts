@@ -32,9 +32,9 @@ export interface OtherHost extends AsyncDisposable {
 }
 
 export async function otherHost(): Promise<OtherHost> {
-  // Tests run side by side: names and addresses are drawn, and ip refuses what is taken.
-  const number = randomInt(1, 250 * 250);
-  const subnet = `10.${String(200 + (number % 50))}.${String(number % 250)}`;
+  // Tests run side by side: the number is drawn, ip refuses a name that is taken, and each has its own subnet.
+  const number = randomInt(50 * 250);
+  const subnet = `10.${String(200 + Math.floor(number / 250))}.${String(number % 250)}`;
   const [address, clientAddress] = [`${subnet}.1`, `${subnet}.2`];
   const name = `testbed-${String(number)}`;
   const middle = `${name}-cable`;

@@ -3,14 +3,17 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { runProcess } from '@pgcloned/process';
 import { expect, test } from 'vitest';
 import {
   adoptServer,
+  otherHost,
   partsUser,
   runAsPartsUser,
+  runsAsRoot,
   scratchDirectory,
   startCluster,
   startPrimary,
@@ -201,3 +204,42 @@ test('the parts die with the process that started them', async () => {
   while (pids.some((pid) => existsSync(`/proc/${pid}`))) await delay(20);
   expect(pids).toHaveLength(3);
 });
+
+test.skipIf(!runsAsRoot)(
+  'the cable to another host, which takes root to imitate, can be cut in silence, mended, and reset',
+  async () => {
+    await using host = await otherHost();
+    const server = createServer((socket) => {
+      socket.on('error', () => {});
+      socket.pipe(socket);
+    });
+    server.listen(0, host.address);
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const script = `const socket = require('net').connect(${String(port)}, '${host.address}');
+      socket.on('error', ({ code }) => console.log(code)).on('close', () => process.exit());
+      process.stdin.pipe(socket).pipe(process.stdout, { end: false });`;
+    const [file = '', ...args] = host.on([process.execPath, '--eval', script]);
+    const client = spawn(file, args);
+    const heard: string[] = [];
+    client.stdout.on('data', (data: Buffer) => heard.push(data.toString()));
+    const untilHeard = async (text: string) => {
+      while (!heard.join('').includes(text)) await delay(10, null, { signal });
+    };
+
+    client.stdin.write('before\n');
+    await untilHeard('before');
+    await host.cut();
+    client.stdin.write('cut\n');
+    // Longer than the way there and back, by far.
+    await delay(300);
+    const heardWhileCut = heard.join('');
+    await host.mend();
+    await untilHeard('cut');
+    await host.reset();
+    await untilHeard('ECONNRESET');
+    server.close();
+
+    expect(heardWhileCut).toBe('before\n');
+  },
+);
