@@ -34,11 +34,16 @@ export async function askForClone(
   return clone;
 }
 
-/** The record once it has ended. */
-export async function untilEnded(stage: Stage, { id }: Clone): Promise<Clone> {
+/** The record once it has ended. @throws If that takes too long, or the signal aborts. */
+export async function untilEnded(
+  stage: Stage,
+  { id }: Clone,
+  signal?: AbortSignal,
+): Promise<Clone> {
   const deadline = performance.now() + CLONE_MS_MAX;
   let last: Clone | null = null;
   while (performance.now() < deadline) {
+    signal?.throwIfAborted();
     const { status, body } = await answer(stage, 'GET', `/v1/clones/${id}`);
     if (status === 200) {
       last = body;

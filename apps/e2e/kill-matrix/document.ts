@@ -37,7 +37,7 @@ export async function writeRounds(
   all: readonly Played<Round>[],
   { seed, tookMs }: { readonly seed: string; readonly tookMs: number },
 ): Promise<void> {
-  const strikes = all.flatMap((one) => ('result' in one ? one.result.strikes : []));
+  const strikes = all.flatMap((one) => ('result' in one ? one.result.struck : []));
   await replace(
     'rounds',
     `Random rounds with seed ${seed}: ${verdict(all)} in ${minutes(tookMs)}; ${String(strikes.length)} interruptions.`,

@@ -12,7 +12,7 @@ import {
   requireUnstartable,
   requireWhole,
 } from './checks.ts';
-import { askForClone, removeClone, SLOW, untilEnded } from './clone-under-test.ts';
+import { askForClone, removeClone, SLOW, type Target, untilEnded } from './clone-under-test.ts';
 import { type Draw, drawFrom } from './draw.ts';
 import { catchIn, caughtInCopy, type Moment } from './moments.ts';
 import { ROWS, type Row, type Struck } from './rows.ts';
@@ -20,27 +20,26 @@ import type { Stage } from './stage.ts';
 
 const STRIKES_MAX = 3;
 const DELAY_MS_MAX = 4_000;
-/** A clone that comes to no further moment is let go on. */
-const MOMENT_WITHIN_MS = 10_000;
+/** A clone that does not come to a moment is not struck there. */
+const MOMENT_WITHIN_MS = 15_000;
 
 const SHORT_ROWS = ROWS.filter(({ isLong }) => isLong !== true);
 
 export interface Round {
   /** What has struck, in this order. */
-  readonly strikes: readonly string[];
+  readonly struck: readonly string[];
   readonly attempts: number;
   readonly end: string;
 }
 
 /** @param seed Decides all that is decided here; what the machine makes of it differs from time to time. */
 export async function playRound(seed: string, stage: Stage): Promise<Round> {
-  const draw = drawFrom(seed);
+  const strikes = drawStrikes(drawFrom(seed));
   const target = stage.targetOf(String(Date.now()));
   await using load = await stage.startLoad();
-  const { clone, strikes } = await strikeAtRandom(draw, stage, target);
-  const said = strikes.map(({ name }) => name);
+  const struck: string[] = [];
   try {
-    const ended = await untilEnded(stage, clone);
+    const ended = await strikeAll(strikes, stage, target, (name) => struck.push(name));
     for (const { row } of strikes) await row.mendAfterwards?.(stage);
     await requireNothingLeft(stage, ended);
     if (!isPublished(target)) {
@@ -55,65 +54,103 @@ export async function playRound(seed: string, stage: Stage): Promise<Round> {
     await requireWhole(stage, target);
     await requireNoWalKept(stage);
     await removeClone(target);
-    return { strikes: said, attempts: ended.attempt, end: ended.error?.code ?? ended.state };
-  } catch (error) {
-    throw new Error(`after ${said.join(', ')}`, { cause: error });
+    return { struck, attempts: ended.attempt, end: ended.error?.code ?? ended.state };
+  } catch (cause) {
+    throw new Error(`after ${struck.join(', ')}`, { cause });
   }
 }
 
 interface Strike {
   readonly row: Row;
   readonly name: string;
-}
-
-async function strikeAtRandom(
-  draw: Draw,
-  stage: Stage,
-  target: ReturnType<Stage['targetOf']>,
-): Promise<{ readonly clone: Clone; readonly strikes: readonly Strike[] }> {
-  const wanted = Array.from({ length: 1 + Math.floor(draw.share() * STRIKES_MAX) }, () => ({
-    row: draw.pick(SHORT_ROWS),
-    at: drawMoment(draw),
-  }));
-  const strikes: Strike[] = [];
-  let clone: Clone | null = null;
-  for (const { row, at } of wanted) {
-    using moment = at.catch(stage);
-    // Caught before it is asked for: it must not pass.
-    clone ??= await askForClone(stage, target, SLOW);
-    const isThere = await moment.reached(clone, AbortSignal.timeout(MOMENT_WITHIN_MS)).then(
-      () => true,
-      () => false,
-    );
-    const struck: Struck = { stage, clone, atMs: performance.now() };
-    const pids = isThere ? ((await row.find?.(struck)) ?? [0]) : [];
-    if (pids.length === 0) continue;
-    strikes.push({ row, name: `${row.name} ${at.name}` });
-    await row.strike(struck, pids);
-    moment.letGo();
-    await row.mend(struck);
-  }
-  if (clone === null) throw new Error('nothing was drawn');
-  return { clone, strikes };
-}
-
-interface DrawnMoment {
-  readonly name: string;
   readonly catch: (stage: Stage) => Moment;
+  /** In the order of phases: what comes first in a clone strikes first. */
+  readonly position: number;
+}
+
+function drawStrikes(draw: Draw): readonly Strike[] {
+  const count = 1 + Math.floor(draw.share() * STRIKES_MAX);
+  return Array.from({ length: count }, () => drawStrike(draw)).toSorted(
+    (a, b) => a.position - b.position,
+  );
 }
 
 /** In the middle of a phase, at a share of the copy, or whenever. */
-function drawMoment(draw: Draw): DrawnMoment {
+function drawStrike(draw: Draw): Strike {
+  const row = draw.pick(SHORT_ROWS);
   const kind = draw.pick(['phase', 'share', 'time'] as const);
+  const share = draw.share();
   if (kind === 'phase') {
     const phase = draw.pick(PHASES);
-    return { name: `in ${phase}`, catch: (stage) => catchIn(phase, stage) };
+    return {
+      row,
+      name: `${row.name} in ${phase}`,
+      catch: (stage) => catchIn(phase, stage),
+      position: PHASES.indexOf(phase),
+    };
   }
-  const share = draw.share();
   if (kind === 'share')
-    return { name: `at ${share.toFixed(2)} of the copy`, catch: () => caughtInCopy(share) };
+    return {
+      row,
+      name: `${row.name} at ${share.toFixed(2)} of the copy`,
+      catch: () => caughtInCopy(share),
+      position: PHASES.indexOf('copy-files') + share,
+    };
   const ms = Math.round(share * DELAY_MS_MAX);
-  return { name: `after ${String(ms)} ms`, catch: () => after(ms) };
+  return { row, name: `${row.name} after ${String(ms)} ms`, catch: () => after(ms), position: 0 };
+}
+
+/** @returns The clone once it has ended. */
+async function strikeAll(
+  strikes: readonly Strike[],
+  stage: Stage,
+  target: Target,
+  onStruck: (name: string) => void,
+): Promise<Clone> {
+  const over = new AbortController();
+  let asked: { readonly clone: Clone; readonly ended: Promise<Clone> } | null = null;
+  try {
+    for (const { row, name, catch: caught } of strikes) {
+      using moment = caught(stage);
+      // Only now, so that it does not pass before it can be caught.
+      asked ??= await ask(stage, target, over);
+      const signal = AbortSignal.any([over.signal, AbortSignal.timeout(MOMENT_WITHIN_MS)]);
+      const isThere = await moment.reached(asked.clone, signal).then(
+        () => true,
+        () => false,
+      );
+      const struck: Struck = { stage, clone: asked.clone, atMs: performance.now() };
+      const pids = isThere ? ((await row.find?.(struck)) ?? [0]) : [];
+      if (pids.length === 0) continue;
+      onStruck(name);
+      await row.strike(struck, pids);
+      moment.letGo();
+      await row.mend(struck);
+    }
+    if (asked === null) throw new Error('no strike was drawn');
+    return await asked.ended;
+  } finally {
+    over.abort();
+  }
+}
+
+async function ask(
+  stage: Stage,
+  target: Target,
+  over: AbortController,
+): Promise<{ readonly clone: Clone; readonly ended: Promise<Clone> }> {
+  const clone = await askForClone(stage, target, SLOW);
+  const ended = untilEnded(stage, clone, over.signal);
+  // Whoever waits for the end hears of a failure, too.
+  ended.then(
+    () => {
+      over.abort();
+    },
+    () => {
+      over.abort();
+    },
+  );
+  return { clone, ended };
 }
 
 function after(ms: number): Moment {

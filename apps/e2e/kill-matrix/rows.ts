@@ -63,7 +63,7 @@ const spell = (signal: EndSignal) => (signal === 'SIGKILL' ? 'kill -9' : 'SIGTER
 /** What mends itself. */
 export const asBefore = async () => {};
 
-const TOOL_TIMEOUT_MS = 10_000;
+const TOOL_TIMEOUT_MS = 60_000;
 
 /** How long a disk is full that is freed. */
 const FULL_MS = 4_000;
@@ -395,7 +395,7 @@ function full(
     strike: async ({ stage }) => {
       // It ends when there is no space left, and others who write meanwhile only hasten that.
       await runProcess(
-        { file: 'dd', args: ['if=/dev/zero', `of=${ballastOf(stage)}`, 'bs=64k'], env: {} },
+        { file: 'dd', args: ['if=/dev/zero', `of=${ballastOf(stage)}`, 'bs=256k'], env: {} },
         { signal: AbortSignal.timeout(TOOL_TIMEOUT_MS), accept: [1] },
       );
     },
