@@ -20,6 +20,9 @@ import type { Stage } from './stage.ts';
 /** A commit that is blocked waits for as long as what blocks it; this machine may be slow for much less. */
 const COMMIT_MS_MAX = 4_000;
 
+/** The checkpointer may hear of a setting only after the first. */
+const CHECKPOINTS_MAX = 5;
+
 export function isPublished({ dataDirectory }: Target): boolean {
   return existsSync(join(dataDirectory, 'global/pg_control'));
 }
@@ -77,17 +80,22 @@ async function serverOf({ dataDirectory }: Target): Promise<PostgresServer> {
     : await startCluster(dataDirectory);
 }
 
-/** After a checkpoint the source keeps nothing older than that. */
+/** After a checkpoint the source keeps nothing older than that, but for what it is told to keep in any case. */
 export async function requireNoWalKept({ source: { primary } }: Stage): Promise<void> {
-  await primary.query('SELECT pg_switch_wal()');
-  await primary.query('CHECKPOINT');
-  const [found] = await primary.query<{ oldest: string; needed: string }>(
-    `SELECT min(name) FILTER (WHERE name ~ '^[0-9A-F]{24}$') AS oldest,
-            (SELECT redo_wal_file FROM pg_control_checkpoint()) AS needed
-       FROM pg_ls_waldir()`,
-  );
-  if (found === undefined || found.oldest < found.needed)
-    throw new Error(`WAL is kept: ${JSON.stringify(found)}`);
+  await primary.query('ALTER SYSTEM SET wal_keep_size = 0');
+  await primary.query('SELECT pg_reload_conf(), pg_switch_wal()');
+  for (let attempt = 1; ; attempt += 1) {
+    await primary.query('CHECKPOINT');
+    const [found] = await primary.query<{ oldest: string; needed: string }>(
+      `SELECT min(name) FILTER (WHERE name ~ '^[0-9A-F]{24}$') AS oldest,
+              (SELECT redo_wal_file FROM pg_control_checkpoint()) AS needed
+         FROM pg_ls_waldir()`,
+    );
+    if (found !== undefined && found.oldest >= found.needed) break;
+    if (attempt === CHECKPOINTS_MAX) throw new Error(`WAL is kept: ${JSON.stringify(found)}`);
+  }
+  await primary.query('ALTER SYSTEM RESET wal_keep_size');
+  await primary.query('SELECT pg_reload_conf()');
 }
 
 export function requireCommits(longestMs: number): void {

@@ -23,7 +23,7 @@ const DELAY_MS_MAX = 4_000;
 /** A clone that does not come to a moment is not struck there. */
 const MOMENT_WITHIN_MS = 15_000;
 
-const SHORT_ROWS = ROWS.filter(({ isLong }) => isLong !== true);
+const FIT_ROWS = ROWS.filter(({ isLong, costsWal }) => isLong !== true && costsWal !== true);
 
 export interface Round {
   /** What has struck, in this order. */
@@ -77,7 +77,7 @@ function drawStrikes(draw: Draw): readonly Strike[] {
 
 /** In the middle of a phase, at a share of the copy, or whenever. */
 function drawStrike(draw: Draw): Strike {
-  const row = draw.pick(SHORT_ROWS);
+  const row = draw.pick(FIT_ROWS);
   const kind = draw.pick(['phase', 'share', 'time'] as const);
   const share = draw.share();
   if (kind === 'phase') {

@@ -51,6 +51,8 @@ export interface Row {
   readonly mendAfterwards?: (stage: Stage) => Promise<void>;
   /** Takes more than a minute: not for the sample and the random rounds. */
   readonly isLong?: boolean;
+  /** Takes WAL away, without which a clone that was just published may be unable to follow: not for the random rounds. */
+  readonly costsWal?: boolean;
 }
 
 /** The lease, and what is promised beyond it. */
@@ -85,11 +87,11 @@ export const ROWS: readonly Row[] = [
   ...SIGNALS.map(worker),
   ...SIGNALS.map(api),
   ...SIGNALS.map(redis),
-  ...SIGNALS.map((signal) => process_('rsyncd', signal, onlyInCopy, rsyncd)),
-  ...SIGNALS.map((signal) => process_('lease wrapper of rsyncd', signal, onlyInCopy, wrapper)),
-  ...SIGNALS.map((signal) => process_('guard of the lease', signal, onlyInCopy, guard)),
-  ...SIGNALS.map((signal) => process_('one rsync client', signal, onlyInCopy, rsyncClient)),
-  ...SIGNALS.map((signal) => process_('pg_receivewal', signal, whileWalStreams, receiver)),
+  ...SIGNALS.map((signal) => oneProcess('rsyncd', signal, onlyInCopy, rsyncd)),
+  ...SIGNALS.map((signal) => oneProcess('lease wrapper of rsyncd', signal, onlyInCopy, wrapper)),
+  ...SIGNALS.map((signal) => oneProcess('guard of the lease', signal, onlyInCopy, guard)),
+  ...SIGNALS.map((signal) => oneProcess('one rsync client', signal, onlyInCopy, rsyncClient)),
+  ...SIGNALS.map((signal) => oneProcess('pg_receivewal', signal, whileWalStreams, receiver)),
   {
     name: 'backup session, pg_terminate_backend',
     promises: sessionLost,
@@ -156,16 +158,19 @@ export const ROWS: readonly Row[] = [
   }),
   {
     name: 'pin invalidated by max_slot_wal_keep_size',
+    costsWal: true,
     promises: everywhere(goesOn, { preflight: nothing }),
     find: pinSession,
     strike: async ({ stage: { source } }) => {
       await source.primary.query(`ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'`);
+      await source.primary.query('ALTER SYSTEM SET wal_keep_size = 0');
       await source.primary.query('SELECT pg_reload_conf()');
     },
     mend: async (struck) => {
       const { primary: server } = struck.stage.source;
       await invalidatePin(struck);
       await server.query('ALTER SYSTEM RESET max_slot_wal_keep_size');
+      await server.query('ALTER SYSTEM RESET wal_keep_size');
       await server.query('SELECT pg_reload_conf()');
     },
   },
@@ -233,7 +238,7 @@ function redis(signal: EndSignal): Row {
 }
 
 /** One process of the clone; nobody mends it but the clone. */
-function process_(
+function oneProcess(
   what: string,
   signal: EndSignal,
   promises: Promises,

@@ -32,6 +32,9 @@ const WAL_BYTES = 300_000_000;
 /** Longer than a disk is full that is freed (rows.ts). */
 const NO_SPACE_SECONDS = 12;
 
+/** A crash costs the pin, so like any primary with a standby it keeps some WAL of its own accord. */
+const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_size: '128MB' };
+
 const TABLESPACES = ['fast', 'slow'];
 
 export interface Stage extends AsyncDisposable {
@@ -62,9 +65,7 @@ interface Load extends AsyncDisposable {
 export async function prepareStage(): Promise<Stage> {
   await using parts = new AsyncDisposableStack();
   const host = parts.use(await otherHost());
-  const source = parts.use(
-    await startSource({ settings: { max_wal_size: '64MB', min_wal_size: '32MB' } }, host),
-  );
+  const source = parts.use(await startSource({ settings: SOURCE_SETTINGS }, host));
   const { path } = parts.use(await scratchDirectory());
   const data = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: DATA_BYTES }));
   const wal = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: WAL_BYTES }));
