@@ -221,6 +221,19 @@ describe('a directory', () => {
     expect(await readdir(root)).toEqual(['a']);
     expect(await readdir(join(root, 'a'))).toEqual([]);
   });
+
+  test('that cannot be marked is not left for the next clone to stumble over', async () => {
+    // Too long for the name of the marker beside it, as a full disk is for its content.
+    const build = join(root, 'made', 'x'.repeat(250));
+
+    const preparing = prepareDirectory(
+      { kind: 'tablespace', build },
+      { cloneId: '1', dataDirectory: root, mode: 0o700 },
+    );
+
+    await expect(preparing).rejects.toMatchObject({ code: 'ENAMETOOLONG' });
+    expect(await readdir(root)).toEqual([]);
+  });
 });
 
 describe('locks', () => {

@@ -60,9 +60,16 @@ export async function prepareDirectory(
   const isNew = !(await exists(path));
   if (isNew) await mkdir(path, { mode });
   for (const begun of await unfinishedWrites(markerPath(path, kind))) await rm(begun);
-  await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
+  const madeFrom = madeParent ?? (isNew ? path : null);
+  try {
+    await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
+  } catch (error) {
+    // Without its marker it would be somebody else's to the next clone.
+    if (madeFrom !== null) await removeMade(path, madeFrom);
+    throw error;
+  }
   if (isOurs && !keepContents) await emptyDirectory(path, kind, spared);
-  return { path, kind, madeFrom: madeParent ?? (isNew ? path : null) };
+  return { path, kind, madeFrom };
 }
 
 /** Whether nothing was written into it since. */
@@ -77,7 +84,10 @@ export async function isUntouched({ path, kind }: PreparedDirectory): Promise<bo
 export async function removePrepared({ path, kind, madeFrom }: PreparedDirectory): Promise<void> {
   await emptyDirectory(path, kind);
   await rm(markerPath(path, kind), { force: true });
-  if (madeFrom === null) return;
+  if (madeFrom !== null) await removeMade(path, madeFrom);
+}
+
+async function removeMade(path: string, madeFrom: string): Promise<void> {
   for (let directory = path; ; directory = dirname(directory)) {
     try {
       await rmdir(directory);
