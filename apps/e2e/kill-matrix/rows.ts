@@ -127,7 +127,11 @@ export const ROWS: readonly Row[] = [
   ...(['fast', 'immediate', 'killed'] as const).map(primary),
   link('link dead for 5 s', 5_000, everywhere(goesOn)),
   {
-    ...link('link dead for 60 s', 60_000, sessionLost),
+    ...link('link dead for 60 s', 60_000, {
+      ...sessionLost,
+      // Publishing needs no source, and is done before the loss is noticed.
+      publish: complete('SOURCE_LOST'),
+    }),
     isLong: true,
   },
   {
@@ -142,18 +146,19 @@ export const ROWS: readonly Row[] = [
     isFreed: true,
     promises: everywhere(fails('TARGET_NO_SPACE'), {
       'copy-files': goesOn,
-      'start-replica': goesOn,
+      'start-replica': complete('REPLICA_START_FAILED'),
     }),
   }),
   full('target disk full', ({ data }) => data, {
     isFreed: false,
-    promises: everywhere(fails('TARGET_NO_SPACE'), { 'start-replica': goesOn }),
+    promises: everywhere(fails('TARGET_NO_SPACE'), {
+      'start-replica': complete('REPLICA_START_FAILED'),
+    }),
   }),
   full('WAL directory full', ({ wal }) => wal, {
     isFreed: false,
     promises: everywhere(fails('TARGET_NO_SPACE'), {
-      publish: complete('REPLICA_START_FAILED'),
-      'start-replica': goesOn,
+      'start-replica': complete('REPLICA_START_FAILED'),
     }),
   }),
   {
@@ -415,14 +420,21 @@ function full(
   };
 }
 
-/** Segments go by until a checkpoint finds that the slot keeps more than it may. */
+/**
+ * Segments go by until a checkpoint finds that the slot keeps more than it may. Whoever streams has them by then: what is
+ * lost is the pin and no WAL.
+ */
 async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
+  const { primary: server } = source;
   const kept = `SELECT FROM pg_replication_slots WHERE wal_status <> 'lost'`;
-  while ((await source.primary.query(kept)).length > 0) {
+  while ((await server.query(kept)).length > 0) {
     for (let segment = 0; segment < 3; segment += 1) {
-      await source.primary.query(`SELECT pg_logical_emit_message(true, 'kill matrix', '')`);
-      await source.primary.query('SELECT pg_switch_wal()');
+      await server.query(`SELECT pg_logical_emit_message(true, 'kill matrix', '')`);
+      await server.query('SELECT pg_switch_wal()');
     }
-    await source.primary.query('CHECKPOINT');
+    const [now] = await server.query<{ lsn: string }>('SELECT pg_current_wal_lsn()::text AS lsn');
+    const behind = 'SELECT FROM pg_stat_replication WHERE coalesce(write_lsn < $1::pg_lsn, true)';
+    while ((await server.query(behind, [now?.lsn])).length > 0) await delay(20);
+    await server.query('CHECKPOINT');
   }
 }

@@ -33,7 +33,7 @@ const WAL_BYTES = 300_000_000;
 const NO_SPACE_SECONDS = 12;
 
 /** A crash costs the pin, so like any primary with a standby it keeps some WAL of its own accord. */
-const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_size: '128MB' };
+const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_size: '3GB' };
 
 const TABLESPACES = ['fast', 'slow'];
 
