@@ -285,16 +285,20 @@ describe('reconciling', () => {
     expect(short).toEqual(['some']);
   });
 
-  test('writes into no file that has another name, and sends it whole', async () => {
-    await put('a', 8);
-    await link(join(directory, 'a'), join(directory, 'ours-snapshot'));
+  test.each([false, true])(
+    'writes into no file that has another name, and sends it whole, vouched for: %s',
+    async (vouched) => {
+      await put('a', 8);
+      await link(join(directory, 'a'), join(directory, 'ours-snapshot'));
 
-    const { delta, whole, obsolete } = await plan([entry('a')], { vouched: false });
+      const { kept, delta, whole, obsolete } = await plan([entry('a')], { vouched });
 
-    expect(delta).toEqual([]);
-    expect(whole).toEqual([{ name: 'a', bytes: 8 }]);
-    expect(obsolete).toEqual(['a']);
-  });
+      expect(kept).toEqual([]);
+      expect(delta).toEqual([]);
+      expect(whole).toEqual([{ name: 'a', bytes: 8 }]);
+      expect(obsolete).toEqual(['a']);
+    },
+  );
 
   test('removes what the source does not have, but nothing of ours', async () => {
     await put('base/5/1', 8);

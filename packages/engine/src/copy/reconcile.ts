@@ -2,8 +2,8 @@
  * What has to be done to bring a directory that holds an earlier copy to what the source has now: what is kept, what is
  * sent, and what goes (R6.9, R6.10).
  *
- * A file is kept only if the journal vouches for it and nobody touched it here. Of any other that is here, and ours
- * alone, only the difference is sent. What the source does not have goes, before anything is sent: a stale segment of a
+ * A file is kept only if it is ours alone, the journal vouches for it and nobody touched it here. Of any other that is
+ * ours alone only the difference is sent. What the source does not have goes, before anything is sent: a stale segment of a
  * relation would come back as ghost rows without a word.
  */
 import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
@@ -60,12 +60,12 @@ export function reconcile({
     }
     // The time of the listing is given to a file when it is complete (R6.8), see `markIncomplete`.
     const isUntouched = here.bytes === there.bytes && here.mtimeNs === there.mtimeNs;
-    if (isUntouched && isVouched(there)) kept.push(file);
-    else if (here.isOursAlone) delta.push(file);
-    else {
+    // The server would write into it as well.
+    if (!here.isOursAlone) {
       whole.push(file);
       obsolete.push(file.name);
-    }
+    } else if (isUntouched && isVouched(there)) kept.push(file);
+    else delta.push(file);
   }
   return { kept, delta, whole, obsolete };
 }
