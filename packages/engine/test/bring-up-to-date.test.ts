@@ -363,6 +363,15 @@ describe('an unfinished copy', () => {
     await expectEqual(source(), join(scratch.path, 'target'));
   });
 
+  test('loses the WAL that a dead clone has left in it', async () => {
+    await copy('fail', false);
+    await put(join(scratch.path, 'target', `pgcloned-wal-${'a'.repeat(32)}`, 'wal/1'), 'WAL');
+
+    await copy('fail', false);
+
+    await expectEqual(source(), join(scratch.path, 'target'));
+  });
+
   test.each(['fail', 'resync'])(
     'without a journal, as after writes that the disk has lost, is not trusted with ifExists: %s',
     async (ifExists) => {

@@ -18,7 +18,7 @@ import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 /** Kernels stamp times in ticks of milliseconds; what changed so shortly before the listing may have changed after it. */
 const SETTLED_NS = 2_000_000_000n;
 
-const JOURNAL_NAME = '.pgcloned-journal';
+export const journalPath = (directory: string) => join(directory, '.pgcloned-journal');
 
 export interface CopyIdentity {
   readonly systemIdentifier: string;
@@ -49,7 +49,7 @@ export async function openCopyJournal(
   directory: string,
   { identity, listedAtNs }: { readonly identity: CopyIdentity; readonly listedAtNs: bigint },
 ): Promise<CopyJournal> {
-  const path = join(directory, JOURNAL_NAME);
+  const path = journalPath(directory);
   const begun = { ...identity, bootId: await readBootId() };
   const lines = await readWholeLines(path);
   const known = believe(lines, begun);
@@ -97,12 +97,12 @@ export async function openCopyJournal(
 
 /** Ends the journal of a clone that is about to be published. */
 export async function removeCopyJournal(directory: string): Promise<void> {
-  await rm(join(directory, JOURNAL_NAME), { force: true });
+  await rm(journalPath(directory), { force: true });
 }
 
 /** The system identifier of the cluster whose files an unfinished clone holds. Null: of none that is worth keeping. */
 export async function copiedCluster(directory: string): Promise<string | null> {
-  return clusterOf(await readWholeLines(join(directory, JOURNAL_NAME)));
+  return clusterOf(await readWholeLines(journalPath(directory)));
 }
 
 function clusterOf(lines: readonly (BeginLine | BatchLine)[]): string | null {

@@ -8,7 +8,7 @@
  */
 import { realpath, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
@@ -26,7 +26,12 @@ import {
 import { type CloneRun, together } from '../clone-run.ts';
 import { type Batch, queueBatches } from '../copy/batches.ts';
 import { makeDirectories } from '../copy/directories.ts';
-import { type CopyJournal, openCopyJournal, removeCopyJournal } from '../copy/journal.ts';
+import {
+  type CopyJournal,
+  journalPath,
+  openCopyJournal,
+  removeCopyJournal,
+} from '../copy/journal.ts';
 import { copyAll } from '../copy/pool.ts';
 import { startRateRelay } from '../copy/rate-relay.ts';
 import {
@@ -44,7 +49,7 @@ import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
 import type { TablespacePlace } from '../target/layout.ts';
 import { isWithin } from '../target/locks.ts';
-import { hasControlFile } from '../target/marker.ts';
+import { hasControlFile, markerPath } from '../target/marker.ts';
 import { giveUpOldCluster, orphansOf, targetIsSource } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
@@ -444,19 +449,23 @@ async function planRoot({
     : selectTablespace(listing ?? []);
   const entries = new Map((listing ?? []).map((entry) => [entry.name, entry]));
   const local = await listLocal(root.destination);
+  const spared = [...ownNamesIn(root, ready), ...tablespacesInside];
   const reconciliation = reconcile({
     selection,
     entries,
     local,
     isVouched,
-    isSpared: (name) => OURS.test(name) || tablespacesInside.some((one) => isWithin(name, one)),
+    isSpared: (name) => spared.some((one) => isWithin(name, one)),
   });
   const localBytes = [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
   return { ...root, ...reconciliation, directories: selection.directories, entries, localBytes };
 }
 
-/** Of this run. */
-const OURS = /^(?:\.pgcloned-marker|\.pgcloned-journal|pgcloned-wal-[0-9a-f]+)(?:\/|$)/;
+/** What this run has there; that of a dead one goes. */
+const ownNamesIn = ({ destination }: Root, { temporaryWalDirectory }: Ready): readonly ByteName[] =>
+  [markerPath(destination, 'data'), journalPath(destination), temporaryWalDirectory].map((path) =>
+    relative(destination, path),
+  );
 
 const sumOf = (files: readonly { readonly bytes: number }[]) =>
   files.reduce((sum, { bytes }) => sum + bytes, 0);
