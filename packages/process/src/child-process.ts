@@ -2,8 +2,9 @@
  * Child processes that always end.
  *
  * Each child leads a process group of its own, so that stopping it stops what it forked, and gets SIGKILL from the
- * kernel when we die (`setpriv --pdeathsig`), so that `kill -9` of the worker leaves no child behind. `spawn({ signal })`
- * is not used: it reports the end of a child that is still running.
+ * kernel when we die (`setpriv --pdeathsig`), so that `kill -9` of the worker leaves no child behind. Whoever kills the
+ * child kills its group: what it forked has nobody left to tell. `spawn({ signal })` is not used: it reports the end of a
+ * child that is still running.
  *
  * Not promised: that a grandchild which made a session of its own (a postmaster after `pg_ctl start`) ends too. It may
  * also hold our pipes open, so they are closed soon after the child itself is gone.
@@ -58,7 +59,10 @@ export interface StartOptions {
 
 export interface RunningProcess {
   readonly pid: number;
-  /** Settles once the child has exited and its output was read. Never rejects. */
+  /**
+   * Settles once the child has exited and its output was read; if a signal has ended it, once the whole group is gone.
+   * Never rejects.
+   */
   readonly exited: Promise<Exit>;
   /** The last lines of standard error. */
   readonly stderrTail: () => string;
@@ -105,10 +109,21 @@ export async function startProcess(
     options.onErrorLine?.(line);
   });
   child.stderr?.on('data', errors.push);
-  const exited = exitOf(child).finally(() => {
-    output.end();
-    errors.end();
-  });
+  let isStopping = false;
+  const exited = exitOf(child, {
+    killed: () => {
+      // Its process was reaped in this very moment, so the number is nobody else's yet.
+      if (!isStopping) signalGroup(pid, 'SIGKILL');
+    },
+  })
+    .then(async (exit) => {
+      if (exit.signal !== null && !isStopping) await groupGone(pid, KILLED_MS_MAX);
+      return exit;
+    })
+    .finally(() => {
+      output.end();
+      errors.end();
+    });
   // A child that ends before it has read its input closes the pipe; its exit status tells the story.
   child.stdin?.on('error', () => {});
   if (input !== undefined) child.stdin?.end(input);
@@ -120,6 +135,7 @@ export async function startProcess(
     stop: async (signal = 'SIGTERM') => {
       // The number of a process that was reaped may belong to a stranger by now.
       if (child.exitCode !== null || child.signalCode !== null) return await exited;
+      isStopping = true;
       signalGroup(pid, signal);
       const killTimer = setTimeout(() => {
         signalGroup(pid, 'SIGKILL');
@@ -257,7 +273,10 @@ function missing(program: string): CloneError {
   });
 }
 
-async function exitOf(child: ChildProcess): Promise<Exit> {
+async function exitOf(
+  child: ChildProcess,
+  { killed }: { readonly killed: () => void },
+): Promise<Exit> {
   const closed = new Promise<void>((resolve) => {
     child.once('close', () => {
       resolve();
@@ -265,6 +284,7 @@ async function exitOf(child: ChildProcess): Promise<Exit> {
   });
   const exit = await new Promise<Exit>((resolve) => {
     child.once('exit', (status, signal) => {
+      if (signal !== null) killed();
       resolve({ status, signal });
     });
   });

@@ -63,6 +63,23 @@ test('stopping a child stops a grandchild that ignores SIGTERM and outlives it',
   expect(isAlive(grandchild)).toBe(false);
 });
 
+test('what a child has forked ends with it when somebody kills the child', async () => {
+  let grandchild = 0;
+  const started = Promise.withResolvers<void>();
+  const child = await startProcess(sh('sleep 600 >/dev/null 2>&1 & echo $!; wait'), {
+    onLine: (line) => {
+      grandchild = Number(line);
+      started.resolve();
+    },
+  });
+  await started.promise;
+
+  process.kill(child.pid, 'SIGKILL');
+
+  expect(await child.exited).toEqual({ status: null, signal: 'SIGKILL' });
+  expect(isAlive(grandchild)).toBe(false);
+});
+
 test('a child is killed by the kernel when its parent is killed', async () => {
   const fixture = fileURLToPath(new URL('fixtures/starts-a-sleeper.ts', import.meta.url));
   const parent = spawn(process.execPath, [fixture], { stdio: ['ignore', 'pipe', 'inherit'] });

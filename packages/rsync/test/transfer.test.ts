@@ -412,17 +412,27 @@ test('an rsync that hangs itself is a stall, and is killed', async () => {
   await expect(transferring).rejects.toMatchObject({ code: 'STALLED' });
 });
 
-test('an rsync that is killed is a loss', async () => {
-  await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+test.each([
+  ['first', 0],
+  ['second', 1],
+])(
+  'an rsync of which the %s process is killed is a loss at once, and the other one ends with it',
+  async (_which, index) => {
+    await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
+    await using gate = await openGate({ bytesBefore: 1_000_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
-  transferring.catch(() => {});
-  await gate.reached;
-  for (const { pid } of await clients()) process.kill(pid, 'SIGKILL');
+    const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
+    transferring.catch(() => {});
+    await gate.reached;
+    const pair = (await clients()).toSorted((left, right) => left.pid - right.pid);
+    expect(pair).toHaveLength(2);
+    process.kill(pair[index]?.pid ?? 0, 'SIGKILL');
 
-  await expect(transferring).rejects.toMatchObject({ code: 'SOURCE_LOST' });
-});
+    // The gate is closed: whoever read on from the daemon would wait here.
+    await expect(transferring).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+    expect(await clients()).toEqual([]);
+  },
+);
 
 test('of a transfer that broke off the files that had come are counted', async () => {
   await writeFile(join(source, 'first'), Buffer.alloc(1_000_000));
