@@ -1,41 +1,57 @@
 /**
- * How much of a killed clone crosses the wire again, and how long that takes beside a fresh clone.
+ * What an interruption costs: how much crosses a cable again, beside a clone that nothing befell. Needs root, for the cable.
  *
- * The count is the clone's own, which is exact where no transfer breaks off. Those that do are measured on a small cluster by
- * `apps/e2e/test/resume-figures.test.ts`: it counts what a cable carries.
+ * The bytes are those that the cable has carried, so that no figure rests on what the clone says of itself.
+ * `apps/e2e/test/resume-figures.test.ts` promises the same on a small cluster.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, statSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
-import { setTimeout as delay } from 'node:timers/promises';
 import {
+  adoptServer,
   asPartsUser,
   createScattered,
+  freePort,
+  haltAt,
+  killVictim,
+  type OtherHost,
+  otherHost,
   PGCLONED,
   partsEnvironment,
-  type Source,
   startSource,
+  type VICTIMS,
   writePartsFile,
   writeScattered,
 } from '@pgcloned/testbed';
 
+/** Before the clone that was killed is taken up again. */
 const WRITTEN_SHARE = 0.02;
-/** Slow enough that an interruption comes where it is meant to. */
-const MAX_RATE = 100_000_000;
-const POLL_MS = 10;
+/** Before the standby is brought up to date. */
+const MISSED_SHARE = 0.05;
+/** No clone of this size is as fast; a limit is what halts all that a clone receives. */
+const MAX_RATE = 500_000_000;
+/** The size of the smallest batch of a worker, while more than that is left. */
+const BATCH_BYTES = 64 * 1024 ** 2;
+const SMALL_TABLE_MB = 50;
 
-interface CloneFigures {
+interface Carried {
   readonly bytes: number;
-  readonly wireBytes: number;
   readonly durationMs: number;
 }
 
 export interface ResumeFigures {
-  readonly fresh: CloneFigures;
-  /** After kill -9 at 90 %, with 2 % of the pages written. */
-  readonly resumed: CloneFigures;
+  /** Of the files of the cluster. */
+  readonly clusterBytes: number;
+  /** What the cable carried for a whole clone. */
+  readonly full: Carried;
+  /** For a standby that had missed 5 % of its pages. */
+  readonly resynced: Carried;
+  /** For what was left of a clone that was killed at 90 %, with 2 % of the pages written since. */
+  readonly resumed: Carried;
+  /** More than for a whole clone, in batches per worker that lost its rsync, while the session of the backup lived on. */
+  readonly batchesAgain: { readonly daemonKilled: number; readonly rsyncKilled: number };
 }
 
 export async function measureResume(o: {
@@ -43,79 +59,106 @@ export async function measureResume(o: {
   readonly gigabytes: number;
   readonly workers: number;
 }): Promise<ResumeFigures> {
-  await using source = await startSource({
-    settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
-  });
-  const smallMegabytes = 50;
-  const small = Math.ceil((o.gigabytes * 1000) / 2 / smallMegabytes);
+  await using host = await otherHost();
+  await using source = await startSource(
+    {
+      // A segment of WAL is sent to its end, and one of 16 MB would count as much as what is measured.
+      initdbArgs: ['--wal-segsize=1'],
+      settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
+    },
+    host,
+  );
+  const megabytes = o.gigabytes * 1000;
+  const smallTables = Math.ceil(megabytes / 2 / SMALL_TABLE_MB);
   await createScattered(source.primary, [
-    (o.gigabytes * 1000) / 2,
-    ...Array.from({ length: small }, () => smallMegabytes),
+    megabytes / 2,
+    ...Array.from({ length: smallTables }, () => SMALL_TABLE_MB),
   ]);
-  const start = async (name: string, maxRate: number | null) =>
-    await startRun(source, { ...o, home: join(o.directory, name), maxRate });
 
-  const fresh = await resultOf(await start('fresh', null));
+  const start = async (home: string, { target, ...change }: Change = {}) =>
+    await startRun(host, `${home}.json`, {
+      source: source.configuration,
+      transfer: { workers: o.workers },
+      ...change,
+      target: { dataDirectory: join(home, 'main'), ...target },
+    });
+  const carriedFor = async (act: () => Promise<Run>) => {
+    const before = await host.carriedBytes();
+    const { bytes, durationMs } = resultOf(await (await act()).ended);
+    const carried = { bytes: (await host.carriedBytes()) - before, durationMs };
+    return { carried, clusterBytes: bytes };
+  };
+  const haltedAt = async (home: string, bytes: number) =>
+    await haltAt(await start(home, { transfer: { workers: o.workers, maxRate: MAX_RATE } }), {
+      home,
+      bytes,
+    });
 
-  const killed = await start('killed', MAX_RATE);
-  await arrived(killed.child, join(o.directory, 'killed'), 0.9 * fresh.bytes);
-  killed.child.kill('SIGKILL');
-  await killed.output;
+  const standby = join(o.directory, 'standby');
+  const replica = { start: true, waitFor: 'streaming', port: await freePort() };
+  const { carried: full, clusterBytes } = await carriedFor(
+    async () => await start(standby, { replica }),
+  );
+  await (await adoptServer(join(standby, 'main'))).stop('fast');
+  await writeScattered(source.primary, MISSED_SHARE);
+  const { carried: resynced } = await carriedFor(
+    async () => await start(standby, { target: { ifExists: 'resync' } }),
+  );
+  await rm(standby, { recursive: true });
+
+  const batchesAgain = async (victim: keyof typeof VICTIMS, workersHit: number) => {
+    const home = join(o.directory, 'interrupted');
+    const { carried } = await carriedFor(async () => {
+      using halted = await haltedAt(home, 0.5 * clusterBytes);
+      await killVictim(halted.clone, source, victim);
+      return halted.clone;
+    });
+    await rm(home, { recursive: true });
+    return (carried.bytes - full.bytes) / (workersHit * BATCH_BYTES);
+  };
+  const daemonKilled = await batchesAgain('the rsync daemon', o.workers);
+  const rsyncKilled = await batchesAgain('the first process of an rsync', 1);
+
+  const home = join(o.directory, 'killed');
+  {
+    using halted = await haltedAt(home, 0.9 * clusterBytes);
+    process.kill(halted.clone.process.pid, 'SIGKILL');
+    await halted.clone.ended;
+  }
   await writeScattered(source.primary, WRITTEN_SHARE);
-  const resumed = await resultOf(await start('killed', null));
-  return { fresh, resumed };
+  const { carried: resumed } = await carriedFor(async () => await start(home));
+  await rm(home, { recursive: true });
+  return { clusterBytes, full, resynced, resumed, batchesAgain: { daemonKilled, rsyncKilled } };
+}
+
+interface Change {
+  readonly target?: object;
+  readonly [section: string]: unknown;
 }
 
 interface Run {
-  readonly child: ChildProcess;
-  readonly output: Promise<string>;
+  readonly process: { readonly pid: number };
+  readonly ended: Promise<string>;
 }
 
-async function startRun(
-  { configuration }: Source,
-  o: { readonly home: string; readonly workers: number; readonly maxRate: number | null },
-): Promise<Run> {
-  const specFile = `${o.home}.json`;
-  const spec = {
-    source: configuration,
-    target: { dataDirectory: join(o.home, 'main') },
-    transfer: { workers: o.workers, maxRate: o.maxRate },
-  };
+/** Starts a clone on the other host. */
+async function startRun(host: OtherHost, specFile: string, spec: object): Promise<Run> {
   await writePartsFile(specFile, JSON.stringify(spec));
-  const [file = '', ...args] = asPartsUser([
-    ...[process.execPath, PGCLONED, '--json', 'run', '--file', specFile],
-  ]);
+  const [file = '', ...args] = host.on(
+    asPartsUser([process.execPath, PGCLONED, '--json', 'run', '--file', specFile]),
+  );
   const child = spawn(file, args, {
     cwd: '/',
     env: { ...partsEnvironment },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   await once(child, 'spawn');
-  return { child, output: text(child.stdout) };
+  return { process: { pid: child.pid ?? 0 }, ended: text(child.stdout) };
 }
 
-async function resultOf({ output }: Run): Promise<CloneFigures> {
-  const last = JSON.parse((await output).trimEnd().split('\n').at(-1) ?? '');
+/** What a clone that has succeeded says last. */
+function resultOf(output: string): { readonly bytes: number; readonly durationMs: number } {
+  const last = JSON.parse(output.trimEnd().split('\n').at(-1) ?? '');
   if (last.event !== 'result') throw new Error('the clone failed');
   return last.result;
-}
-
-async function arrived(child: ChildProcess, home: string, bytes: number): Promise<void> {
-  while (bytesIn(home) < bytes) {
-    if (child.exitCode !== null) throw new Error('the clone ended before');
-    await delay(POLL_MS);
-  }
-}
-
-function bytesIn(home: string): number {
-  let bytes = 0;
-  try {
-    for (const entry of readdirSync(home, { recursive: true, withFileTypes: true })) {
-      if (!entry.isFile() || entry.parentPath.includes('pgcloned-wal')) continue;
-      bytes += statSync(join(entry.parentPath, entry.name), { throwIfNoEntry: false })?.size ?? 0;
-    }
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-  }
-  return bytes;
 }

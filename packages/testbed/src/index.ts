@@ -9,6 +9,7 @@ export {
 } from './comparison.ts';
 export { mountFilesystem, type TestFilesystem } from './filesystem.ts';
 export { freePort } from './free-port.ts';
+export { type HaltedClone, haltAt, killVictim, VICTIMS } from './halted-clone.ts';
 export {
   configuredPostgresBin,
   findPostgres,

@@ -38,5 +38,7 @@ export async function writeScattered({ query }: PostgresServer, share: number): 
       UPDATE ${name} SET filler = ${ROW} WHERE page IN (
         SELECT page FROM ${name} ORDER BY random()
         LIMIT (SELECT ceil(count(*) * ${String(share)}) FROM ${name}))`);
+    // Otherwise the next look at these pages would write them again, after what is copied meanwhile.
+    await query(`VACUUM (FREEZE) ${name}`);
   }
 }
