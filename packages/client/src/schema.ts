@@ -434,7 +434,7 @@ export interface components {
             bytesDone: number;
             filesTotal: number;
             filesDone: number;
-            /** @description What went over the network, of all attempts; the files on their way are missing */
+            /** @description What went over the network, of all attempts; the files on their way are missing. Of a transfer that broke off the last second before it is missing for good, and of a file of which only differences are sent all that had come of it */
             wireBytes: number;
             /** @description Of `bytesDone`: what was here when the copy last began, and need not be sent again */
             keptBytes: number;
@@ -470,7 +470,7 @@ export interface components {
             stopLsn: string;
             bytes: number;
             files: number;
-            /** @description What went over the network for them */
+            /** @description What went over the network for them, as in `progress` */
             wireBytes: number;
             /** @description Of `bytes`: what was there already and was not sent, whole files and parts of files */
             keptBytes: number;

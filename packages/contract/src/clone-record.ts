@@ -46,7 +46,7 @@ export const Progress = z
     filesDone: Bytes,
     wireBytes: Bytes.meta({
       description:
-        'What went over the network, of all attempts; the files on their way are missing',
+        'What went over the network, of all attempts; the files on their way are missing. Of a transfer that broke off the last second before it is missing for good, and of a file of which only differences are sent all that had come of it',
     }),
     keptBytes: Bytes.meta({
       description:
@@ -87,7 +87,7 @@ export const CloneResult = z
     stopLsn: Lsn,
     bytes: Bytes,
     files: Bytes,
-    wireBytes: Bytes.meta({ description: 'What went over the network for them' }),
+    wireBytes: Bytes.meta({ description: 'What went over the network for them, as in `progress`' }),
     keptBytes: Bytes.meta({
       description:
         'Of `bytes`: what was there already and was not sent, whole files and parts of files',

@@ -58,7 +58,8 @@ export interface TransferRequest {
   readonly onBytes: (bytesMore: number) => void;
   /**
    * What went over the network, in both directions, told whenever a file is complete. What had come of the file in which a
-   * transfer broke off is estimated, and only of one that is sent whole.
+   * transfer broke off is estimated, and only of one that is sent whole: rsync tells of it once a second, and what came
+   * after that is missing.
    */
   readonly onWireBytes: (bytesMore: number) => void;
   readonly signal: AbortSignal;
