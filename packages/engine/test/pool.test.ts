@@ -61,7 +61,7 @@ describe('the pool', () => {
     );
 
     expect(repeats).toEqual([null, 'broke-off', 'broke-off']);
-    expect(copied.bytes).toBe(100);
+    expect(copied.bytes).toBe(2 ** 27);
   });
 
   test('takes a batch back when it is told to, which costs no try however often, and counts its bytes once', async () => {
@@ -89,16 +89,17 @@ describe('the pool', () => {
     );
 
     expect(repeats).toEqual([null, ...Array.from({ length: 9 }, () => 'broke-off')]);
-    expect(copied).toEqual({ bytes: 100, files: 1 });
+    expect(copied).toEqual({ bytes: 2 ** 27, files: 1 });
   });
 
   test('sends files again that changed while they were read, and takes them as they are in the end', async () => {
     const sent: (readonly string[])[] = [];
 
-    await copy(
+    const { copied } = await copy(
       2,
-      async (batch, { repeat }) => {
+      async (batch, { onBytes, repeat }) => {
         if (batch.names.includes('1')) sent.push(batch.names);
+        onBytes(batch.names.length * 2 ** 27);
         expect(repeat).toBe(batch.bytes === 0 ? 'changed' : null);
         return await Promise.resolve(outcome(batch, batch.names.includes('1') ? ['1'] : []));
       },
@@ -107,6 +108,7 @@ describe('the pool', () => {
 
     expect(sent).toHaveLength(5);
     expect(sent.slice(1)).toEqual(Array.from({ length: 4 }, () => ['1']));
+    expect(copied).toEqual({ bytes: 2 * 2 ** 27, files: 2 });
   });
 
   test('gives up at an error that will not go away, after the other workers have stopped', async () => {

@@ -69,9 +69,15 @@ export async function copyAll(queue: BatchQueue, options: PoolOptions): Promise<
 }
 
 async function sendBatch(batch: Batch, worker: number, options: PoolOptions): Promise<void> {
+  const { root } = batch;
   let pending: Batch = batch;
+  let reported = 0;
+  const copied = (bytes: number) => {
+    reported += bytes;
+    options.copied({ worker, root, bytes, files: 0 });
+  };
   for (let round = 1; ; round += 1) {
-    const outcome = await sendStubbornly(pending, worker, round, options);
+    const outcome = await sendStubbornly(pending, round, { ...options, copied });
     if (outcome.again.length === 0) break;
     if (round === ROUNDS_MAX) {
       options.log('warn', 'files kept changing while they were read; WAL replay mends them', {
@@ -80,18 +86,18 @@ async function sendBatch(batch: Batch, worker: number, options: PoolOptions): Pr
       });
       break;
     }
-    pending = { root: batch.root, names: outcome.again, bytes: 0 };
+    pending = { root, names: outcome.again, bytes: 0 };
   }
-  options.copied({ worker, root: batch.root, bytes: 0, files: batch.names.length });
+  // Nobody told of what was complete before it broke off, of equal checksum or gone; and twice of what changed.
+  const bytes = batch.bytes - reported;
+  options.copied({ worker, root, bytes, files: batch.names.length });
 }
 
 async function sendStubbornly(
   batch: Batch,
-  worker: number,
   round: number,
-  options: PoolOptions,
+  options: Omit<PoolOptions, 'copied'> & { readonly copied: (bytes: number) => void },
 ): Promise<TransferOutcome> {
-  const { root } = batch;
   let attempt = 1;
   let hasBegun = false;
   for (;;) {
@@ -102,13 +108,13 @@ async function sendStubbornly(
         repeat: round > 1 ? 'changed' : hasBegun ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
-          options.copied({ worker, root, bytes, files: 0 });
+          options.copied(bytes);
         },
         signal: AbortSignal.any([options.signal, halt]),
       });
     } catch (error) {
       options.signal.throwIfAborted();
-      options.copied({ worker, root, bytes: -reported, files: 0 });
+      options.copied(-reported);
       hasBegun = true;
       if (halt.aborted) continue;
       if (!mayPass(error) || attempt === ATTEMPTS_MAX) throw error;
