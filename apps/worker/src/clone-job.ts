@@ -101,29 +101,32 @@ export function startCloneJob(
       });
     return journaled;
   };
-  const keepJournalOrEnd = () => {
-    keepJournal().catch(journalBroken);
+  /** What it misses now it gets with the next step: a disk that is full for a moment is no reason to end. */
+  const keepJournalSoon = () => {
+    keepJournal().catch((error: unknown) => {
+      log.warn({ err: error }, 'the journal of the clone cannot be written just now');
+    });
   };
   const observer: CloneObserver = {
     ...record.observer,
     phaseStarted: (name) => {
       record.observer.phaseStarted(name);
-      keepJournalOrEnd();
+      keepJournalSoon();
     },
     interrupted: (next) => {
       record.observer.interrupted(next);
-      keepJournalOrEnd();
+      keepJournalSoon();
     },
     filling: (directory) => {
       filled.set(directory.path, sameAsMade(filled.get(directory.path), directory));
-      keepJournalOrEnd();
+      keepJournal().catch(journalBroken);
     },
     published: () => {
       record.observer.published();
-      keepJournalOrEnd();
+      keepJournalSoon();
     },
   };
-  /** A run that could not be found again after a crash must not go on. */
+  /** A run of which nobody could put away what it made must not go on. */
   const journalBroken = (cause: unknown) => {
     controller.abort(
       new CloneError('INTERNAL', 'the journal of the run cannot be written', {
@@ -155,7 +158,7 @@ export function startCloneJob(
   const make = async (): Promise<void> => {
     await keepJournal();
     const ticker = setInterval(publish, TICK_MS);
-    const journalTicker = setInterval(keepJournalOrEnd, JOURNAL_MS);
+    const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
       const plan = planOf(clone, contract, context.host);
       const result = await context.runClone(plan, { observer, signal: controller.signal });
@@ -219,7 +222,7 @@ export function startCloneJob(
       return;
     }
     record.cancel();
-    keepJournalOrEnd();
+    keepJournalSoon();
     controller.abort(new CloneError('CANCELLED', 'the clone was cancelled'));
   };
   if (clone.state === 'cancelling') cancel();
