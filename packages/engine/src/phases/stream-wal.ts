@@ -10,10 +10,11 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, toCloneError } from '@pgcloned/contract';
-import { pinWal, startWalReceiver, type WalPin, type WalReceiver } from '@pgcloned/postgres';
+import { startWalReceiver, type WalReceiver } from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
+import { type HeldPin, holdPin } from '../held-pin.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { Place } from '../target/layout.ts';
@@ -27,7 +28,7 @@ const FOLLOW_INTERVAL_MS = 2_000;
 
 export interface WalStream {
   /** Null in unpinned mode. */
-  readonly pin: WalPin | null;
+  readonly pin: HeldPin | null;
   readonly receiver: WalReceiver;
   /** Where the segments arrive. */
   readonly directory: string;
@@ -60,6 +61,7 @@ export async function openStream(
   void space.lost.then(async () => {
     await receiver[Symbol.asyncDispose]();
   });
+  pin?.follow(async () => await receiver.receivedLsn(run.signal));
   follow(run, pin, receiver);
   return { pin, receiver, directory, seedLsn, space };
 }
@@ -122,14 +124,10 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
   });
 }
 
-async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null> {
-  let pin: WalPin;
+async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | null> {
+  let pin: HeldPin;
   try {
-    pin = await pinWal(ready.settings, {
-      slotName: run.name,
-      applicationName: run.name,
-      signal: run.signal,
-    });
+    pin = await holdPin(run, ready.settings);
   } catch (error) {
     run.signal.throwIfAborted();
     // R5.8
@@ -142,11 +140,8 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<WalPin | null
     what: `temporary slot ${pin.slotName} on ${ready.settings.host}:${String(ready.settings.port)}`,
     remedy: `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '${pin.slotName}'`,
     undo: async () => {
-      await pin[Symbol.asyncDispose]();
+      await pin.release();
     },
-  });
-  void pin.lost.then((error) => {
-    run.warn(`${error.message}; the source may now remove WAL that is still needed`);
   });
   // A server in another container is not seen from here (R9.8), but its data directory is.
   if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName)))
@@ -188,7 +183,7 @@ async function receive(
     directory,
     pin,
     seedLsn,
-  }: { readonly directory: string; readonly pin: WalPin | null; readonly seedLsn: string },
+  }: { readonly directory: string; readonly pin: HeldPin | null; readonly seedLsn: string },
 ): Promise<WalReceiver> {
   await mkdir(directory, { mode: 0o700 });
   const receiver = await startWalReceiver({
@@ -219,7 +214,7 @@ async function receive(
 }
 
 /** Tells the position, and lets the source remove what is safely here. */
-function follow(run: CloneRun, pin: WalPin | null, receiver: WalReceiver): void {
+function follow(run: CloneRun, pin: HeldPin | null, receiver: WalReceiver): void {
   const repetition = repeat(
     FOLLOW_INTERVAL_MS,
     async () => {
