@@ -10,6 +10,7 @@ import {
   requireCommits,
   requireNothingLeft,
   requireNoWalKept,
+  requireSound,
   requireUnstartable,
   requireWhole,
 } from './checks.ts';
@@ -61,7 +62,8 @@ export async function playCell(cell: Cell, stage: Stage): Promise<Held> {
   }
   const longestCommitMs = await load.stop();
   requireCommits(longestCommitMs);
-  await requireWhole(stage, target);
+  if (promised.kind === 'cut off') await requireSound(target);
+  else await requireWhole(stage, target);
   await requireNoWalKept(stage);
   await removeClone(target);
   return { cleanAfterMs, longestCommitMs, attempts: ended.attempt };
@@ -97,11 +99,12 @@ async function strikeIn({ row, phase }: Cell, stage: Stage, target: Target): Pro
 function requireEnd(promised: Promised, { state, attempt, error, instance }: Clone): void {
   const isPublished = instance.state === 'stopped' || instance.state === 'running';
   const success = attempt === 1 ? 'goes on' : 'resumes';
-  const end = state === 'succeeded' ? success : isPublished ? 'complete' : 'fails';
+  const published = promised.kind === 'cut off' ? 'cut off' : 'complete';
+  const end = state === 'succeeded' ? success : isPublished ? published : 'fails';
   const isNamed = 'codes' in promised && promised.codes.some((code) => code === error?.code);
   if (end === promised.kind && (error === null || isNamed)) return;
   // The news may also come after the clone has seen all that it waits for.
-  if (promised.kind === 'complete' && state === 'succeeded') return;
+  if (published === promised.kind && state === 'succeeded') return;
   const why = error === null ? '' : `: ${JSON.stringify(error)}`;
   throw new Error(`it ${end} after ${String(attempt)} attempts${why}`);
 }

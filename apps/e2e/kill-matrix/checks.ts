@@ -20,6 +20,9 @@ import type { Stage } from './stage.ts';
 /** A commit that is blocked waits for as long as what blocks it; this machine may be slow for much less. */
 const COMMIT_MS_MAX = 4_000;
 
+/** A standby whose question was lost on a dead link asks again after half a minute, and later after more. */
+const REPLAY_STALL_MS = 100_000;
+
 /** The checkpointer may hear of a setting only after the first. */
 const CHECKPOINTS_MAX = 5;
 
@@ -64,9 +67,19 @@ export async function requireNothingLeft(
 export async function requireWhole(stage: Stage, target: Target): Promise<void> {
   await using standby = await serverOf(target);
   const { primary } = stage.source;
-  await waitForReplay(primary, standby);
+  await waitForReplay(primary, standby, { stallMs: REPLAY_STALL_MS });
   const differences = await compareTables(primary, standby);
   if (differences.length > 0) throw new Error(`not equal: ${differences.join('; ')}`);
+  await requireUndamaged(standby);
+}
+
+/** It is a cluster that serves, whether or not it has all that the source has. It is stopped afterwards. */
+export async function requireSound(target: Target): Promise<void> {
+  await using standby = await serverOf(target);
+  await requireUndamaged(standby);
+}
+
+async function requireUndamaged(standby: PostgresServer): Promise<void> {
   const damage = await findDamage(standby);
   if (damage !== '') throw new Error(`amcheck: ${damage}`);
   await standby.stop('fast');

@@ -20,6 +20,7 @@ import {
 } from '@pgcloned/testbed';
 import {
   complete,
+  cutOff,
   everywhere,
   fails,
   goesOn,
@@ -164,19 +165,18 @@ export const ROWS: readonly Row[] = [
   {
     name: 'pin invalidated by max_slot_wal_keep_size',
     costsWal: true,
-    promises: everywhere(goesOn, { preflight: nothing }),
+    promises: everywhere(goesOn, {
+      preflight: nothing,
+      // The stream is at its end: what goes now is gone before the standby asks for it.
+      'collect-wal': cutOff('REPLICA_START_FAILED'),
+      publish: cutOff('REPLICA_START_FAILED'),
+    }),
     find: pinSession,
-    strike: async ({ stage: { source } }) => {
-      await source.primary.query(`ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'`);
-      await source.primary.query('ALTER SYSTEM SET wal_keep_size = 0');
-      await source.primary.query('SELECT pg_reload_conf()');
+    strike: async (struck) => {
+      if (!(await isHeldByServer(struck))) await invalidatePin(struck);
     },
     mend: async (struck) => {
-      const { primary: server } = struck.stage.source;
-      await invalidatePin(struck);
-      await server.query('ALTER SYSTEM RESET max_slot_wal_keep_size');
-      await server.query('ALTER SYSTEM RESET wal_keep_size');
-      await server.query('SELECT pg_reload_conf()');
+      if ((await pinSession(struck)).length > 0) await invalidatePin(struck);
     },
   },
 ];
@@ -420,12 +420,28 @@ function full(
   };
 }
 
+/** Whether what the clone waits for is suspended (moments.ts): then neither a checkpoint nor a stream gets on. */
+async function isHeldByServer({ stage: { source } }: Struck): Promise<boolean> {
+  const rows = await source.primary.query<{ pid: number }>(
+    `SELECT pid FROM pg_stat_activity WHERE backend_type IN ('checkpointer', 'walsender')`,
+  );
+  const states = rows.map(({ pid }) => readFileSync(`/proc/${String(pid)}/stat`, 'utf8'));
+  return states.some((text) => text.includes(') T '));
+}
+
 /**
  * Segments go by until a checkpoint finds that the slot keeps more than it may. Whoever streams has them by then: what is
  * lost is the pin and no WAL.
  */
 async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
   const { primary: server } = source;
+  const set = async (statement: string) => {
+    await server.query(`ALTER SYSTEM ${statement}`);
+    await server.query('SELECT pg_reload_conf()');
+  };
+  await set(`SET max_slot_wal_keep_size = '1MB'`);
+  // It goes beyond the other limit.
+  await set('SET wal_keep_size = 0');
   const kept = `SELECT FROM pg_replication_slots WHERE wal_status <> 'lost'`;
   while ((await server.query(kept)).length > 0) {
     for (let segment = 0; segment < 3; segment += 1) {
@@ -437,4 +453,6 @@ async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
     while ((await server.query(behind, [now?.lsn])).length > 0) await delay(20);
     await server.query('CHECKPOINT');
   }
+  await set('RESET wal_keep_size');
+  await set('RESET max_slot_wal_keep_size');
 }

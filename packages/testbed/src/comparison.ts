@@ -10,11 +10,12 @@ const STALL_MS = 30_000;
 /**
  * Waits until `standby` has replayed what `primary` has written up to now.
  *
- * @throws If replay does not move for half a minute.
+ * @throws If replay does not move for `stallMs`, by default half a minute.
  */
 export async function waitForReplay(
   primary: PostgresServer,
   standby: PostgresServer,
+  { stallMs = STALL_MS }: { readonly stallMs?: number } = {},
 ): Promise<void> {
   // A record of our own: behind a switch of segments the insert position lies where no record ends, and an idle primary
   // writes the next one only within 15 s.
@@ -30,7 +31,7 @@ export async function waitForReplay(
     );
     if (state?.done === true) return;
     if (state?.lsn !== last) movedAt = Date.now();
-    if (Date.now() - movedAt > STALL_MS) {
+    if (Date.now() - movedAt > stallMs) {
       throw new Error(`the standby stands at ${last} and not at ${goal?.lsn ?? ''}`);
     }
     last = state?.lsn ?? '';
