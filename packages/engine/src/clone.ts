@@ -135,10 +135,10 @@ async function runAttempt(
         name: PhaseName,
         work: () => Promise<Result>,
       ): Promise<Result> => {
-        // In this order: what comes between two phases is no failure of the one that is done.
         current = name;
         observer.phaseStarted(name);
-        signal.throwIfAborted();
+        // After the publication the last phase ends it in order: it names what was replaced.
+        if (name !== 'start-replica') signal.throwIfAborted();
         const result = await work();
         observer.phaseEnded(name, 'done');
         return result;
