@@ -4,7 +4,8 @@
  *
  * A run that was stopped, or died, goes on in its next attempt, which no late word of the old worker can hurt: the number
  * of the attempt is the fence. It does not go on if its cancel was asked for, if it was published (then it is complete, and
- * only what was to follow is missing), if Redis says that it has ended, or if its worker died of it again and again.
+ * only what was to follow is missing), if Redis says that it has ended or knows another clone of its target in its place, or if its worker died of it again
+ * and again.
  */
 import {
   type Clone,
@@ -72,7 +73,7 @@ export async function claimInterruptedRuns(
     const last = open.find(({ clone }) => clone.id === run.clone.id);
     const next = nextAttempt(run, last, workerId);
     const isWorn = next.deaths.count > DEATHS_MAX && next.clone.state !== 'cancelling';
-    if (!isWorn) {
+    if (!isWorn && (last !== undefined || !isReplaced(run, open))) {
       // The journal first: after a death between the two, the attempt after this one is higher than both know.
       await journal.write(next);
       const fence = { attempt: next.clone.attempt, workerId };
@@ -117,6 +118,12 @@ export async function reportEndedRuns(context: QueueContext): Promise<void> {
     const run = { clone: cancelRequested ? toCancel(clone) : clone, filled: [] };
     await queue.confirm(lostClone(run.clone, await putAway(run, becomes, context)), fence);
   }
+}
+
+/** Whether somebody has asked for its target again, after its record was deleted: that clone builds upon what is there. */
+function isReplaced({ clone }: Run, open: readonly OpenClone[]): boolean {
+  const { dataDirectory } = clone.spec.target;
+  return open.some((other) => other.clone.spec.target.dataDirectory === dataDirectory);
 }
 
 function nextAttempt(run: Run, last: OpenClone | undefined, workerId: string): Run {
