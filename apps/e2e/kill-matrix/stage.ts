@@ -121,6 +121,8 @@ async function startLoad({ primary }: Source): Promise<Load> {
     await startWriteLoad(primary, {
       tablespaces: TABLESPACES,
       reuseTables: true,
+      // Stages are played side by side: what counts is that all of it changes, not how often.
+      pauseMs: 400,
       outlivesServer: true,
     }),
   );

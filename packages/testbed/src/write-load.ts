@@ -12,7 +12,7 @@ import pg from 'pg';
 import { asPartsUser, partsEnvironment, runAsPartsUser } from './parts-user.ts';
 import type { PostgresServer } from './postgres-server.ts';
 
-const TRANSACTIONS_PER_SECOND = 200;
+const TRANSACTIONS_PER_SECOND = 100;
 const PAUSE_MS = 20;
 /** Between the attempts to reach a server that is away. */
 const RESTART_PAUSE_MS = 200;
@@ -32,6 +32,8 @@ export interface WriteLoadOptions {
   readonly scale?: number;
   /** The tables of an earlier load serve this one; those that only grow are emptied. */
   readonly reuseTables?: boolean;
+  /** Pause of each session between two rounds, in milliseconds: longer where several loads share a machine. */
+  readonly pauseMs?: number;
   /** What the server ends is begun again: for one that is restarted meanwhile. Then no failure is told. */
   readonly outlivesServer?: boolean;
 }
@@ -41,7 +43,8 @@ export async function startWriteLoad(
   server: PostgresServer,
   options: WriteLoadOptions = {},
 ): Promise<WriteLoad> {
-  const { database = 'postgres', tablespaces = [], scale = 1, outlivesServer = false } = options;
+  const { database = 'postgres', tablespaces = [], scale = 1 } = options;
+  const { pauseMs = PAUSE_MS, outlivesServer = false } = options;
   const connection = ['-h', server.socketDirectory, '-p', String(server.port), '-U', 'postgres'];
   const pgbench = join(server.binDirectory, 'pgbench');
   if (options.reuseTables === true) {
@@ -61,7 +64,7 @@ export async function startWriteLoad(
 
   const stopping = new AbortController();
   const sessions = changes(tablespaces).map((change) =>
-    repeat(change, { server, database, outlivesServer, signal: stopping.signal }),
+    repeat(change, { server, database, pauseMs, outlivesServer, signal: stopping.signal }),
   );
   const [file = '', ...args] = asPartsUser([
     ...[pgbench, '-n', '-c', '2', '-T', '86400', '-R', String(TRANSACTIONS_PER_SECOND)],
@@ -155,6 +158,7 @@ function repeat(
   o: {
     readonly server: PostgresServer;
     readonly database: string;
+    readonly pauseMs: number;
     readonly outlivesServer: boolean;
     readonly signal: AbortSignal;
   },
@@ -182,7 +186,7 @@ function repeat(
         rounds += 1;
         for (const statement of change(rounds)) await client.query(statement);
         begun.resolve(undefined);
-        await delay(PAUSE_MS);
+        await delay(o.pauseMs);
       }
     } finally {
       await client.end();
