@@ -202,7 +202,7 @@ describe('replace', () => {
 
     expect(error).toMatchObject({
       code: 'TARGET_IN_USE',
-      message: 'the target is the data directory of the source',
+      message: expect.stringContaining("is the source's own"),
       hint: 'Choose another directory for the clone.',
     });
     expect(

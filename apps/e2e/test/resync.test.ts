@@ -463,6 +463,20 @@ describe('refused, with nothing changed, is', () => {
       await chmod(join(main(), 'pg_xact'), 0o700);
     });
 
+    test('one with a directory that cannot be read', async () => {
+      await chmod(join(main(), 'pg_xact'), 0o300);
+
+      const { error, status } = await runClone(source, resyncOf('refused'));
+      await chmod(join(main(), 'pg_xact'), 0o700);
+
+      expect(error).toMatchObject({
+        code: 'TARGET_NOT_WRITABLE',
+        phase: 'preflight',
+        message: expect.stringContaining('pg_xact'),
+      });
+      expect(status).toBe(7);
+    });
+
     test('one beside a tablespace directory that is not its own', async () => {
       const version = await versionDirectoryIn(at('refused', 'fast'));
       await makeDirectory(at('refused', 'strange', version, '5'));
@@ -496,7 +510,7 @@ describe('refused, with nothing changed, is', () => {
 
       expect(error).toMatchObject({
         code: 'TARGET_IN_USE',
-        message: 'the target is the data directory of the source',
+        message: expect.stringContaining("is the source's own"),
       });
       expect(await source.primary.query('SELECT id FROM kept')).toEqual([{ id: 42 }]);
       expect((await readdir(dataDirectory)).filter((entry) => entry.includes('pgcloned'))).toEqual(

@@ -183,7 +183,12 @@ const observer = {
 } as Partial<CloneObserver> as CloneObserver;
 
 /** @param stopAt The copy is broken off when so many bytes have come. */
-async function copy(ifExists: string, checksum: boolean, stopAt = Infinity): Promise<Copy | null> {
+async function copy(
+  ifExists: string,
+  checksum: boolean,
+  stopAt = Infinity,
+  walDirectory: string | null = null,
+): Promise<Copy | null> {
   const source = join(scratch.path, 'source');
   const stop = new AbortController();
   let bytes = 0;
@@ -197,7 +202,7 @@ async function copy(ifExists: string, checksum: boolean, stopAt = Infinity): Pro
       spec: {
         target: {
           ...{ dataDirectory: join(scratch.path, 'target'), ifExists },
-          ...{ walDirectory: null, temporaryWalDirectory: null },
+          ...{ walDirectory, temporaryWalDirectory: null },
           tablespaces: { [location]: join(scratch.path, 'fast copy') },
         },
         transfer: { workers: 2, maxRate: null, compression: 'none', checksum },
@@ -385,3 +390,27 @@ describe('an unfinished copy', () => {
     },
   );
 });
+
+test.each(['resync', 'replace'])(
+  'a copied data directory, whose links are those of the source, is refused with ifExists: %s',
+  async (ifExists) => {
+    const [source, target, wal] = ['source', 'target', 'wal'].map((name) =>
+      join(scratch.path, name),
+    ) as [string, string, string];
+    await put(join(wal, '000000010000000000000001'), 'the only copy');
+    for (const directory of [source, target]) {
+      await put(join(directory, 'PG_VERSION'), '15\n');
+      await put(join(directory, 'global/pg_control'), 'of the old cluster');
+      await symlink(wal, join(directory, 'pg_wal'));
+    }
+    await makeDirectory(join(scratch.path, 'fast copy'));
+
+    await expect(copy(ifExists, false, Infinity, wal)).rejects.toMatchObject({
+      code: 'TARGET_IN_USE',
+      facts: { path: wal, source: join(source, 'pg_wal') },
+    });
+
+    expect(await filesIn(wal)).toEqual([join(wal, '000000010000000000000001')]);
+    expect(existsSync(join(target, 'global/pg_control'))).toBe(true);
+  },
+);

@@ -1,5 +1,8 @@
 /** What may be written, who may write it, and what a crash in the middle of a swap leaves: with real directories. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
+  cp,
   mkdir,
   mkdtemp,
   readdir,
@@ -13,17 +16,21 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { CloneRun } from '../src/clone-run.ts';
 import type { ClonePlan } from '../src/plan.ts';
 import { sweepClone } from '../src/sweep.ts';
+import { type Claim, claimTablespaces } from '../src/target/claim.ts';
 import { guardPath, inspectDirectory, refuseNesting } from '../src/target/guard.ts';
 import { makePlace, placeInUse } from '../src/target/layout.ts';
 import { makeLockSet } from '../src/target/locks.ts';
 import { isPublished, readMarker, unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
 import {
+  belongsToAnother,
   externalWal,
   giveUpOldCluster,
   hasTablespace,
   orphansOf,
+  refuseUnfitContents,
 } from '../src/target/old-cluster.ts';
 import { prepareDirectory, removeMarked, removePrepared } from '../src/target/prepare.ts';
 import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
@@ -486,8 +493,102 @@ describe('an old cluster that is brought up to date in place', () => {
     const places = [{ final: join(root, 'wal') }, { final: join(root, 'one', version) }];
     expect(await paths({ places })).toEqual([`two/${version}`]);
     expect(
-      await paths({ places, isOfSource: (location) => location === join(root, 'two') }),
+      await paths({ places, isOfSource: (directory) => directory === join(root, 'two', version) }),
     ).toEqual([]);
+    expect(await paths({ isOfSource: () => true })).toEqual([]);
+  });
+
+  test('has no orphans where its links are those of another data directory, of which it is a copy', async () => {
+    const data = await arrange();
+    const other = join(root, 'other');
+    await cp(data, other, { recursive: true, verbatimSymlinks: true });
+    const marker = { cloneId: 'a', dataDirectory: other, finished: true };
+    await writeMarker(join(root, 'wal'), 'wal', marker);
+    await writeMarker(join(root, 'one', version), 'tablespace', marker);
+
+    expect(await belongsToAnother(join(root, 'wal'), 'wal', data)).toBe(true);
+    expect(await belongsToAnother(join(root, 'one', version), 'tablespace', data)).toBe(true);
+    expect(await belongsToAnother(join(root, 'one', version), 'tablespace', other)).toBe(false);
+    const options = { places: [], tablespaceDirectoryName: version, isOfSource: () => false };
+    expect((await orphansOf(data, options)).map(({ remedy }) => remedy)).toEqual([
+      `rm -r ${join(root, 'two', version)}`,
+    ]);
+    // It may have been the copy that stayed.
+    await rm(other, { recursive: true });
+    expect(await belongsToAnother(join(root, 'wal'), 'wal', data)).toBe(false);
+  });
+
+  describe('whose places are claimed', () => {
+    const location = '/srv/source';
+    const claim = (data: string): Claim => ({
+      data: placeInUse('data', data),
+      wal: null,
+      temporaryWalDirectory: join(root, 'temporary'),
+    });
+
+    async function claimInto(data: string, tablespace: string, source = location) {
+      const id = 'c'.repeat(32);
+      await using locks = makeLockSet(id);
+      const run = {
+        plan: {
+          id,
+          spec: { target: { tablespaces: { [location]: tablespace }, ifExists: 'resync' } },
+          host: { dataRoots: [root], protectedPaths: [] },
+        },
+        ...{ locks, signal },
+      } as unknown as CloneRun;
+      return await claimTablespaces(run, claim(data), {
+        ...{ dataDirectory: '/srv/source data', tablespaceDirectoryName: version },
+        ...{ tablespaces: [{ oid: '1', location: source }], sameHost: false },
+      });
+    }
+
+    test('keeps out of what another clone uses, although it links to it', async () => {
+      const data = await arrange();
+      expect((await claimInto(data, join(root, 'one')))[0]?.takesOver).toBe(true);
+
+      const other = join(root, 'other');
+      await cp(data, other, { recursive: true, verbatimSymlinks: true });
+      await writeMarker(join(root, 'one', version), 'tablespace', {
+        ...{ cloneId: 'a', dataDirectory: other, finished: true },
+      });
+
+      await expect(claimInto(data, join(root, 'one'))).rejects.toMatchObject({
+        code: 'TARGET_NOT_EMPTY',
+      });
+    });
+
+    test('follows no link out of the data roots', async () => {
+      const data = await arrange();
+      await rm(join(root, 'one', version), { recursive: true });
+      await symlink('/usr', join(root, 'one', version));
+      await symlink('/usr', join(data, 'inside'));
+
+      for (const source of [location, '/srv/source data/inside'])
+        await expect(claimInto(data, join(root, 'one'), source)).rejects.toMatchObject({
+          code: 'TARGET_INVALID',
+          facts: expect.objectContaining({ resolvesTo: expect.stringMatching(/^\/usr/) }),
+        });
+    });
+
+    test('is refused where a server runs below it', async () => {
+      const data = await arrange();
+      const nested = join(data, 'nested');
+      await makeDataDirectory(nested);
+      await refuseUnfitContents(data);
+      const server = spawn('sleep', ['60'], { cwd: nested });
+      try {
+        await once(server, 'spawn');
+        await writeFile(join(nested, 'postmaster.pid'), `${String(server.pid)}\n${nested}\n`);
+
+        await expect(refuseUnfitContents(data)).rejects.toMatchObject({
+          code: 'TARGET_IN_USE',
+          facts: { path: nested },
+        });
+      } finally {
+        server.kill('SIGKILL');
+      }
+    });
   });
 
   test('keeps the temporary WAL of the clone in its WAL directory, and nothing else', async () => {

@@ -47,9 +47,9 @@ import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
-import type { TablespacePlace } from '../target/layout.ts';
+import type { Place, TablespacePlace } from '../target/layout.ts';
 import { isWithin } from '../target/locks.ts';
-import { hasControlFile, markerPath } from '../target/marker.ts';
+import { exists, hasControlFile, markerPath } from '../target/marker.ts';
 import { giveUpOldCluster, orphansOf, targetIsSource } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
@@ -109,6 +109,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     open(),
     sweepSource(run, ready),
   ]);
+  await refuseSource(run, ready, tablespaces);
   if (ready.data.takesOver) await takeOver(run, ready, { tablespaces, roots, listings });
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
   await using journal = await openCopyJournal(ready.data.build, {
@@ -388,14 +389,16 @@ async function takeOver(
   if (await hasControlFile(data.final)) {
     // From here on there is no way back, so what can be found out beforehand is.
     await refuseIfFull(await planCopy({ ready, ...listed, isVouched: () => false }), ready);
-    await refuseSource(run, ready);
-    const ownLocations = await Promise.all(
-      facts.tablespaces.map(async ({ location }) => await realpath(location).catch(() => location)),
+    const ownDirectories = await Promise.all(
+      [
+        join(facts.dataDirectory, 'pg_wal'),
+        ...facts.tablespaces.map(({ location }) => join(location, facts.tablespaceDirectoryName)),
+      ].map(async (directory) => await realpath(directory).catch(() => directory)),
     );
     const orphans = await orphansOf(data.final, {
       places: [...(wal === null ? [] : [wal]), ...listed.tablespaces],
       tablespaceDirectoryName: facts.tablespaceDirectoryName,
-      isOfSource: (location) => ready.sameHost && ownLocations.includes(location),
+      isOfSource: (directory) => ready.sameHost && ownDirectories.includes(directory),
     });
     await giveUpOldCluster(data.final, {
       cloneId: plan.id,
@@ -414,15 +417,33 @@ async function takeOver(
     if (place?.takesOver === true) await prepareClonePlace(run, ready, place);
 }
 
-/** A server in another container is not seen from here (R9.8), and without a pin nothing else has told. */
-async function refuseSource({ plan, signal }: CloneRun, { data, facts, host }: Ready) {
-  const name = `pgcloned-probe-${plan.id}`;
-  await writeFile(join(data.final, name), '', { flag: 'wx', mode: 0o600 });
-  try {
-    const path = join(facts.dataDirectory, name);
-    if (await remoteExists(host.ssh(), { path, signal })) throw targetIsSource(data.final, facts);
-  } finally {
-    await rm(join(data.final, name));
+/**
+ * What is taken over or replaced must not be what the source itself uses: its server may run in another container, where it
+ * is not seen from here (R9.8), and whoever has copied its data directory has copied its links.
+ */
+async function refuseSource(
+  { plan, signal }: CloneRun,
+  { data, wal, facts, host }: Ready,
+  tablespaces: readonly TablespacePlace[],
+): Promise<void> {
+  const pairs: readonly (readonly [Place, string])[] = [
+    [data, facts.dataDirectory],
+    ...(wal === null ? [] : [[wal, join(facts.dataDirectory, 'pg_wal')] as const]),
+    ...tablespaces.map(
+      (place) => [place, join(place.source, facts.tablespaceDirectoryName)] as const,
+    ),
+  ];
+  const name = `pgcloned-probe-${plan.id}-${String(plan.attempt)}`;
+  for (const [{ final, takesOver, old }, source] of pairs) {
+    if ((!takesOver && old === null) || !(await exists(final))) continue;
+    const probe = join(final, name);
+    await writeFile(probe, '', { flag: 'wx', mode: 0o600 });
+    try {
+      if (await remoteExists(host.ssh(), { path: join(source, name), signal }))
+        throw targetIsSource(final, source);
+    } finally {
+      await rm(probe);
+    }
   }
 }
 

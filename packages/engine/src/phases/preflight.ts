@@ -36,7 +36,7 @@ import {
   refuseUnknownLocations,
 } from '../target/claim.ts';
 import { readMarker } from '../target/marker.ts';
-import { refuseForeignDirectories, refuseOtherSystem } from '../target/old-cluster.ts';
+import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
 import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
 
 export async function preflight(run: CloneRun): Promise<Ready> {
@@ -86,7 +86,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const sameHost = isOwnAddress(host.ssh().remoteAddress);
   const tablespaces = await claimTablespaces(run, claim, { ...facts, sameHost });
   for (const place of [claim.data, claim.wal, ...tablespaces])
-    if (place?.takesOver === true) await refuseForeignDirectories(place.final);
+    if (place?.takesOver === true) await refuseUnfitContents(place.final);
   const hostConfiguration =
     spec.replica.configuration === 'source'
       ? null

@@ -145,7 +145,7 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | nul
   });
   // A server in another container is not seen from here (R9.8), but its data directory is.
   if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName)))
-    throw targetIsSource(ready.data.final, ready.facts);
+    throw targetIsSource(ready.data.final, ready.facts.dataDirectory);
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
   if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {

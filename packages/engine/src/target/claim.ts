@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import type { SourceFacts, Tablespace } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import { guardPath, inspectDirectory, refuseNesting } from './guard.ts';
+import { guardPath, inspectDirectory, refuseNesting, resolveReal } from './guard.ts';
 import {
   isMountPoint,
   isWritable,
@@ -19,7 +19,12 @@ import {
 } from './layout.ts';
 import { isWithin } from './locks.ts';
 import type { DirectoryKind } from './marker.ts';
-import { externalWal, hasTablespace, refuseRunningServer } from './old-cluster.ts';
+import {
+  belongsToAnother,
+  externalWal,
+  hasTablespace,
+  refuseRunningServer,
+} from './old-cluster.ts';
 import { recoverSwap } from './swap.ts';
 
 export interface Claim {
@@ -77,7 +82,9 @@ export async function claimTablespaces(
   for (const { oid, location: source } of facts.tablespaces) {
     const mapped = mapping[source];
     if (mapped === undefined && isWithin(source, facts.dataDirectory)) {
-      places.push(placeInside(claim.data, { oid, source }, facts));
+      const place = placeInside(claim.data, { oid, source }, facts);
+      await refuseLink(place);
+      places.push(place);
       continue;
     }
     const location = await guardPath(mapped ?? source, run.plan.host);
@@ -94,6 +101,7 @@ export async function claimTablespaces(
     await run.locks.take([final], run.signal);
     const isOfOld = await hasTablespace(claim.data.final, location);
     const place = await claimPart(run, 'tablespace', final, claim.data, isOfOld);
+    await refuseLink(place);
     places.push({ ...place, oid, source, location });
   }
   return places;
@@ -151,7 +159,8 @@ async function claimPart(
   const isFree =
     state === 'absent' || state === 'unfinished' || (state === 'empty' && kind === 'wal');
   if (isFree) return freePlace(run, kind, final);
-  if (!isOfOld) throw notEmpty(final, kind, run.plan.spec.target.ifExists, false);
+  if (!isOfOld || (await belongsToAnother(final, kind, data.final)))
+    throw notEmpty(final, kind, run.plan.spec.target.ifExists, false);
   return data.old === null ? placeInUse(kind, final) : await placeToReplace(run, kind, final);
 }
 
@@ -194,6 +203,16 @@ function notEmpty(
         : `${another}: what lies there is not a part of a cluster that could be replaced.`,
     },
   );
+}
+
+/** What lies behind a link nobody has looked at. Moved away with what is replaced it does no harm. */
+async function refuseLink({ final, build }: Place): Promise<void> {
+  const { real } = await resolveReal(final);
+  if (final !== build || real === final) return;
+  throw new CloneError('TARGET_INVALID', `${final} is a link to ${real}`, {
+    facts: { path: final, resolvesTo: real },
+    hint: 'Remove the link, or choose another directory.',
+  });
 }
 
 /** Two clusters in one directory destroy each other's files (R1.11). */

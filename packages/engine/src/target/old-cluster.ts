@@ -16,7 +16,7 @@ import {
   realpath,
   rename,
 } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { CloneError, type Leftover } from '@pgcloned/contract';
 import {
   type ControlFile,
@@ -29,7 +29,7 @@ import { bytePath } from '../copy/directories.ts';
 import { listLocal } from '../copy/reconcile.ts';
 import type { Place } from './layout.ts';
 import { isWithin } from './locks.ts';
-import { exists, hasControlFile, unfinishedCloneIn, writeMarker } from './marker.ts';
+import { exists, hasControlFile, readMarker, unfinishedCloneIn, writeMarker } from './marker.ts';
 
 /** The server reads and writes this much at a time. */
 const CONTROL_FILE_BYTES = 8192;
@@ -44,12 +44,9 @@ export async function refuseRunningServer(dataDirectory: string): Promise<void> 
   });
 }
 
-export function targetIsSource(
-  path: string,
-  { dataDirectory }: Pick<SourceFacts, 'dataDirectory'>,
-): CloneError {
-  return new CloneError('TARGET_IN_USE', 'the target is the data directory of the source', {
-    facts: { path, source: dataDirectory },
+export function targetIsSource(path: string, source: string): CloneError {
+  return new CloneError('TARGET_IN_USE', `${path} is the source's own`, {
+    facts: { path, source },
     hint: 'Choose another directory for the clone.',
   });
 }
@@ -128,25 +125,33 @@ async function readOwnControlFile(
 }
 
 /**
- * Files of others can be removed and made anew; a directory of others cannot.
+ * Files of others can be removed and made anew; a directory of others cannot, nor one that a server runs on.
  *
- * @throws {CloneError} `TARGET_NOT_WRITABLE`.
+ * @throws {CloneError} `TARGET_NOT_WRITABLE`, `TARGET_IN_USE`.
  */
-export async function refuseForeignDirectories(root: string): Promise<void> {
-  const names = [...(await listLocal(root))].filter(([, { type }]) => type === 'directory');
-  for (const [name] of [['', null] as const, ...names]) {
+export async function refuseUnfitContents(root: string): Promise<void> {
+  const names = await listLocal(root).catch((error: unknown) => {
+    const { code, path } = error as { readonly code?: string; readonly path?: string | Buffer };
+    throw code === 'EACCES' ? ofAnother(root, (path ?? root).toString()) : error;
+  });
+  for (const [name, { type }] of [['', { type: 'directory' }] as const, ...names]) {
     const path = bytePath(root, name);
+    if (name.endsWith('/postmaster.pid')) await refuseRunningServer(dirname(path.toString()));
+    if (type !== 'directory') continue;
     const { uid } = await lstat(path);
     const mayEnter = await access(path, constants.R_OK | constants.W_OK | constants.X_OK).then(
       () => true,
       () => false,
     );
-    if (mayEnter && uid === process.geteuid?.()) continue;
-    throw new CloneError('TARGET_NOT_WRITABLE', `${path.toString()} cannot be written`, {
-      facts: { path: path.toString(), uid },
-      hint: `Make everything in ${root} belong to the user that runs the worker (chown --recursive).`,
-    });
+    if (!mayEnter || uid !== process.geteuid?.()) throw ofAnother(root, path.toString());
   }
+}
+
+function ofAnother(root: string, path: string): CloneError {
+  return new CloneError('TARGET_NOT_WRITABLE', `${path} cannot be written`, {
+    facts: { path },
+    hint: `Make everything in ${root} belong to the user that runs the worker (chown --recursive).`,
+  });
 }
 
 /**
@@ -164,6 +169,22 @@ export async function externalWal(dataDirectory: string): Promise<string | null>
   return found?.isSymbolicLink() === true ? await realpath(path).catch(() => null) : null;
 }
 
+/**
+ * Whether a directory was made for the clone of another data directory, which still links to it: whoever copies a data
+ * directory copies its links.
+ */
+export async function belongsToAnother(
+  directory: string,
+  kind: 'wal' | 'tablespace',
+  dataDirectory: string,
+): Promise<boolean> {
+  const owner = (await readMarker(directory, kind))?.dataDirectory ?? dataDirectory;
+  if (owner === dataDirectory) return false;
+  return kind === 'wal'
+    ? (await externalWal(owner)) === directory
+    : await hasTablespace(owner, dirname(directory));
+}
+
 async function tablespaceLocations(dataDirectory: string): Promise<readonly string[]> {
   const directory = join(dataDirectory, 'pg_tblspc');
   const names = await readdir(directory).catch(() => []);
@@ -177,7 +198,7 @@ async function tablespaceLocations(dataDirectory: string): Promise<readonly stri
  * What of the old cluster lies outside its data directory and is no part of the clone. It is never removed: a link does
  * not prove that nobody else uses what it leads to.
  *
- * @param isOfSource Whether a location is the source's own, on the same host: nothing may tell to remove that.
+ * @param isOfSource Whether a directory is the source's own, on the same host: nothing may tell to remove that.
  */
 export async function orphansOf(
   dataDirectory: string,
@@ -188,20 +209,25 @@ export async function orphansOf(
   }: {
     readonly places: readonly Pick<Place, 'final'>[];
     readonly tablespaceDirectoryName: string;
-    readonly isOfSource: (location: string) => boolean;
+    readonly isOfSource: (directory: string) => boolean;
   },
 ): Promise<readonly Leftover[]> {
   const wal = await externalWal(dataDirectory);
   const directories = [
-    ...(wal === null ? [] : [wal]),
-    ...(await tablespaceLocations(dataDirectory))
-      .filter((location) => !isOfSource(location))
-      .map((location) => join(location, tablespaceDirectoryName)),
+    ...(wal === null ? [] : [{ directory: wal, kind: 'wal' } as const]),
+    ...(await tablespaceLocations(dataDirectory)).map(
+      (location) =>
+        ({ directory: join(location, tablespaceDirectoryName), kind: 'tablespace' }) as const,
+    ),
   ];
   const orphans: Leftover[] = [];
-  for (const directory of directories) {
+  for (const { directory, kind } of directories) {
     const isInUse =
-      isWithin(directory, dataDirectory) || places.some(({ final }) => final === directory);
+      isOfSource(directory) ||
+      isWithin(directory, dataDirectory) ||
+      isWithin(dataDirectory, directory) ||
+      places.some(({ final }) => isWithin(final, directory)) ||
+      (await belongsToAnother(directory, kind, dataDirectory));
     if (isInUse || !(await exists(directory))) continue;
     orphans.push({
       what: `${directory} of the old cluster in ${dataDirectory}`,
