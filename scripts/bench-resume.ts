@@ -50,6 +50,8 @@ export interface ResumeFigures {
   readonly resynced: Carried;
   /** For what was left of a clone that was killed at 90 %, with 2 % of the pages written since. */
   readonly resumed: Carried;
+  /** What both of its tries moved more than a whole clone does, as a share of the cluster. */
+  readonly shareAgain: number;
   /** More than for a whole clone, in batches per worker that lost its rsync, while the session of the backup lived on. */
   readonly batchesAgain: { readonly daemonKilled: number; readonly rsyncKilled: number };
 }
@@ -120,6 +122,7 @@ export async function measureResume(o: {
   const rsyncKilled = await batchesAgain('the first process of an rsync', 1);
 
   const home = join(o.directory, 'killed');
+  const carriedBefore = await host.carriedBytes();
   {
     using halted = await haltedAt(home, 0.9 * clusterBytes);
     process.kill(halted.clone.process.pid, 'SIGKILL');
@@ -127,8 +130,17 @@ export async function measureResume(o: {
   }
   await writeScattered(source.primary, WRITTEN_SHARE);
   const { carried: resumed } = await carriedFor(async () => await start(home));
+  const killedBytes = (await host.carriedBytes()) - carriedBefore;
   await rm(home, { recursive: true });
-  return { clusterBytes, full, resynced, resumed, batchesAgain: { daemonKilled, rsyncKilled } };
+  const shareAgain = (killedBytes - full.bytes) / clusterBytes;
+  return {
+    clusterBytes,
+    full,
+    resynced,
+    resumed,
+    shareAgain,
+    batchesAgain: { daemonKilled, rsyncKilled },
+  };
 }
 
 interface Change {

@@ -306,22 +306,25 @@ function report(): void {
 }
 
 function reportResume(figures: ResumeFigures): void {
-  const { clusterBytes, full, resynced, resumed, batchesAgain } = figures;
+  const { clusterBytes, full, resynced, resumed, shareAgain, batchesAgain } = figures;
   console.log('\nSeconds');
   line('full clone', [full.durationMs]);
   line('resync of a standby', [resynced.durationMs]);
   line('clone killed at 90 %, resumed', [resumed.durationMs]);
   console.log('\nMegabytes over the cable');
-  for (const [name, { bytes }] of Object.entries({ full, resynced, resumed }))
-    console.log(`${name.padEnd(36)}${(bytes / 1e6).toFixed(2).padStart(8)}`);
+  const moved = {
+    'full clone': full,
+    'resync of a standby': resynced,
+    'second try of a killed one, 10 % left': resumed,
+  };
+  for (const [name, { bytes }] of Object.entries(moved)) {
+    const share = ((100 * bytes) / clusterBytes).toFixed(1).padStart(6);
+    console.log(
+      `${name.padEnd(36)}${(bytes / 1e6).toFixed(2).padStart(8)}  ${share} % of the cluster`,
+    );
+  }
   console.log('');
-  // The list of files, WAL and headers cross the cable for every clone.
-  const besideBytes = full.bytes - clusterBytes;
-  verdict(
-    'killed at 90 %: second try / cluster',
-    (resumed.bytes - besideBytes) / clusterBytes,
-    0.12,
-  );
+  verdict('killed at 90 %: of the cluster again', shareAgain, 0.12);
   verdict('rsyncd killed: batches per worker', batchesAgain.daemonKilled, 1);
   verdict('one rsync killed: batches again', batchesAgain.rsyncKilled, 1);
   verdict('5 % missed: resync / full clone', resynced.bytes / full.bytes, 0.25);

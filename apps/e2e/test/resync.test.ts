@@ -117,14 +117,6 @@ async function expectWhole(home: string): Promise<void> {
   await expectSame(clone);
 }
 
-/** Kills the clone as soon as this share is copied. */
-async function killAt(share: number, spec: RunSpecText): Promise<void> {
-  const killed = await startClone(source, { ...spec, transfer: SLOW });
-  await killed.copied(share);
-  process.kill(killed.process.pid, 'SIGKILL');
-  await killed.ended;
-}
-
 async function expectNothingLeft(name: string, home: string) {
   expect(
     await leftBehind({
@@ -151,7 +143,7 @@ async function relationsOf(home: string): Promise<readonly string[]> {
 describe('a resync', () => {
   test('of a standby that has missed 5 % of its pages sends less than a quarter of what a full clone does', async () => {
     await using own = await startSource();
-    const pages = 20_000;
+    const pages = 8_000;
     await makePages(own.primary, pages);
     const target = { dataDirectory: at('lagging', 'main') };
     const full = await runClone(own, {
@@ -281,14 +273,24 @@ describe('a resync', () => {
 });
 
 describe('a resync that does not end well', () => {
-  test.each(['resync', 'fail'])(
-    'is killed and taken up by the next clone with ifExists: %s, which keeps what it has completed',
-    async (ifExists) => {
-      const home = `killed ${ifExists}`;
+  test.each([
+    ['killed', 'SIGKILL', 'fail'],
+    ['cancelled', 'SIGTERM', 'resync'],
+  ] as const)(
+    'is %s by %s, cannot be started, and the next clone with ifExists: %s keeps what it has completed',
+    async (home, signal, ifExists) => {
       await makeDiverged(home, { walDirectory: at(home, 'wal') });
       const spec = resyncOf(home, { walDirectory: at(home, 'wal') });
-      await killAt(0.5, spec);
+      const interrupted = await startClone(source, { ...spec, transfer: SLOW });
+      await interrupted.copied(0.5);
+      process.kill(interrupted.process.pid, signal);
+      const { error: reason, name: before } = await interrupted.ended;
+      if (signal === 'SIGTERM') {
+        expect(reason).toMatchObject({ code: 'CANCELLED', phase: 'copy-files' });
+        await expectNothingLeft(before, home);
+      }
       expect(existsSync(at(home, 'main', 'global', 'pg_control'))).toBe(false);
+      expect(existsSync(at(home, 'main', 'PG_VERSION'))).toBe(true);
 
       const { error, result, name } = await runClone(source, {
         target: { ...spec.target, ifExists },
@@ -300,40 +302,6 @@ describe('a resync that does not end well', () => {
       await expectWhole(home);
     },
   );
-
-  test('is not even begun where the files of the source cannot be copied: the old cluster stays as it is', async () => {
-    await makeDiverged('unsuited');
-    const before = await treeOf('unsuited', 'main');
-    const foreign = join(source.primary.dataDirectory, 'foreign');
-    await symlink('/tmp', foreign);
-
-    const { error } = await runClone(source, resyncOf('unsuited'));
-    await rm(foreign);
-
-    expect(error).toMatchObject({ code: 'SOURCE_LAYOUT_UNSUPPORTED', phase: 'copy-files' });
-    expect(await treeOf('unsuited', 'main')).toBe(before);
-    await using old = await startCluster(at('unsuited', 'main'));
-    expect(await old.query('SELECT count(*) FROM ghost')).toEqual([{ count: '5000' }]);
-  });
-
-  test('is cancelled and leaves what it began with, unstartable, for the next one', async () => {
-    await makeDiverged('cancelled');
-    const running = await startClone(source, {
-      ...resyncOf('cancelled'),
-      transfer: SLOW,
-    });
-    await running.copied(0.3);
-    await running.process.stop('SIGTERM');
-    const { error, name } = await running.ended;
-
-    expect(error).toMatchObject({ code: 'CANCELLED', phase: 'copy-files' });
-    expect(existsSync(at('cancelled', 'main', 'global', 'pg_control'))).toBe(false);
-    expect(existsSync(at('cancelled', 'main', 'PG_VERSION'))).toBe(true);
-    await expectNothingLeft(name, 'cancelled');
-    const again = await runClone(source, resyncOf('cancelled'));
-    expect(again.error).toBeUndefined();
-    await expectWhole('cancelled');
-  });
 });
 
 describe('refused, with nothing changed, is', () => {
@@ -486,6 +454,20 @@ describe('refused, with nothing changed, is', () => {
         { code: 'TARGET_NOT_EMPTY', hint: expect.stringContaining('target.tablespaces') },
         5,
       );
+    });
+
+    test('one whose source has files that cannot be copied: it can be started afterwards', async () => {
+      const before = await treeOf('refused', 'main');
+      const foreign = join(source.primary.dataDirectory, 'foreign');
+      await symlink('/tmp', foreign);
+
+      const { error } = await runClone(source, resyncOf('refused'));
+      await rm(foreign);
+
+      expect(error).toMatchObject({ code: 'SOURCE_LAYOUT_UNSUPPORTED', phase: 'copy-files' });
+      expect(await treeOf('refused', 'main')).toBe(before);
+      await using old = await startCluster(at('refused', 'main'));
+      expect(await old.query('SELECT count(*) FROM ghost')).toEqual([{ count: '5000' }]);
     });
   });
 
