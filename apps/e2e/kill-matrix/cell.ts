@@ -92,7 +92,7 @@ async function strikeIn({ row, phase }: Cell, stage: Stage, target: Target): Pro
   await row.strike(struck, pids ?? []);
   moment.letGo();
   await row.requireMeanwhile?.(struck);
-  await row.mend(struck);
+  await row.mend(struck, pids ?? []);
   return clone;
 }
 

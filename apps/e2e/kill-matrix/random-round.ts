@@ -125,7 +125,7 @@ async function strikeAll(
       onStruck(name);
       await row.strike(struck, pids);
       moment.letGo();
-      await row.mend(struck);
+      await row.mend(struck, pids);
     }
     if (asked === null) throw new Error('no strike was drawn');
     return await asked.ended;

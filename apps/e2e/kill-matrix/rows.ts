@@ -47,7 +47,7 @@ export interface Row {
   /** What a cell looks at before it mends. */
   readonly requireMeanwhile?: (struck: Struck) => Promise<void>;
   /** Settles once everything runs again that ran before. */
-  readonly mend: (struck: Struck) => Promise<void>;
+  readonly mend: (struck: Struck, pids: readonly number[]) => Promise<void>;
   /** What is mended only when the clone has ended. */
   readonly mendAfterwards?: (stage: Stage) => Promise<void>;
   /** Takes more than a minute: not for the sample and the random rounds. */
@@ -172,12 +172,10 @@ export const ROWS: readonly Row[] = [
       publish: cutOff('REPLICA_START_FAILED'),
     }),
     find: pinSession,
-    strike: async (struck) => {
-      if (!(await isHeldByServer(struck))) await invalidatePin(struck);
+    strike: async (struck, pids) => {
+      if (!(await isHeldByServer(struck))) await invalidatePin(struck, pids);
     },
-    mend: async (struck) => {
-      if ((await pinSession(struck)).length > 0) await invalidatePin(struck);
-    },
+    mend: invalidatePin,
   },
 ];
 
@@ -431,9 +429,12 @@ async function isHeldByServer({ stage: { source } }: Struck): Promise<boolean> {
 
 /**
  * Segments go by until a checkpoint finds that the slot keeps more than it may. Whoever streams has them by then: what is
- * lost is the pin and no WAL.
+ * lost is the pin and no WAL. Does nothing to a pin that was made since.
  */
-async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
+async function invalidatePin(
+  { stage: { source } }: Struck,
+  pids: readonly number[],
+): Promise<void> {
   const { primary: server } = source;
   const set = async (statement: string) => {
     await server.query(`ALTER SYSTEM ${statement}`);
@@ -442,8 +443,8 @@ async function invalidatePin({ stage: { source } }: Struck): Promise<void> {
   await set(`SET max_slot_wal_keep_size = '1MB'`);
   // It goes beyond the other limit.
   await set('SET wal_keep_size = 0');
-  const kept = `SELECT FROM pg_replication_slots WHERE wal_status <> 'lost'`;
-  while ((await server.query(kept)).length > 0) {
+  const kept = `SELECT FROM pg_replication_slots WHERE active_pid = ANY ($1) AND wal_status <> 'lost'`;
+  while ((await server.query(kept, [pids])).length > 0) {
     for (let segment = 0; segment < 3; segment += 1) {
       await server.query(`SELECT pg_logical_emit_message(true, 'kill matrix', '')`);
       await server.query('SELECT pg_switch_wal()');
