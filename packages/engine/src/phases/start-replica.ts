@@ -28,6 +28,8 @@ import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
 
 const POLL_INTERVAL_MS = 50;
+/** A standby whose WAL is gone asks for it again and again: coming and going between the same states is no progress. */
+const MARKS_KEPT = 20;
 
 interface Done {
   readonly stream: WalStream;
@@ -76,7 +78,7 @@ async function start(run: CloneRun, ready: Ready): Promise<void> {
 async function waitForReplica(run: CloneRun, ready: Ready, { stop }: Done): Promise<void> {
   const { replica } = run.plan.spec;
   const beganAtMs = performance.now();
-  let mark = '';
+  const marks: string[] = [];
   let movedAtMs = beganAtMs;
   for (;;) {
     const server = await isServerRunning(ready.data.final);
@@ -85,9 +87,10 @@ async function waitForReplica(run: CloneRun, ready: Ready, { stop }: Done): Prom
     if (isReached(replica.waitFor, stop.stopLsn, status, recovery)) return;
     if (server === null && replica.start) throw await died(ready);
     const replaying = server === null ? null : await startupActivity(server.pid);
-    const nowMark = JSON.stringify([server?.pid, status, recovery, replaying]);
-    if (nowMark !== mark) {
-      mark = nowMark;
+    const mark = JSON.stringify([server?.pid, status, recovery, replaying]);
+    if (!marks.includes(mark)) {
+      marks.push(mark);
+      if (marks.length > MARKS_KEPT) marks.shift();
       movedAtMs = performance.now();
     }
     const waitedMs = performance.now() - movedAtMs;
