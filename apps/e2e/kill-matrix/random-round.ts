@@ -23,7 +23,7 @@ const DELAY_MS_MAX = 4_000;
 /** A clone that does not come to a moment is not struck there. */
 const MOMENT_WITHIN_MS = 15_000;
 
-const FIT_ROWS = ROWS.filter(({ isLong, costsWal }) => isLong !== true && costsWal !== true);
+const FIT_ROWS = ROWS.filter(({ isLong }) => isLong !== true);
 
 export interface Round {
   /** What has struck, in this order. */

@@ -52,8 +52,6 @@ export interface Row {
   readonly mendAfterwards?: (stage: Stage) => Promise<void>;
   /** Takes more than a minute: not for the sample and the random rounds. */
   readonly isLong?: boolean;
-  /** Takes WAL away, without which a clone that was just published may be unable to follow: not for the random rounds. */
-  readonly costsWal?: boolean;
 }
 
 /** The lease, and what is promised beyond it. */
@@ -164,7 +162,7 @@ export const ROWS: readonly Row[] = [
   }),
   {
     name: 'pin invalidated by max_slot_wal_keep_size',
-    costsWal: true,
+    isLong: true,
     promises: everywhere(goesOn, {
       preflight: nothing,
       // The stream is at its end: what goes now is gone before the standby asks for it.
