@@ -313,7 +313,9 @@ test.each(seeds)(
         await cp(from, to, { recursive: true, preserveTimestamps: true });
         await changeOften(to, below);
       }
-      await rm(join(target, 'global'), { recursive: true, force: true });
+      // A change may have made a directory of a file.
+      for (const name of ['global', 'PG_VERSION', 'recovery.signal', 'pg_tblspc'])
+        await rm(join(target, name), { recursive: true, force: true });
       await put(join(target, 'global/pg_control'), 'of the old cluster');
       await put(join(target, 'PG_VERSION'), '15\n');
       await put(join(target, 'recovery.signal'), '');

@@ -7,6 +7,7 @@ import type { ClonePlan } from '../src/plan.ts';
 import { type SweepOptions, sweepClone } from '../src/sweep.ts';
 import { makePlace } from '../src/target/layout.ts';
 import { makeLockSet } from '../src/target/locks.ts';
+import { writeMarker } from '../src/target/marker.ts';
 import { type FilledDirectory, prepareDirectory } from '../src/target/prepare.ts';
 
 const signal = new AbortController().signal;
@@ -106,8 +107,10 @@ test('what another clone has taken over meanwhile stays', async () => {
 
 test('a published clone stays, whatever becomes of its record', async () => {
   const filled = await begin();
-  await mkdir(join(root, 'cluster/main/global'));
-  await writeFile(join(root, 'cluster/main/global/pg_control'), '');
+  const dataDirectory = join(root, 'cluster/main');
+  await writeMarker(dataDirectory, 'data', { cloneId, dataDirectory, finished: true });
+  await mkdir(join(dataDirectory, 'global'));
+  await writeFile(join(dataDirectory, 'global/pg_control'), '');
 
   expect((await sweep('cancelled', filled)).published).toBe(true);
 
