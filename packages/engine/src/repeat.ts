@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 export interface Repetition {
-  /** No further turn; settles once the present one has ended. */
+  /** No further turn; settles once the present one has ended, whose signal aborts. */
   readonly stop: () => Promise<void>;
 }
 
@@ -14,7 +14,7 @@ export interface Repetition {
  */
 export function repeat(
   intervalMs: number | (() => number),
-  turn: () => Promise<void>,
+  turn: (signal: AbortSignal) => Promise<void>,
   onError: (error: unknown) => void,
 ): Repetition {
   const stopping = new AbortController();
@@ -25,7 +25,7 @@ export function repeat(
       await delay(pauseMs, undefined, { signal: stopping.signal }).catch(() => undefined);
       if (stopping.signal.aborted) return;
       try {
-        await turn();
+        await turn(stopping.signal);
       } catch (error) {
         onError(error);
       }

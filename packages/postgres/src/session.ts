@@ -9,7 +9,7 @@
  * Client encoding is SQL_ASCII: the server then sends bytes as they are, so that paths arrive as the filesystem has them
  * and not as the encoding of some database would spell them (R2.7).
  */
-import { once } from 'node:events';
+import { addAbortListener, once } from 'node:events';
 import { connect } from 'node:net';
 import { CloneError } from '@pgcloned/contract';
 import type { Client } from 'pg';
@@ -205,7 +205,7 @@ function queryWith(
         connection.fail(new Error('a cancelled query did not end'));
       }, ENDING_LIMIT_MS);
     };
-    const leave = await connection.enter();
+    const leave = await turnUnlessAborted(connection.enter(), signal);
     try {
       signal.throwIfAborted();
       const ending = connection.ending();
@@ -235,6 +235,25 @@ function queryWith(
       leave();
     }
   };
+}
+
+/** The query before may wait for a server that is gone; whoever gives up its turn leaves it to the next. */
+async function turnUnlessAborted(
+  turn: Promise<() => void>,
+  signal: AbortSignal,
+): Promise<() => void> {
+  const aborted = Promise.withResolvers<never>();
+  using _ = addAbortListener(signal, () => {
+    aborted.reject(signal.reason as Error);
+  });
+  try {
+    return await Promise.race([turn, aborted.promise]);
+  } catch (error) {
+    void turn.then((leave) => {
+      leave();
+    });
+    throw error;
+  }
 }
 
 /** Errors of class 57P end the session, and so does a broken socket: then the loss is the error. */

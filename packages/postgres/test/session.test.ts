@@ -251,6 +251,22 @@ test('aborting a query ends it on the server and leaves the session alive', asyn
   expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
 });
 
+test('a query that is aborted before its turn does not wait for the one before it', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+  const first = new AbortController();
+  const slow = session.query('SELECT pg_sleep(60)', [], first.signal);
+  const ended = expect(slow).rejects.toThrow('the first as well');
+  const second = new AbortController();
+  const waiting = session.query('SELECT 1', [], second.signal);
+
+  second.abort(new Error('the second is given up'));
+
+  await expect(waiting).rejects.toThrow('the second is given up');
+  first.abort(new Error('the first as well'));
+  await ended;
+  expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+});
+
 test('a session that is closed has left the server when closing settles', async () => {
   const session = await openSession(connectionTo(server), { applicationName, signal });
 

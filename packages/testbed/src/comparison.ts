@@ -7,6 +7,9 @@ import type { PostgresServer } from './postgres-server.ts';
 const POLL_MS = 50;
 const STALL_MS = 30_000;
 
+/** What a standby answers until it is consistent. */
+const CANNOT_CONNECT_NOW = '57P03';
+
 /**
  * Waits until `standby` has replayed what `primary` has written up to now.
  *
@@ -25,10 +28,15 @@ export async function waitForReplay(
   let last = '';
   let movedAt = Date.now();
   for (;;) {
-    const [state] = await standby.query<{ lsn: string; done: boolean }>(
-      'select pg_last_wal_replay_lsn() as lsn, pg_last_wal_replay_lsn() >= $1::pg_lsn as done',
-      [goal?.lsn],
-    );
+    const [state] = await standby
+      .query<{ lsn: string; done: boolean }>(
+        'select pg_last_wal_replay_lsn() as lsn, pg_last_wal_replay_lsn() >= $1::pg_lsn as done',
+        [goal?.lsn],
+      )
+      .catch((error: unknown) => {
+        if ((error as { code?: unknown }).code === CANNOT_CONNECT_NOW) return [];
+        throw error;
+      });
     if (state?.done === true) return;
     if (state?.lsn !== last) movedAt = Date.now();
     if (Date.now() - movedAt > stallMs) {

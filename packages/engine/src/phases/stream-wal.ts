@@ -217,10 +217,10 @@ async function receive(
 function follow(run: CloneRun, pin: HeldPin | null, receiver: WalReceiver): void {
   const repetition = repeat(
     FOLLOW_INTERVAL_MS,
-    async () => {
+    async (signal) => {
       const complete = await receiver.completeUpTo();
       if (complete !== null) await pin?.advance(complete);
-      const received = await receiver.receivedLsn(run.signal);
+      const received = await receiver.receivedLsn(signal);
       if (received !== null) run.observer.wal({ receivedLsn: received });
     },
     (error) => {
@@ -233,7 +233,10 @@ function follow(run: CloneRun, pin: HeldPin | null, receiver: WalReceiver): void
     what: 'watch over the WAL stream',
     remedy: `kill ${String(process.pid)}`,
     undo: async () => {
-      await repetition.stop();
+      const stopped = repetition.stop();
+      // Over a dead link the pin would be waited for: its end ends that, too.
+      await pin?.release();
+      await stopped;
     },
   });
 }
