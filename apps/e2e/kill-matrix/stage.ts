@@ -5,6 +5,7 @@
  * Source, API and Redis live in our network, the worker and its clones in that of the other host. Both hosts share the
  * files and the process table: what is left behind on either is seen from here.
  */
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   installAmcheck,
@@ -21,6 +22,7 @@ import {
   startRedis,
   startSource,
   startWriteLoad,
+  stopServer,
   type TestFilesystem,
 } from '@pgcloned/testbed';
 import { type Gate, openGate } from './gate.ts';
@@ -69,6 +71,10 @@ export async function prepareStage(): Promise<Stage> {
   const { path } = parts.use(await scratchDirectory());
   const data = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: DATA_BYTES }));
   const wal = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: WAL_BYTES }));
+  parts.defer(async () => {
+    // Of cells that broke off: nobody else would ever stop them.
+    for (const name of await readdir(data.path)) await stopServer(join(data.path, name, 'main'));
+  });
   const redis = parts.use(await startRedis());
   const gate = parts.use(await openGate(join(path, 'gate')));
   const locationOf = (name: string) => join(path, 'tablespaces', name);
