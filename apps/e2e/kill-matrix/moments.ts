@@ -10,10 +10,10 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Clone, PhaseName } from '@pgcloned/contract';
+import { unlessAborted } from '@pgcloned/process';
 import type { Catch } from './gate.ts';
 import type { HoldName } from './holds.ts';
 import type { Stage } from './stage.ts';
-import { unlessAborted } from './unless-aborted.ts';
 
 const POLL_MS = 10;
 

@@ -6,8 +6,8 @@
 import { cp, mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { unlessAborted } from '@pgcloned/process';
 import { prepareStage, type Stage } from './stage.ts';
-import { unlessAborted } from './unless-aborted.ts';
 
 export interface Scene<Result> {
   readonly name: string;

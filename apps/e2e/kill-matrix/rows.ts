@@ -188,12 +188,13 @@ function worker(signal: EndSignal): Row {
       process.kill(stage.pgcloned.pid, signal);
     },
     requireMeanwhile: async (struck) => {
-      await struck.stage.pgcloned.stop(signal, 'worker');
+      // Only waits for its end: a second signal of the same kind would not let it tidy up.
+      await struck.stage.pgcloned.stop('SIGCONT', 'worker');
       // After a kill -9 nobody is there to tidy up: the source has to by itself.
       await requireSourceClean(struck, []);
     },
     mend: async ({ stage }) => {
-      await stage.pgcloned.stop(signal, 'worker');
+      await stage.pgcloned.stop('SIGCONT', 'worker');
       await stage.pgcloned.start();
     },
   };

@@ -9,9 +9,10 @@
  * Client encoding is SQL_ASCII: the server then sends bytes as they are, so that paths arrive as the filesystem has them
  * and not as the encoding of some database would spell them (R2.7).
  */
-import { addAbortListener, once } from 'node:events';
+import { once } from 'node:events';
 import { connect } from 'node:net';
 import { CloneError } from '@pgcloned/contract';
+import { unlessAborted } from '@pgcloned/process';
 import type { Client } from 'pg';
 import { watchForAnswer } from './answer-watch.ts';
 import { connectClient, destroyClient, sqlState } from './connect.ts';
@@ -242,12 +243,8 @@ async function turnUnlessAborted(
   turn: Promise<() => void>,
   signal: AbortSignal,
 ): Promise<() => void> {
-  const aborted = Promise.withResolvers<never>();
-  using _ = addAbortListener(signal, () => {
-    aborted.reject(signal.reason as Error);
-  });
   try {
-    return await Promise.race([turn, aborted.promise]);
+    return await unlessAborted(turn, signal);
   } catch (error) {
     void turn.then((leave) => {
       leave();

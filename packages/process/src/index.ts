@@ -18,3 +18,4 @@ export {
 export { syncDirectory, unfinishedWrites, writeDurably } from './durable-file.ts';
 export { type FileLock, lockFile } from './file-lock.ts';
 export { splitLines } from './line-splitter.ts';
+export { unlessAborted } from './unless-aborted.ts';

@@ -18,11 +18,17 @@ import { isIPv6 } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
-import { type CommandRunner, describeExit, type Finished, runProcess } from '@pgcloned/process';
+import {
+  type CommandRunner,
+  describeExit,
+  type Finished,
+  runProcess,
+  unlessAborted,
+} from '@pgcloned/process';
 import { refuseFullTarget } from './exit-explanation.ts';
 import { remoteCommand } from './remote-script.ts';
 import { rsyncUrl } from './rsync-url.ts';
-import { unlessAborted, withLimit } from './waiting.ts';
+import { withLimit } from './waiting.ts';
 
 /** Of five heartbeats four may be late. */
 const HEARTBEATS_PER_LEASE = 5;

@@ -33,13 +33,3 @@ export async function withLimit<T>(
     clearTimeout(timer);
   }
 }
-
-/** Settles like `promise`, or rejects with the signal's reason. For what cannot be stopped, only no longer waited for. */
-export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  using _ = addAbortListener(signal, () => {
-    aborted.reject(signal.reason as Error);
-  });
-  return await Promise.race([promise, aborted.promise]);
-}

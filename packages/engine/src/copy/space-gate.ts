@@ -6,8 +6,8 @@
  * again by itself once somebody has made room, with some distance so that it does not flap; if nobody does, the copy
  * fails.
  */
-import { addAbortListener } from 'node:events';
 import { CloneError, formatBytes } from '@pgcloned/contract';
+import { unlessAborted } from '@pgcloned/process';
 import { repeat } from '../repeat.ts';
 import { type Filesystem, filesystemOf, freeBytesOn } from '../target/space.ts';
 import { untilNextLookMs } from '../target/wal-space.ts';
@@ -135,13 +135,4 @@ export async function openSpaceGate(options: SpaceGateOptions): Promise<SpaceGat
       for (const one of watching) await one.stop();
     },
   };
-}
-
-async function unlessAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  using _ = addAbortListener(signal, () => {
-    aborted.reject(signal.reason as Error);
-  });
-  await Promise.race([promise, aborted.promise]);
 }

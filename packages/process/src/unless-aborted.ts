@@ -1,6 +1,7 @@
+/** Waiting that a signal can end, for what cannot itself be stopped. */
 import { addAbortListener } from 'node:events';
 
-/** Settles like `promise`, or rejects with the signal's reason. For what cannot be stopped, only no longer waited for. */
+/** Settles like `promise`, or rejects with the signal's reason. */
 export async function unlessAborted<Value>(
   promise: Promise<Value>,
   signal: AbortSignal,
