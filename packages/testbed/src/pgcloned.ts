@@ -45,8 +45,8 @@ export interface Pgcloned extends AsyncDisposable {
     body?: unknown,
     headers?: Readonly<Record<string, string>>,
   ): Promise<Answer>;
-  /** SIGTERM (default) lets it tidy up, SIGKILL does not. Without `part` all of them, in reverse order. */
-  stop(signal?: 'SIGTERM' | 'SIGKILL', part?: PgclonedPart): Promise<void>;
+  /** SIGTERM (default) lets it tidy up, SIGKILL does not, SIGCONT only waits for its end. Without `part` all of them, in reverse order. */
+  stop(signal?: 'SIGTERM' | 'SIGKILL' | 'SIGCONT', part?: PgclonedPart): Promise<void>;
   /** Starts what does not run, with the same configuration and state. */
   start(): Promise<void>;
 }
