@@ -30,7 +30,6 @@ const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 const MAY_PASS_WHERE_IT_WORKED: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'NOT_SUPPORTED',
   'SOURCE_MISMATCH',
-  'SOURCE_SETTINGS_UNSUITABLE',
   'SSH_AUTHENTICATION_FAILED',
   'REMOTE_COMMAND_FAILED',
   'RSYNCD_FAILED',
