@@ -29,7 +29,7 @@ export interface CloneObserver {
   copyPlanned(plan: {
     readonly bytesTotal: number;
     readonly filesTotal: number;
-    /** Of `bytesTotal`: here already. */
+    /** What need not be sent, as far as it is known before. */
     readonly keptBytes: number;
     readonly workers: number;
   }): void;
@@ -40,6 +40,8 @@ export interface CloneObserver {
     readonly bytes: number;
     readonly files: number;
   }): void;
+  /** So many bytes more need not be sent: of files whose differences were sent since the last call. */
+  kept(bytes: number): void;
   /** What went over the network since the last call. */
   sent(wireBytes: number): void;
   /** The clone now fills this directory: whoever puts away what a killed engine left has to know it. */

@@ -15,6 +15,7 @@ type Tracked = Pick<
   | 'phaseEnded'
   | 'interrupted'
   | 'copyPlanned'
+  | 'kept'
   | 'copied'
   | 'sent'
   | 'wal'
@@ -79,6 +80,9 @@ export function trackProgress(before: Progress = noProgress()): ProgressTracker 
         progress.filesDone += files;
         const one = worker === null ? undefined : workers[worker];
         if (one !== undefined) one.total += bytes;
+      },
+      kept(bytes) {
+        progress.keptBytes += bytes;
       },
       sent(wireBytes) {
         progress.wireBytes += wireBytes;

@@ -174,6 +174,7 @@ async function changeOften(root: string, below: Numbers): Promise<void> {
 
 const observer = {
   copyPlanned: () => {},
+  kept: () => {},
   waiting: () => {},
   filling: () => {},
   log: () => {},

@@ -224,7 +224,7 @@ async function copyRound({
   observer.copyPlanned({
     bytesTotal: queue.bytesTotal + sumOf(complete),
     filesTotal: queue.filesTotal + complete.length,
-    keptBytes: sumOf(complete),
+    keptBytes: kept.bytes,
     workers,
   });
   observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
@@ -299,7 +299,11 @@ async function copyRound({
         });
         // What is sent again was sent before, so what it finds here proves nothing.
         literalBytes += outcome.literalBytes;
-        if (isDelta && why === null) kept.bytes += Math.max(0, batch.bytes - literalBytes);
+        if (isDelta && why === null) {
+          const matchedBytes = Math.max(0, batch.bytes - literalBytes);
+          kept.bytes += matchedBytes;
+          observer.kept(matchedBytes);
+        }
         return outcome;
       },
     });
