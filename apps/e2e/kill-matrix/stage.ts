@@ -29,7 +29,7 @@ import { type Gate, openGate } from './gate.ts';
 
 /** Several times what a clone takes, and still quick to fill. */
 const DATA_BYTES = 300_000_000;
-const WAL_BYTES = 300_000_000;
+const WAL_BYTES = 1_000_000_000;
 
 /** Longer than a disk is full that is freed (rows.ts). */
 const NO_SPACE_SECONDS = 12;

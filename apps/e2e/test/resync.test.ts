@@ -457,7 +457,9 @@ describe('refused, with nothing changed, is', () => {
     });
 
     test('one whose source has files that cannot be copied: it can be started afterwards', async () => {
-      const before = await treeOf('refused', 'main');
+      // A probe comes and goes to see whether it is the source's own: that is the time of the directory itself.
+      const contents = async () => (await treeOf('refused', 'main')).replace(/^ d .*$/m, '');
+      const before = await contents();
       const foreign = join(source.primary.dataDirectory, 'foreign');
       await symlink('/tmp', foreign);
 
@@ -465,7 +467,7 @@ describe('refused, with nothing changed, is', () => {
       await rm(foreign);
 
       expect(error).toMatchObject({ code: 'SOURCE_LAYOUT_UNSUPPORTED', phase: 'copy-files' });
-      expect(await treeOf('refused', 'main')).toBe(before);
+      expect(await contents()).toBe(before);
       await using old = await startCluster(at('refused', 'main'));
       expect(await old.query('SELECT count(*) FROM ghost')).toEqual([{ count: '5000' }]);
     });
