@@ -17,8 +17,8 @@ const PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000, 10_000, 10_000];
 /** `restartLsn` and the other facts are those of the first. */
 export interface HeldPin
   extends Pick<WalPin, 'slotName' | 'restartLsn' | 'restartTimeline' | 'advance' | 'release'> {
-  /** From now on this tells up to where WAL is here. */
-  readonly follow: (position: () => Promise<string | null>) => void;
+  /** The stream has ended: WAL is here up to this position, and from there on only the pin keeps it for the replica. */
+  readonly streamEnded: (lsn: string) => void;
 }
 
 /** @throws What `pinWal` throws, for the first one. */
@@ -32,7 +32,7 @@ export async function holdPin(
   const ending = AbortSignal.any([signal, releasing.signal]);
   const pauses = [...PAUSES_MS];
   let current = first;
-  let position: () => Promise<string | null> = () => Promise.resolve(first.restartLsn);
+  let hereUpTo: string | null = null;
   let renewing: Promise<void> = Promise.resolve();
 
   const renew = async (reason: string): Promise<void> => {
@@ -50,10 +50,9 @@ export async function holdPin(
       }
       hold(current);
       const to = current.restartLsn;
-      // Without a session to ask, the clone itself is about to end.
-      const from = await position().catch(() => null);
-      if (from !== null && walBytesBetween({ from, to }) > 0n)
-        warn(`the pin was lost; the source may have removed WAL between ${from} and ${to}`);
+      // While the stream lives it misses nothing, or ends and says so.
+      if (hereUpTo !== null && walBytesBetween({ from: hereUpTo, to }) > 0n)
+        warn(`the pin was lost; the source may have removed WAL between ${hereUpTo} and ${to}`);
       return;
     }
     warn(`${reason}; the source may now remove WAL that is still needed`);
@@ -68,8 +67,8 @@ export async function holdPin(
     slotName: first.slotName,
     restartLsn: first.restartLsn,
     restartTimeline: first.restartTimeline,
-    follow: (told) => {
-      position = told;
+    streamEnded: (lsn) => {
+      hereUpTo = lsn;
     },
     advance: async (lsn) => {
       await current.advance(lsn);

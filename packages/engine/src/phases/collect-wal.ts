@@ -22,6 +22,7 @@ export async function collectWal(
   // A receiver that ends aborts the run by itself.
   await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
   await stream.receiver.stop(run.signal);
+  stream.pin?.streamEnded(stop.stopLsn);
   await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
   await proveWal({

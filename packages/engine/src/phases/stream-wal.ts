@@ -61,7 +61,6 @@ export async function openStream(
   void space.lost.then(async () => {
     await receiver[Symbol.asyncDispose]();
   });
-  pin?.follow(async () => await receiver.receivedLsn(run.signal));
   follow(run, pin, receiver);
   return { pin, receiver, directory, seedLsn, space };
 }
