@@ -3,8 +3,8 @@
  *
  * An administrator, `max_slot_wal_keep_size` (R5.3) or an error in its session (R5.2) takes it away without ending the
  * clone. What the source writes until the replica streams must be kept all the same (R5.7): else the clone would be
- * complete, and could never catch up. The new pin reserves from the last checkpoint of the source on; that this leaves no
- * gap behind what is here already is looked at, and said if it does.
+ * complete, and could never catch up. The new pin reserves from the last checkpoint of the source on. While the stream
+ * lives, a gap before that shows by itself; once it has ended, it is looked for and said.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { toCloneError } from '@pgcloned/contract';
