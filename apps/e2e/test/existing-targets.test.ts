@@ -9,6 +9,7 @@ import {
   adoptServer,
   compareTables,
   freePort,
+  hidePostmaster,
   leftBehind,
   makeDirectory,
   mountFilesystem,
@@ -186,14 +187,7 @@ describe('replace', () => {
 
   test('never replaces the source, although its server runs where it cannot be seen', async () => {
     const { dataDirectory } = source.primary;
-    const pidFile = join(dataDirectory, 'postmaster.pid');
-    // It looks at this file every minute, and ends when it finds another pid: the next minute begins now.
-    await source.primary.stop('fast');
-    await source.primary.start();
-    const lines = (await readFile(pidFile, 'utf8')).split('\n');
-    // As it looks from another container: no such process here, and no such shared memory.
-    await writePartsFile(pidFile, lines.with(0, '4194305').with(6, '0 0').join('\n'));
-
+    await using _ = await hidePostmaster(source.primary);
     const { error, name } = await runClone(source, {
       target: {
         dataDirectory,
@@ -201,7 +195,6 @@ describe('replace', () => {
         tablespaces: { [at('fast')]: at('own', 'fast') },
       },
     });
-    await writePartsFile(pidFile, lines.join('\n'));
 
     expect(error).toMatchObject({
       code: 'TARGET_IN_USE',

@@ -13,6 +13,7 @@ import {
   compareTables,
   findDamage,
   freePort,
+  hidePostmaster,
   installAmcheck,
   leftBehind,
   makeDirectory,
@@ -477,14 +478,7 @@ describe('refused, with nothing changed, is', () => {
     'the source, although its server runs where it cannot be seen, with wal.retention: %s',
     async (retention) => {
       const { dataDirectory } = source.primary;
-      const pidFile = join(dataDirectory, 'postmaster.pid');
-      // It looks at this file every minute, and ends when it finds another pid: the next minute begins now.
-      await source.primary.stop('fast');
-      await source.primary.start();
-      const lines = (await readFile(pidFile, 'utf8')).split('\n');
-      // As it looks from another container: no such process here, and no such shared memory.
-      await writePartsFile(pidFile, lines.with(0, '4194305').with(6, '0 0').join('\n'));
-
+      await using _ = await hidePostmaster(source.primary);
       const { error } = await runClone(source, {
         target: {
           dataDirectory,
@@ -493,7 +487,6 @@ describe('refused, with nothing changed, is', () => {
         },
         wal: { retention },
       });
-      await writePartsFile(pidFile, lines.join('\n'));
 
       expect(error).toMatchObject({
         code: 'TARGET_IN_USE',

@@ -10,6 +10,7 @@ export {
 export { mountFilesystem, type TestFilesystem } from './filesystem.ts';
 export { freePort } from './free-port.ts';
 export { type HaltedClone, haltAt, killVictim, VICTIMS } from './halted-clone.ts';
+export { hidePostmaster } from './hidden-postmaster.ts';
 export {
   configuredPostgresBin,
   findPostgres,
