@@ -230,6 +230,7 @@ describe('reconciling', () => {
     await writeFile(path, Buffer.alloc(bytes, 1));
     const seconds = Number(mtimeNs / SECOND_NS);
     await utimes(path, seconds, seconds);
+    await chmod(path, 0o600);
   }
 
   async function plan(
@@ -270,6 +271,16 @@ describe('reconciling', () => {
       whole: [],
       obsolete: [],
     });
+  });
+
+  test('sends what an rsync had given its time but not yet its mode when it was killed', async () => {
+    await put('a', 8);
+    await chmod(join(directory, 'a'), 0o640);
+
+    const { kept, delta } = await plan([entry('a')]);
+
+    expect(kept).toEqual([]);
+    expect(delta).toEqual([{ name: 'a', bytes: 8 }]);
   });
 
   test('knows which files were begun and whose end is missing', async () => {

@@ -18,6 +18,8 @@ export interface LocalEntry {
   readonly type: 'file' | 'directory' | 'other';
   readonly bytes: number;
   readonly mtimeNs: bigint;
+  /** Permission bits. */
+  readonly mode: number;
   /** Of no other user, and without another name: a snapshot made of links must not change with it. */
   readonly isOursAlone: boolean;
 }
@@ -58,8 +60,10 @@ export function reconcile({
       whole.push(file);
       continue;
     }
-    // The time of the listing is given to a file when it is complete (R6.8), see `markIncomplete`.
-    const isUntouched = here.bytes === there.bytes && here.mtimeNs === there.mtimeNs;
+    // The time of the listing is given to a file when it is complete (R6.8), see `markIncomplete`; after it the mode, so
+    // that an rsync that is killed in between leaves the one without the other.
+    const isUntouched =
+      here.bytes === there.bytes && here.mtimeNs === there.mtimeNs && here.mode === there.mode;
     // The server would write into it as well.
     if (!here.isOursAlone) {
       whole.push(file);
@@ -109,7 +113,10 @@ export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, Loc
       const stats = await lstat(bytePath(root, name), { bigint: true });
       const type = stats.isFile() ? 'file' : stats.isDirectory() ? 'directory' : 'other';
       const isOursAlone = stats.nlink === 1n && stats.uid === BigInt(process.getuid?.() ?? -1);
-      found.set(name, { type, bytes: Number(stats.size), mtimeNs: stats.mtimeNs, isOursAlone });
+      found.set(name, {
+        ...{ type, isOursAlone, bytes: Number(stats.size), mtimeNs: stats.mtimeNs },
+        mode: Number(stats.mode & 0o7777n),
+      });
       if (type === 'directory') await visit(name);
     }
   };
