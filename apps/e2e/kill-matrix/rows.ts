@@ -4,7 +4,7 @@
  * A strike is quick and leaves the mending to `mend`, because the clone is let go in between. Where a row needs something
  * that is there only in some phases, `find` looks for it: that there is nothing is found out, not believed.
  */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -325,7 +325,9 @@ async function kill9(_struck: Struck, pids: readonly number[]): Promise<void> {
   for (const pid of pids) process.kill(pid, 'SIGKILL');
 }
 
-async function untilPrimaryAnswers({ stage }: Struck): Promise<void> {
+async function untilPrimaryAnswers({ stage }: Struck, killed: readonly number[]): Promise<void> {
+  // Until the postmaster has collected them it answers as if nothing had happened.
+  while (killed.some((pid) => existsSync(`/proc/${String(pid)}`))) await delay(10);
   for (;;) {
     try {
       await stage.source.primary.query('SELECT pg_current_wal_lsn()');
