@@ -42,15 +42,13 @@ interface Carried {
 }
 
 export interface ResumeFigures {
-  /** Of the files of the cluster. */
-  readonly clusterBytes: number;
   /** What the cable carried for a whole clone. */
   readonly full: Carried;
   /** For a standby that had missed 5 % of its pages. */
   readonly resynced: Carried;
   /** For what was left of a clone that was killed at 90 %, with 2 % of the pages written since. */
   readonly resumed: Carried;
-  /** What both of its tries moved more than a whole clone does, as a share of the cluster. */
+  /** What both of its tries moved more than a whole clone does, as a share of that. */
   readonly shareAgain: number;
   /** More than for a whole clone, in batches per worker that lost its rsync, while the session of the backup lived on. */
   readonly batchesAgain: { readonly daemonKilled: number; readonly rsyncKilled: number };
@@ -132,15 +130,8 @@ export async function measureResume(o: {
   const { carried: resumed } = await carriedFor(async () => await start(home));
   const killedBytes = (await host.carriedBytes()) - carriedBefore;
   await rm(home, { recursive: true });
-  const shareAgain = (killedBytes - full.bytes) / clusterBytes;
-  return {
-    clusterBytes,
-    full,
-    resynced,
-    resumed,
-    shareAgain,
-    batchesAgain: { daemonKilled, rsyncKilled },
-  };
+  const shareAgain = (killedBytes - full.bytes) / full.bytes;
+  return { full, resynced, resumed, shareAgain, batchesAgain: { daemonKilled, rsyncKilled } };
 }
 
 interface Change {

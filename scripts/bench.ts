@@ -306,7 +306,7 @@ function report(): void {
 }
 
 function reportResume(figures: ResumeFigures): void {
-  const { clusterBytes, full, resynced, resumed, shareAgain, batchesAgain } = figures;
+  const { full, resynced, resumed, shareAgain, batchesAgain } = figures;
   console.log('\nSeconds');
   line('full clone', [full.durationMs]);
   line('resync of a standby', [resynced.durationMs]);
@@ -318,13 +318,14 @@ function reportResume(figures: ResumeFigures): void {
     'second try of a killed one, 10 % left': resumed,
   };
   for (const [name, { bytes }] of Object.entries(moved)) {
-    const share = ((100 * bytes) / clusterBytes).toFixed(1).padStart(6);
+    const share = ((100 * bytes) / full.bytes).toFixed(1).padStart(6);
     console.log(
-      `${name.padEnd(36)}${(bytes / 1e6).toFixed(2).padStart(8)}  ${share} % of the cluster`,
+      `${name.padEnd(36)}${(bytes / 1e6).toFixed(2).padStart(8)}  ${share} % of a full clone`,
     );
   }
   console.log('');
-  verdict('killed at 90 %: of the cluster again', shareAgain, 0.12);
+  verdict('killed at 90 %: all that followed', resumed.bytes / full.bytes, 0.12);
+  verdict('killed at 90 %: moved twice', shareAgain, 0.12);
   verdict('rsyncd killed: batches per worker', batchesAgain.daemonKilled, 1);
   verdict('one rsync killed: batches again', batchesAgain.rsyncKilled, 1);
   verdict('5 % missed: resync / full clone', resynced.bytes / full.bytes, 0.25);
