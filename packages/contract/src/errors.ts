@@ -5,6 +5,7 @@
  * of ours and reaches the outside as `INTERNAL`, without its text.
  */
 import type { PhaseName } from './phases.ts';
+import type { Remedy } from './remedy.ts';
 
 /** Exit statuses of the command line by kind of error; the README publishes them. */
 export const EXIT_STATUS = {
@@ -122,6 +123,8 @@ export interface CloneErrorOptions {
   readonly facts?: ErrorFacts;
   /** What the user can do, as a full sentence. Left out only when we do not know. */
   readonly hint?: string;
+  /** The exact commands that mend it, in the order in which they are to be applied. */
+  readonly remedies?: readonly Remedy[];
   readonly cause?: unknown;
 }
 
@@ -131,6 +134,7 @@ export class CloneError extends Error {
   readonly code: ErrorCode;
   readonly facts: ErrorFacts;
   readonly hint: string | null;
+  readonly remedies: readonly Remedy[];
   /** The phase it happened in; set by the engine, where it runs the phases. */
   phase: PhaseName | null = null;
 
@@ -140,6 +144,7 @@ export class CloneError extends Error {
     this.code = code;
     this.facts = options.facts ?? {};
     this.hint = options.hint ?? null;
+    this.remedies = options.remedies ?? [];
   }
 
   get httpStatus(): number {

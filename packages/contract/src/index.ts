@@ -33,9 +33,11 @@ export {
   toCloneError,
 } from './errors.ts';
 export { LOG_LEVELS, type LogLevel, LogLine, type StreamEvent } from './events.ts';
+export { NOTICE_CODES, type Notice, type NoticeCode } from './finding.ts';
 export { Host, HostFacts } from './host-record.ts';
 export { PHASE_STATES, PHASES, type PhaseName, type PhaseState } from './phases.ts';
 export { Problem } from './problem.ts';
+export { Remedy } from './remedy.ts';
 export { refuseForbiddenSettings } from './settings.ts';
 export { SourceConfiguration } from './source.ts';
 export { formatBytes, parseBytes } from './units.ts';

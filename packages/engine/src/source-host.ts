@@ -43,9 +43,9 @@ export async function openSourceHost(run: CloneRun): Promise<SourceHost> {
   return host;
 }
 
-async function connect({ plan, signal, warn }: CloneRun): Promise<SshConnection> {
+async function connect({ plan, signal }: CloneRun): Promise<SshConnection> {
   const { source, host } = plan;
-  const ssh = await connectSsh(
+  return await connectSsh(
     {
       host: source.ssh.host ?? source.host,
       port: source.ssh.port,
@@ -61,10 +61,4 @@ async function connect({ plan, signal, warn }: CloneRun): Promise<SshConnection>
     },
     { signal },
   );
-  if (source.ssh.insecure) {
-    warn(
-      `the host key of ${ssh.label} was not checked (ssh.insecure): whoever stands between can read and change what is copied`,
-    );
-  }
-  return ssh;
 }

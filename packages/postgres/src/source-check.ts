@@ -4,14 +4,14 @@
  * Every finding names the command that mends it, and all are found at once, so that nobody has to come back once per
  * missing grant. What only trying can tell (pg_hba.conf) is asked by `probeReplication`.
  */
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, type Notice } from '@pgcloned/contract';
 import { quoteIdentifier } from './quote-identifier.ts';
 import type { SourceFacts } from './source-facts.ts';
 
 export interface SourceFindings {
   /** Worst first; empty when the source is fit. */
   readonly errors: readonly CloneError[];
-  readonly warnings: readonly string[];
+  readonly warnings: readonly Notice[];
 }
 
 /**
@@ -148,22 +148,28 @@ function checkLayout({ tablespaces, dataDirectory }: SourceFacts): readonly Clon
 function warningsOf(
   facts: SourceFacts,
   want: { readonly slot: boolean; readonly replicaSlot: boolean },
-): readonly string[] {
-  const warnings: string[] = [];
+): readonly Notice[] {
+  const warnings: Notice[] = [];
   if (want.slot && facts.slotsFree < 1) {
-    warnings.push(
-      'The source has no free replication slot (max_replication_slots), so WAL is not pinned: the clone fails if the source removes WAL too early.',
-    );
+    warnings.push({
+      code: 'NO_SLOT_FREE',
+      message:
+        'The source has no free replication slot (max_replication_slots), so WAL is not pinned: the clone fails if the source removes WAL too early.',
+    });
   }
   if (facts.walSendersFree === 1) {
-    warnings.push(
-      'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
-    );
+    warnings.push({
+      code: 'FEW_WAL_SENDERS',
+      message:
+        'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
+    });
   }
   if (facts.synchronousStandbyNames.includes('*')) {
-    warnings.push(
-      'synchronous_standby_names of the source admits any standby (*), so the clone may become a synchronous one that commits wait for.',
-    );
+    warnings.push({
+      code: 'STANDBY_SYNCHRONOUS',
+      message:
+        'synchronous_standby_names of the source admits any standby (*), so the clone may become a synchronous one that commits wait for.',
+    });
   }
   return warnings;
 }

@@ -10,7 +10,10 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 
 /** @throws {CloneError} `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library), `TARGET_INVALID` (the port). */
-export async function refuseUnfitSettings(run: CloneRun, ready: Ready): Promise<void> {
+export async function refuseUnfitSettings(
+  run: CloneRun,
+  ready: Pick<Ready, 'facts' | 'binDirectory' | 'hostConfiguration'>,
+): Promise<void> {
   const { spec } = run.plan;
   const names = [...STANDBY_MINIMUM_SETTINGS, 'shared_preload_libraries', 'port'] as const;
   const source = ready.facts.settings;

@@ -17,7 +17,7 @@ import {
   rename,
 } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { CloneError, type Leftover } from '@pgcloned/contract';
+import { CloneError, type Leftover, type Notice } from '@pgcloned/contract';
 import {
   type ControlFile,
   isServerRunning,
@@ -62,7 +62,7 @@ export async function refuseOtherSystem(
   dataDirectory: string,
   facts: Pick<SourceFacts, 'systemIdentifier' | 'major' | 'timeline'>,
   signal: AbortSignal,
-): Promise<readonly string[]> {
+): Promise<readonly Notice[]> {
   if ((await unfinishedCloneIn(dataDirectory, 'data')) !== null) return [];
   const major = (await readFile(join(dataDirectory, 'PG_VERSION'), 'utf8')).trim();
   if (major !== String(facts.major)) {
@@ -90,13 +90,17 @@ export async function refuseOtherSystem(
       },
     );
   }
-  const warnings = [
-    `${dataDirectory} is brought up to date in place: once the copy begins, its old contents cannot be started any more, also if the clone fails`,
+  const warnings: Notice[] = [
+    {
+      code: 'OLD_CONTENTS_LOST',
+      message: `${dataDirectory} is brought up to date in place: once the copy begins, its old contents cannot be started any more, also if the clone fails`,
+    },
   ];
   if (timeline > facts.timeline) {
-    warnings.push(
-      `${dataDirectory} is on timeline ${String(timeline)}, which the source, on timeline ${String(facts.timeline)}, has never seen: it was promoted later`,
-    );
+    warnings.push({
+      code: 'TIMELINE_UNKNOWN',
+      message: `${dataDirectory} is on timeline ${String(timeline)}, which the source, on timeline ${String(facts.timeline)}, has never seen: it was promoted later`,
+    });
   }
   return warnings;
 }

@@ -1,0 +1,307 @@
+/**
+ * All checks of a preflight, in their order. The target comes first, then the ways to the source, then what they show.
+ *
+ * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
+ */
+import { CloneError } from '@pgcloned/contract';
+import {
+  type ConnectionSettings,
+  checkSource,
+  findBinDirectory,
+  openSession,
+  parsePostmasterPid,
+  probeReplication,
+  readSourceFacts,
+  resolveConnection,
+  type Session,
+  type SourceFacts,
+} from '@pgcloned/postgres';
+import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
+import type { CloneRun } from '../clone-run.ts';
+import { copiedCluster } from '../copy/journal.ts';
+import { bytesIn } from '../copy/reconcile.ts';
+import { isOwnAddress } from '../own-address.ts';
+import { findHostConfiguration } from '../replica/host-configuration.ts';
+import { refuseUnfitSettings } from '../replica/required-settings.ts';
+import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
+import { openSourceHost } from '../source-host.ts';
+import {
+  type Claim,
+  claimTablespaces,
+  claimTarget,
+  refuseUnknownLocations,
+} from '../target/claim.ts';
+import { readMarker } from '../target/marker.ts';
+import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
+import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
+import { type Check, check, type Seen } from './check.ts';
+
+const target = check('target', [], async (run) => {
+  refuseUnsupportedSource(run);
+  return { claim: await claimTarget(run) };
+});
+
+const connection = check('connection', [], async ({ plan }) => ({
+  settings: await resolveConnection(
+    plan.source,
+    plan.password === null ? {} : { password: plan.password },
+  ),
+}));
+
+const ssh = check('ssh', [], async (run, _seen, { notice }) => {
+  const host = await openSourceHost(run);
+  if (run.plan.source.ssh.insecure) {
+    notice({
+      code: 'HOST_KEY_UNCHECKED',
+      message: `the host key of ${host.ssh().label} was not checked (ssh.insecure): whoever stands between can read and change what is copied`,
+    });
+  }
+  return { host };
+});
+
+const sql = check('sql', ['settings'], async (run, { settings }) => ({
+  session: await openBackupSession(run, settings),
+}));
+
+const facts = check('facts', ['session'], async ({ signal }, { session }) => ({
+  facts: await readSourceFacts(session, signal),
+}));
+
+const cluster = check('cluster', ['claim', 'facts'], async (run, seen, { notice }) => {
+  await refuseSwitchedSource(run, seen.claim, seen.facts);
+  const { takesOver, final } = seen.claim.data;
+  if (!takesOver) return;
+  for (const one of await refuseOtherSystem(final, seen.facts, run.signal)) notice(one);
+});
+
+const source = check('source', ['facts'], async ({ plan: { spec } }, seen, findings) => {
+  const { errors, warnings } = checkSource(seen.facts, {
+    slot: spec.wal.retention === 'pin',
+    replicaSlot: spec.replica.slot !== null,
+  });
+  for (const error of errors) findings.error(error);
+  for (const warning of warnings) findings.notice(warning);
+});
+
+const slot = check('slot', ['claim', 'session', 'settings'], async (run, seen) => {
+  const slotName = run.plan.spec.replica.slot;
+  if (slotName === null) return;
+  // One that an earlier attempt has made is in nobody's use.
+  if ((await notedSlot(seen.claim.data.build)) === slotName)
+    await dropSlot(seen.settings, { slotName, applicationName: run.name, signal: run.signal });
+  await refuseExistingSlot(seen.session, slotName, run.signal);
+});
+
+const sourceHost = check('source-host', ['host', 'facts'], async ({ signal }, seen) => ({
+  probe: await probeHost(seen.host.ssh(), { dataDirectory: seen.facts.dataDirectory, signal }),
+}));
+
+const programs = check('programs', ['facts'], async ({ plan, signal }, seen) => ({
+  binDirectory: await findBinDirectory(plan.host.postgresBin, seen.facts.major, signal),
+}));
+
+const replication = check('replication', ['settings'], async ({ name, signal }, { settings }) => {
+  await probeReplication(settings, { applicationName: name, signal });
+});
+
+const files = check('files', ['probe', 'facts'], async (run, seen) => {
+  refuseUnfitHost(run, seen.probe, seen.facts);
+  refuseOtherCluster(run, seen.probe, seen.facts);
+});
+
+const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
+  const warning = rsyncVersionWarning(probe.rsyncVersion ?? '');
+  if (warning !== null) notice({ code: 'RSYNC_VULNERABLE', message: warning });
+});
+
+const tablespaces = check(
+  'tablespaces',
+  ['claim', 'host', 'facts'],
+  async (run, { claim, host, facts }) => {
+    refuseUnknownLocations(run, facts.tablespaces);
+    const sameHost = isOwnAddress(host.ssh().remoteAddress);
+    return { sameHost, tablespaces: await claimTablespaces(run, claim, { ...facts, sameHost }) };
+  },
+);
+
+const contents = check('contents', ['claim', 'tablespaces'], async (_run, seen) => {
+  for (const place of [seen.claim.data, seen.claim.wal, ...seen.tablespaces])
+    if (place?.takesOver === true) await refuseUnfitContents(place.final);
+});
+
+const configuration = check('configuration', ['claim', 'facts'], async ({ plan }, seen) => {
+  const { configuration: wanted } = plan.spec.replica;
+  const dataDirectory = seen.claim.data.final;
+  const hostConfiguration =
+    wanted === 'source' ? null : await findHostConfiguration(dataDirectory, seen.facts.major);
+  if (wanted === 'host' && hostConfiguration === null) {
+    throw new CloneError(
+      'TARGET_INVALID',
+      'this host has no configuration for the data directory',
+      {
+        facts: { dataDirectory },
+        hint: `Make one (/etc/postgresql/${String(seen.facts.major)}/NAME/postgresql.conf with data_directory = '${dataDirectory}'), or choose replica.configuration: auto.`,
+      },
+    );
+  }
+  return { hostConfiguration };
+});
+
+const settings = check(
+  'settings',
+  ['facts', 'binDirectory', 'hostConfiguration'],
+  refuseUnfitSettings,
+);
+
+const space = check('space', ['claim', 'facts', 'tablespaces'], async ({ plan }, seen) => {
+  // A later attempt waits for room where there is none.
+  if (plan.attempt === 1) await refuseIfTooLarge(await needsOf(seen), seen.facts.walSegmentBytes);
+});
+
+const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { notice }) => {
+  if (!sameHost || plan.spec.replica.role === 'detached') return;
+  notice({
+    code: 'TABLESPACES_SHARED',
+    // R1.11
+    message:
+      'source and replica share a host: CREATE TABLESPACE on the source would make both use one directory',
+  });
+});
+
+export const CHECKS: readonly (readonly Check[])[] = [
+  [target],
+  [connection],
+  [ssh, sql],
+  [facts],
+  [cluster, source],
+  [slot],
+  [sourceHost, programs, replication],
+  [files, rsync],
+  [tablespaces],
+  [contents],
+  [configuration],
+  [settings],
+  [space],
+  [sharing],
+];
+
+/** Behind the address of a source another cluster may answer by now: what was copied is of no use for it. */
+async function refuseSwitchedSource(
+  { plan }: CloneRun,
+  { data }: Claim,
+  { systemIdentifier }: SourceFacts,
+): Promise<void> {
+  const copied = await copiedCluster(data.build);
+  if (copied === null || copied === systemIdentifier) return;
+  // That of another clone that did not end well makes room for this one.
+  if ((await readMarker(data.build, 'data'))?.cloneId !== plan.id) return;
+  const { host, port } = plan.source;
+  throw new CloneError(
+    'TARGET_OTHER_CLUSTER',
+    `the clone was begun from cluster ${copied}, and at ${host}:${String(port)} is cluster ${systemIdentifier} now`,
+    {
+      facts: {
+        path: data.build,
+        systemIdentifier: copied,
+        systemIdentifierOfSource: systemIdentifier,
+      },
+      hint: 'See where the address of the source leads. If the other cluster is meant, clone again.',
+    },
+  );
+}
+
+async function needsOf({
+  claim: { data, temporaryWalDirectory },
+  facts,
+  tablespaces,
+}: Pick<Seen, 'claim' | 'facts' | 'tablespaces'>): Promise<readonly SpaceNeed[]> {
+  return [
+    { path: data.build, bytes: (facts.databaseBytes ?? 0) - (await bytesIn(data.build)) },
+    ...(await Promise.all(
+      tablespaces.map(async ({ build, oid }) => ({
+        path: build,
+        bytes:
+          (facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0) - (await bytesIn(build)),
+      })),
+    )),
+    // Nobody knows how much WAL there will be; there has to be room for some.
+    { path: temporaryWalDirectory, bytes: 0 },
+  ];
+}
+
+function refuseUnsupportedSource({ plan }: CloneRun): void {
+  if (!plan.source.ssh.tunnelDatabase) return;
+  throw new CloneError('NOT_SUPPORTED', 'ssh.tunnelDatabase: true is not supported', {
+    facts: { source: plan.sourceName },
+    hint: 'Let the worker reach the port of the database directly.',
+  });
+}
+
+async function openBackupSession(
+  { name, signal, cleanup, watch }: CloneRun,
+  settings: ConnectionSettings,
+): Promise<Session> {
+  const session = await openSession(settings, { applicationName: name, signal });
+  const unwatch = watch(session.lost);
+  cleanup.always({
+    what: `session ${name} on ${settings.host}:${String(settings.port)}`,
+    remedy: `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '${name}'`,
+    undo: async () => {
+      unwatch();
+      await session[Symbol.asyncDispose]();
+    },
+  });
+  return session;
+}
+
+function refuseUnfitHost({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
+  const host = plan.source.ssh.host ?? plan.source.host;
+  if (!probe.dataDirectoryReadable) {
+    throw new CloneError(
+      'SOURCE_RIGHTS_MISSING',
+      `${probe.user} cannot read ${facts.dataDirectory} on ${host}`,
+      {
+        facts: { user: probe.user, dataDirectory: facts.dataDirectory },
+        hint: 'Connect as the operating system user that owns the cluster (ssh.user), usually postgres, and to the right host.',
+      },
+    );
+  }
+  if (probe.rsyncVersion === null || !probe.hasGnuFind) {
+    const program = probe.rsyncVersion === null ? 'rsync' : 'GNU find';
+    throw new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
+      facts: { program, host },
+      hint: `Install it there: apt-get install ${program === 'rsync' ? 'rsync' : 'findutils'}.`,
+    });
+  }
+}
+
+/** Time between the start of the process and the moment that pg_postmaster_start_time() reports (R11.2). */
+const START_TIME_TOLERANCE_SECONDS = 60;
+
+/** R11.2, as far as it can be told before the pin: do SQL and SSH lead to one cluster? */
+function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
+  const postmaster = parsePostmasterPid(probe.postmasterPid);
+  // The server names it without a slash at the end.
+  const configured = plan.source.dataDirectory?.replace(/(.)\/+$/, '$1') ?? null;
+  const startedSecondsApart = Math.abs(
+    Date.parse(facts.startedAt) / 1000 - (postmaster?.startedAtSeconds ?? 0),
+  );
+  const isSame =
+    postmaster?.dataDirectory === facts.dataDirectory &&
+    postmaster.port === facts.port &&
+    startedSecondsApart <= START_TIME_TOLERANCE_SECONDS &&
+    (configured === null || configured === facts.dataDirectory);
+  if (isSame) return;
+  throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
+    facts: {
+      dataDirectoryBySql: facts.dataDirectory,
+      dataDirectoryByPidFile: postmaster?.dataDirectory ?? null,
+      dataDirectoryConfigured: configured,
+      portBySql: facts.port,
+      portByPidFile: postmaster?.port ?? null,
+      startedBySql: facts.startedAt,
+      startedByPidFile: postmaster?.startedAtSeconds ?? null,
+    },
+    hint: 'Check host, port, ssh.host and dataDirectory of the source.',
+  });
+}
