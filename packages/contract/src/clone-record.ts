@@ -1,6 +1,6 @@
 /** The public record of a clone: what the API answers, the event stream sends and the worker writes. */
 import * as z from 'zod';
-import { CloneSpec } from './clone-spec.ts';
+import { CloneSpec, type TransferLimits } from './clone-spec.ts';
 import { STATES } from './clone-state.ts';
 import { CATALOGUE, type CloneError, type ErrorCode } from './errors.ts';
 import { PHASE_STATES, PHASES } from './phases.ts';
@@ -180,6 +180,11 @@ export function noProgress(): Progress {
     phases: PHASES.map((name) => ({ name, state: 'waiting', startedAt: null, endedAt: null })),
     workers: [],
   };
+}
+
+/** The clone with other limits of its transfer. */
+export function withTransfer(clone: Clone, limits: TransferLimits): Clone {
+  return { ...clone, spec: { ...clone.spec, transfer: { ...clone.spec.transfer, ...limits } } };
 }
 
 /** The record of a clone that was just accepted. */

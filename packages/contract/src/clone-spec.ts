@@ -58,13 +58,18 @@ const Target = z.strictObject({
   }),
 });
 
+export const WORKERS_MAX = 64;
+
+const Workers = z.int().min(1).max(WORKERS_MAX).nullable().meta({
+  description: 'rsync processes at a time; null: as many as the host has cores, at most 8',
+});
+const MaxRate = z.int().min(10_000).nullable().meta({
+  description: 'Bytes per second of all workers together; null: no limit',
+});
+
 const Transfer = z.strictObject({
-  workers: z.int().min(1).max(64).nullable().default(null).meta({
-    description: 'rsync processes at a time; null: as many as the host has cores, at most 8',
-  }),
-  maxRate: z.int().min(10_000).nullable().default(null).meta({
-    description: 'Bytes per second of all workers together; null: no limit',
-  }),
+  workers: Workers.default(null),
+  maxRate: MaxRate.default(null),
   compression: z.enum(['none', 'lz4', 'zstd', 'auto']).default('none').meta({
     description: 'On the way; it pays where the network is slower than the disks',
   }),
@@ -178,6 +183,15 @@ export const CloneSpec = z
   .meta({ id: 'CloneSpec', description: 'What is to be cloned, where to, and how' });
 
 export type CloneSpec = z.output<typeof CloneSpec>;
+
+/** What of a transfer may be changed while it runs. */
+export const TransferLimits = z.strictObject({ workers: Workers, maxRate: MaxRate });
+
+export type TransferLimits = z.output<typeof TransferLimits>;
+
+export const CloneChange = z
+  .strictObject({ transfer: TransferLimits.partial().optional() })
+  .meta({ id: 'CloneChange', description: 'What is to change; what is left out stays as it is' });
 export type CloneSpecInput = z.input<typeof CloneSpec>;
 
 /** The same for `pgcloned run`: the source may be spelled out, and the target's host is this machine. */

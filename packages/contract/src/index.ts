@@ -12,8 +12,17 @@ export {
   Progress,
   RecordError,
   recordError,
+  withTransfer,
 } from './clone-record.ts';
-export { CloneSpec, type CloneSpecInput, RunSpec, refuseUnsupported } from './clone-spec.ts';
+export {
+  CloneChange,
+  CloneSpec,
+  type CloneSpecInput,
+  RunSpec,
+  refuseUnsupported,
+  TransferLimits,
+  WORKERS_MAX,
+} from './clone-spec.ts';
 export {
   CLONE_EVENTS,
   type CloneEvent,

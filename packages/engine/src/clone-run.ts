@@ -4,9 +4,12 @@ import type { Cleanup } from './cleanup.ts';
 import type { CloneObserver } from './observer.ts';
 import type { ClonePlan } from './plan.ts';
 import type { LockSet } from './target/locks.ts';
+import type { TransferControl } from './transfer-control.ts';
 
 export interface CloneRun {
   readonly plan: ClonePlan;
+  /** Workers and rate as they are now; those of the plan are how they began. */
+  readonly transferControl: TransferControl;
   readonly observer: CloneObserver;
   /** Tells the user, now and in the result, of something that does not stop the clone. */
   readonly warn: (text: string) => void;

@@ -31,11 +31,14 @@ import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
 import { makeLockSet } from './target/locks.ts';
 import { explainFullTarget } from './target/space.ts';
+import { controlTransfer, type TransferControl } from './transfer-control.ts';
 
 export interface RunCloneOptions {
   readonly observer: CloneObserver;
   /** The reason of an abort must be a `CloneError`: it becomes the error of the clone. */
   readonly signal: AbortSignal;
+  /** Changes workers and rate while it runs, over all attempts; without it those of the plan hold. */
+  readonly transferControl?: TransferControl;
 }
 
 /**
@@ -46,7 +49,7 @@ export interface RunCloneOptions {
  */
 export async function runClone(
   plan: ClonePlan,
-  { observer, signal }: RunCloneOptions,
+  { observer, signal, transferControl = controlTransfer(plan.spec.transfer) }: RunCloneOptions,
 ): Promise<CloneResult> {
   const startedAtMs = Date.now();
   const deadline = new AbortController();
@@ -72,6 +75,7 @@ export async function runClone(
           {
             observer: budget.watch(observer),
             signal: wholeSignal,
+            transferControl,
             lasting,
             locks,
             filled,
@@ -110,7 +114,7 @@ export async function runClone(
 
 type AttemptOptions = Pick<
   CloneRun,
-  'observer' | 'signal' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
+  'observer' | 'signal' | 'transferControl' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
 >;
 
 async function runAttempt(

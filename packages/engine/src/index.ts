@@ -6,3 +6,4 @@ export type { ClonePlan, HostPolicy } from './plan.ts';
 export { type ProgressTracker, trackProgress } from './progress-tracker.ts';
 export { type SweepOptions, type SweepReport, sweepClone } from './sweep.ts';
 export type { FilledDirectory } from './target/prepare.ts';
+export { controlTransfer, type TransferControl } from './transfer-control.ts';

@@ -33,6 +33,8 @@ export interface CloneObserver {
     readonly keptBytes: number;
     readonly workers: number;
   }): void;
+  /** So many are at work from now on. */
+  workersChanged(workers: number): void;
   /** What was copied since the last call; `bytes` is negative where a batch that failed is sent again. */
   copied(step: {
     /** Null: here before any worker began. */

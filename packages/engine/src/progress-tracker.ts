@@ -15,6 +15,7 @@ type Tracked = Pick<
   | 'phaseEnded'
   | 'interrupted'
   | 'copyPlanned'
+  | 'workersChanged'
   | 'kept'
   | 'copied'
   | 'sent'
@@ -73,7 +74,10 @@ export function trackProgress(before: Progress = noProgress()): ProgressTracker 
         progress.filesDone = 0;
         meter.total = 0;
         meter.samples = [];
-        workers = Array.from({ length: plan.workers }, () => ({ total: 0, samples: [] }));
+        workers = Array.from({ length: plan.workers }, newMeter);
+      },
+      workersChanged(count) {
+        workers = Array.from({ length: count }, (_, index) => workers[index] ?? newMeter());
       },
       copied({ worker, bytes, files }) {
         meter.total += bytes;
@@ -117,6 +121,8 @@ export function trackProgress(before: Progress = noProgress()): ProgressTracker 
     },
   };
 }
+
+const newMeter = (): Meter => ({ total: 0, samples: [] });
 
 function rate(meter: Meter, atMs: number): number {
   meter.samples.push({ atMs, total: meter.total });

@@ -21,7 +21,7 @@ test('every file is in exactly one batch, together with files of its own root on
           bytes.map((one, index) => ({ name: `${String(root)}/${String(index)}`, bytes: one })),
         );
 
-        const batches = drain(queueBatches(roots, { workers }));
+        const batches = drain(queueBatches(roots, { workers: () => workers }));
 
         const sent = batches.flatMap(({ names }) => names);
         expect(sent.toSorted()).toEqual(
@@ -41,7 +41,7 @@ test('the largest files go first', () => {
   const bytes = [1, 500, 20].map((mega) => mega * 1024 ** 2);
 
   const [first] = drain(
-    queueBatches([bytes.map((one) => ({ name: String(one), bytes: one }))], { workers: 1 }),
+    queueBatches([bytes.map((one) => ({ name: String(one), bytes: one }))], { workers: () => 1 }),
   );
 
   expect(first?.names[0]).toBe(String(500 * 1024 ** 2));
@@ -52,7 +52,7 @@ test('a batch is larger than 1 GB only if it is a single file', () => {
     fc.property(files, (sizes) => {
       const batches = drain(
         queueBatches([sizes.map((bytes, index) => ({ name: String(index), bytes }))], {
-          workers: 1,
+          workers: () => 1,
         }),
       );
 
@@ -63,5 +63,26 @@ test('a batch is larger than 1 GB only if it is a single file', () => {
 });
 
 test('nothing to copy is no batch', () => {
-  expect(queueBatches([[], []], { workers: 4 }).next()).toBeNull();
+  expect(queueBatches([[], []], { workers: () => 4 }).next()).toBeNull();
+});
+
+test('the parts of a batch hold each of its files once, and none is larger than another by more than a file', () => {
+  fc.assert(
+    fc.property(files, fc.integer({ min: 2, max: 8 }), (sizes, parts) => {
+      const queue = queueBatches([sizes.map((bytes, index) => ({ name: String(index), bytes }))], {
+        workers: () => 1,
+      });
+      const batch = queue.next();
+      if (batch === null) return;
+
+      const cut = queue.split(batch, parts);
+
+      expect(cut).toHaveLength(Math.min(parts, batch.names.length));
+      expect(cut.flatMap(({ names }) => names).toSorted()).toEqual(batch.names.toSorted());
+      expect(cut.reduce((sum, { bytes }) => sum + bytes, 0)).toBe(batch.bytes);
+      const largest = sizes[Number(batch.names[0])] ?? 0;
+      const bytes = cut.map((part) => part.bytes);
+      expect(Math.max(...bytes) - Math.min(...bytes)).toBeLessThanOrEqual(largest);
+    }),
+  );
 });

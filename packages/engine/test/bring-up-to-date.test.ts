@@ -38,6 +38,7 @@ import { prepareClonePlace } from '../src/phases/stream-wal.ts';
 import type { Ready } from '../src/ready.ts';
 import { claimTablespaces, claimTarget } from '../src/target/claim.ts';
 import { makeLockSet } from '../src/target/locks.ts';
+import { controlTransfer } from '../src/transfer-control.ts';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 8);
 const seeds =
@@ -174,6 +175,7 @@ async function changeOften(root: string, below: Numbers): Promise<void> {
 
 const observer = {
   copyPlanned: () => {},
+  workersChanged: () => {},
   kept: () => {},
   waiting: () => {},
   filling: () => {},
@@ -206,7 +208,7 @@ async function copy(
           ...{ walDirectory, temporaryWalDirectory: null },
           tablespaces: { [location]: join(scratch.path, 'fast copy') },
         },
-        transfer: { workers: 2, maxRate: null, compression: 'none', checksum },
+        transfer: { compression: 'none', checksum },
       },
       source: { rsyncd: { ports: '45000-45999', address: null } },
       host: {
@@ -222,6 +224,7 @@ async function copy(
       },
     },
     signal: stop.signal,
+    transferControl: controlTransfer({ workers: 2, maxRate: null }),
     ...{ locks, filled: new Set(), name: `pgcloned_${id}_1`, sent: () => {}, warn: () => {} },
     ...{ cleanup: { always: () => {} }, lasting: { onFailure: () => {} } },
   } as unknown as CloneRun;

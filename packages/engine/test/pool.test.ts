@@ -1,8 +1,10 @@
 /** The pool with a transfer of our own making: what it does when batches break off, change, or cannot be sent. */
 import { CloneError } from '@pgcloned/contract';
+import { unlessAborted } from '@pgcloned/process';
 import { describe, expect, test } from 'vitest';
 import { type Batch, queueBatches } from '../src/copy/batches.ts';
 import { copyAll, type PoolOptions } from '../src/copy/pool.ts';
+import { controlTransfer, type TransferControl, workersOf } from '../src/transfer-control.ts';
 
 const files = (count: number) =>
   Array.from({ length: count }, (_, index) => ({ name: String(index), bytes: 2 ** 27 }));
@@ -19,11 +21,16 @@ async function copy(
     signal = new AbortController().signal,
     workers = 2,
     admit = async () => await Promise.resolve(new AbortController().signal),
-  }: Partial<Pick<PoolOptions, 'signal' | 'workers' | 'admit'>> = {},
+    control = controlTransfer({ workers, maxRate: null }),
+  }: Partial<
+    Pick<PoolOptions, 'signal' | 'admit'> & { workers: number; control: TransferControl }
+  > = {},
 ) {
   const copied = { bytes: 0, files: 0 };
-  await copyAll(queueBatches([files(count)], { workers }), {
-    workers,
+  const now = () => workersOf(control.limits());
+  await copyAll(queueBatches([files(count)], { workers: now }), {
+    workers: now,
+    onWorkersChange: control.onChange,
     admit,
     transfer,
     signal,
@@ -147,5 +154,137 @@ describe('the pool', () => {
     );
 
     await expect(copying).rejects.toBe(reason);
+  });
+});
+
+/** A transfer that ends when the test says so, or when its batch is taken away. */
+function heldTransfers() {
+  const running = new Map<Batch, PromiseWithResolvers<void>>();
+  const begun: { readonly batch: Batch; readonly repeat: string | null }[] = [];
+  let changed = Promise.withResolvers<void>();
+  const tell = () => {
+    changed.resolve();
+    changed = Promise.withResolvers();
+  };
+  const transfer: PoolOptions['transfer'] = async (batch, { repeat, onBytes, signal }) => {
+    const end = Promise.withResolvers<void>();
+    running.set(batch, end);
+    begun.push({ batch, repeat });
+    tell();
+    onBytes(100);
+    try {
+      await unlessAborted(end.promise, signal);
+      return outcome(batch);
+    } finally {
+      running.delete(batch);
+      tell();
+    }
+  };
+  return {
+    transfer,
+    begun,
+    running,
+    until: async (count: number) => {
+      while (running.size !== count) await changed.promise;
+    },
+    /** Whatever begins from now on ends by itself. */
+    letGo: async (copying: Promise<unknown>) => {
+      let isDone = false;
+      void copying.finally(() => {
+        isDone = true;
+        tell();
+      });
+      while (!isDone) {
+        for (const { resolve } of running.values()) resolve();
+        await changed.promise;
+      }
+    },
+  };
+}
+
+describe('a pool whose workers change', () => {
+  test('sends more batches at a time at once when it grows', async () => {
+    const control = controlTransfer({ workers: 1, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(60, held.transfer, { control });
+    await held.until(1);
+
+    control.change({ workers: 4, maxRate: null });
+    await held.until(4);
+    await held.letGo(copying);
+
+    expect((await copying).copied).toEqual({ bytes: 60 * 2 ** 27, files: 60 });
+    // There were enough for all, so the first had not to share.
+    expect(held.begun.every(({ repeat }) => repeat === null)).toBe(true);
+  });
+
+  test('shares the last batch with those who come', async () => {
+    const control = controlTransfer({ workers: 1, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(7, held.transfer, { control });
+    await held.until(1);
+
+    control.change({ workers: 4, maxRate: null });
+    await held.until(4);
+    await held.letGo(copying);
+
+    expect((await copying).copied).toEqual({ bytes: 7 * 2 ** 27, files: 7 });
+    expect(held.begun.map(({ batch, repeat }) => [batch.names, repeat])).toEqual([
+      [['0', '1', '2', '3', '4', '5', '6'], null],
+      [['0', '4'], 'broke-off'],
+      [['1', '5'], 'broke-off'],
+      [['2', '6'], 'broke-off'],
+      [['3'], 'broke-off'],
+    ]);
+  });
+
+  test('does not share what is a single file', async () => {
+    const control = controlTransfer({ workers: 1, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(1, held.transfer, { control });
+    await held.until(1);
+
+    control.change({ workers: 4, maxRate: null });
+    await held.letGo(copying);
+
+    expect((await copying).copied).toEqual({ bytes: 2 ** 27, files: 1 });
+    expect(held.begun).toHaveLength(1);
+  });
+
+  test('gives back at once what surplus workers have, and goes on with it as with what broke off', async () => {
+    const control = controlTransfer({ workers: 4, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(30, held.transfer, { control });
+    await held.until(4);
+    const [first] = held.begun;
+
+    control.change({ workers: 1, maxRate: null });
+    await held.until(1);
+    const [left] = held.running.keys();
+    await held.letGo(copying);
+
+    expect(left).toBe(first?.batch);
+    expect((await copying).copied).toEqual({ bytes: 30 * 2 ** 27, files: 30 });
+    const repeated = held.begun.filter(({ repeat }) => repeat !== null);
+    expect(repeated).toEqual(
+      held.begun.slice(1, 4).map(({ batch }) => ({ batch, repeat: 'broke-off' })),
+    );
+  });
+
+  test('may change its mind however often, which costs no try', async () => {
+    const control = controlTransfer({ workers: 3, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(30, held.transfer, { control });
+    await held.until(3);
+
+    for (let times = 0; times < 10; times += 1) {
+      control.change({ workers: 1, maxRate: null });
+      control.change({ workers: 3, maxRate: null });
+      await held.until(1);
+      await held.until(3);
+    }
+    await held.letGo(copying);
+
+    expect((await copying).copied).toEqual({ bytes: 30 * 2 ** 27, files: 30 });
   });
 });

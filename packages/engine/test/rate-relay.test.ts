@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { startRateRelay } from '../src/copy/rate-relay.ts';
+import { type RateRelay, startRateRelay } from '../src/copy/rate-relay.ts';
 
 const accepted: Socket[] = [];
 const server = createServer((socket) => {
@@ -73,4 +73,71 @@ test('ends the other side when one side is gone', async () => {
 
   await gone;
   expect(upstream.destroyed).toBe(true);
+});
+
+/** A client of a source that never runs dry, and how much it has got. */
+async function drink(relay: RateRelay) {
+  const client = connect({ host: relay.address, port: relay.port });
+  const [upstream] = (await once(server, 'connection')) as [Socket];
+  const drop = Buffer.alloc(64 * 1024);
+  const pour = () => {
+    while (!upstream.destroyed && upstream.write(drop));
+  };
+  upstream.on('drain', pour).on('error', () => {});
+  pour();
+  let bytes = 0;
+  client.on('data', (chunk: Buffer) => {
+    bytes += chunk.length;
+  });
+  return {
+    bytes: () => bytes,
+    until: async (wanted: number) => {
+      while (bytes < wanted) await once(client, 'data');
+    },
+    [Symbol.dispose]: () => void client.destroy(),
+  };
+}
+
+const MEGABYTE = 1024 ** 2;
+
+test('another limit holds for what is open, for all of it together, and nothing is owed from before', async () => {
+  await using relay = await startRateRelay({
+    to: { address: '127.0.0.1', port },
+    bytesPerSecond: null,
+  });
+  using one = await drink(relay);
+  using other = await drink(relay);
+  await Promise.all([one.until(20 * MEGABYTE), other.until(20 * MEGABYTE)]);
+
+  relay.limit(20 * MEGABYTE);
+  const before = one.bytes() + other.bytes();
+  const sinceMs = performance.now();
+  await Promise.all([
+    one.until(one.bytes() + 20 * MEGABYTE),
+    other.until(other.bytes() + 20 * MEGABYTE),
+  ]);
+
+  const seconds = (performance.now() - sinceMs) / 1000;
+  const more = one.bytes() + other.bytes() - before;
+  // What had left the relay before is still on its way through the buffers of two sockets.
+  expect(more).toBeLessThan(20 * MEGABYTE * seconds + 20 * MEGABYTE);
+});
+
+test('a limit that is lifted or raised ends the wait that the one before had begun', async () => {
+  await using relay = await startRateRelay({
+    to: { address: '127.0.0.1', port },
+    // A piece of it takes a tenth of a second, the megabytes below would take minutes.
+    bytesPerSecond: 10_000,
+  });
+  using one = await drink(relay);
+  using other = await drink(relay);
+  await Promise.all([one.until(1), other.until(1)]);
+
+  relay.limit(100 * MEGABYTE);
+  await Promise.all([one.until(5 * MEGABYTE), other.until(5 * MEGABYTE)]);
+  relay.limit(10_000);
+  relay.limit(null);
+  await Promise.all([one.until(20 * MEGABYTE), other.until(20 * MEGABYTE)]);
+
+  expect(one.bytes()).toBeGreaterThan(0);
 });

@@ -6,6 +6,7 @@ import { startRetryBudget } from '../src/retry-budget.ts';
 
 const observer = {
   copyPlanned: () => {},
+  workersChanged: () => {},
   kept: () => {},
   copied: () => {},
   published: () => {},

@@ -25,13 +25,15 @@ const BATCH_FILES_MIN = 500;
 export interface BatchQueue {
   /** The next batch, or null if nothing is left. */
   readonly next: () => Batch | null;
+  /** Cuts one that it has given out into so many, or as many as it has files, of about the same size. */
+  readonly split: (batch: Batch, parts: number) => readonly Batch[];
   readonly bytesTotal: number;
   readonly filesTotal: number;
 }
 
 export function queueBatches(
   roots: readonly (readonly SelectedFile[])[],
-  { workers }: { readonly workers: number },
+  { workers }: { readonly workers: () => number },
 ): BatchQueue {
   const queues = roots.map((files) => ({
     files: files.toSorted((left, right) => right.bytes - left.bytes),
@@ -59,8 +61,8 @@ export function queueBatches(
       const root = largestHead();
       const queue = root === null ? undefined : queues[root];
       if (root === null || queue === undefined) return null;
-      const bytesWanted = clamp(bytesLeft / workers, BATCH_BYTES_MIN, BATCH_BYTES_MAX);
-      const filesWanted = clamp(filesLeft / workers, BATCH_FILES_MIN, BATCH_FILES_MAX);
+      const bytesWanted = clamp(bytesLeft / workers(), BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+      const filesWanted = clamp(filesLeft / workers(), BATCH_FILES_MIN, BATCH_FILES_MAX);
       const names: ByteName[] = [];
       let bytes = 0;
       for (;;) {
@@ -74,6 +76,21 @@ export function queueBatches(
       bytesLeft -= bytes;
       filesLeft -= names.length;
       return { root, names, bytes };
+    },
+    split({ root, names }, parts) {
+      const sizes = new Map(roots[root]?.map(({ name, bytes }) => [name, bytes]));
+      const shares = Array.from({ length: Math.min(parts, names.length) }, () => ({
+        names: [] as ByteName[],
+        bytes: 0,
+      }));
+      // Largest first, as they are: each in turn gets the next largest.
+      for (const [index, name] of names.entries()) {
+        const share = shares[index % shares.length];
+        if (share === undefined) continue;
+        share.names.push(name);
+        share.bytes += sizes.get(name) ?? 0;
+      }
+      return shares.map((share) => ({ root, ...share }));
     },
   };
 }

@@ -5,6 +5,9 @@
  * off is sent again with growing pauses; whatever of it is complete is not sent twice, because within one run equal size
  * and time mean equal content (R6.9). Files that were truncated while rsync read them are sent again by name, and after
  * some rounds taken as they are: replay of the WAL mends them (R6.1, R6.4).
+ *
+ * How many workers there are may change at any time. Surplus ones stop at once and give back what they have, which goes on
+ * where it was; that is no failure. New ones take what is left, and where nothing is left a share of what others have.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type ErrorFacts, type LogLevel } from '@pgcloned/contract';
@@ -18,7 +21,10 @@ const FIRST_PAUSE_MS = 250;
 const ROUNDS_MAX = 5;
 
 export interface PoolOptions {
-  readonly workers: number;
+  /** At least one. */
+  readonly workers: () => number;
+  /** Calls back after each change of that number, until it is disposed of. */
+  readonly onWorkersChange: (changed: () => void) => Disposable;
   /**
    * Settles when a batch may be sent. When the signal that it gives aborts, the batch is taken back and waits for its
    * turn again, which is no failure.
@@ -44,90 +50,173 @@ export interface PoolOptions {
   readonly signal: AbortSignal;
 }
 
+/** A batch on its way, whoever has it. */
+interface Task {
+  readonly batch: Batch;
+  /** What of it is sent in this round: all, then what has changed meanwhile. */
+  pending: Batch;
+  round: number;
+  /** Of this round; those that were stopped do not count. */
+  attempt: number;
+  hasBegun: boolean;
+  reportedBytes: number;
+}
+
+interface Worker {
+  task: Task;
+  /** Its task is taken from it. */
+  readonly stop: AbortController;
+  /** Into how many its task is cut then. */
+  parts: number;
+}
+
 export async function copyAll(queue: BatchQueue, options: PoolOptions): Promise<void> {
   const failed = new AbortController();
   const signal = AbortSignal.any([options.signal, failed.signal]);
-  const work = async (worker: number) => {
-    try {
-      for (let batch = queue.next(); batch !== null; batch = queue.next()) {
-        signal.throwIfAborted();
-        await sendBatch(batch, worker, { ...options, signal });
+  const crew = new Map<number, Worker>();
+  const givenBack: Task[] = [];
+  const ended = Promise.withResolvers<void>();
+
+  const next = (): Task | null => {
+    const task = givenBack.shift();
+    if (task !== undefined) return task;
+    const batch = queue.next();
+    return batch && taskOf(batch);
+  };
+  const giveBack = ({ task, parts }: Worker) => {
+    if (parts === 1) givenBack.push(task);
+    else
+      for (const batch of queue.split(task.batch, parts))
+        givenBack.push({ ...taskOf(batch), hasBegun: task.hasBegun });
+  };
+  const start = (index: number, task: Task) => {
+    const worker: Worker = { task, stop: new AbortController(), parts: 1 };
+    crew.set(index, worker);
+    void (async () => {
+      try {
+        for (let own: Task | null = task; own !== null; own = next()) {
+          worker.task = own;
+          signal.throwIfAborted();
+          const isSent = await sendTask(own, index, worker.stop.signal, { ...options, signal });
+          if (!isSent) giveBack(worker);
+          if (worker.stop.signal.aborted) break;
+        }
+      } catch (error) {
+        failed.abort(error);
       }
-    } catch (error) {
-      failed.abort(error);
-      throw error;
+      crew.delete(index);
+      staff();
+      if (crew.size === 0) ended.resolve();
+    })();
+  };
+  const staff = () => {
+    for (let index = 0; index < options.workers() && !signal.aborted; index += 1) {
+      if (crew.has(index)) continue;
+      const task = next();
+      if (task === null) return;
+      start(index, task);
     }
   };
-  const ends = await Promise.allSettled(
-    Array.from({ length: options.workers }, async (_, worker) => {
-      await work(worker);
-    }),
-  );
+  const change = () => {
+    const workers = options.workers();
+    for (const [index, { stop }] of crew) if (index >= workers) stop.abort();
+    staff();
+    // Those that start now would find nothing to do.
+    if (crew.size < workers) share(Math.ceil(workers / crew.size));
+  };
+  const share = (parts: number) => {
+    for (const worker of crew.values()) {
+      const { round, batch } = worker.task;
+      if (round > 1 || batch.names.length === 1 || worker.stop.signal.aborted) continue;
+      worker.parts = parts;
+      worker.stop.abort();
+    }
+  };
+
+  using _ = options.onWorkersChange(change);
+  staff();
+  if (crew.size > 0) await ended.promise;
   options.signal.throwIfAborted();
-  // The first failure aborted the others, so theirs is the same reason.
-  if (ends.some(({ status }) => status === 'rejected')) throw failed.signal.reason;
+  failed.signal.throwIfAborted();
 }
 
-async function sendBatch(batch: Batch, worker: number, options: PoolOptions): Promise<void> {
-  const { root } = batch;
-  let pending: Batch = batch;
-  let reported = 0;
-  const copied = (bytes: number) => {
-    reported += bytes;
-    options.copied({ worker, root, bytes, files: 0 });
+function taskOf(batch: Batch): Task {
+  return { batch, pending: batch, round: 1, attempt: 1, hasBegun: false, reportedBytes: 0 };
+}
+
+/** @returns Whether it was sent to its end; else `stop` has aborted, and somebody else is to go on with it. */
+async function sendTask(
+  task: Task,
+  worker: number,
+  stop: AbortSignal,
+  options: PoolOptions,
+): Promise<boolean> {
+  const { root, names, bytes } = task.batch;
+  const copied = (more: number) => {
+    task.reportedBytes += more;
+    options.copied({ worker, root, bytes: more, files: 0 });
   };
-  for (let round = 1; ; round += 1) {
-    const outcome = await sendStubbornly(pending, round, { ...options, copied });
+  for (;;) {
+    const outcome = await sendStubbornly(task, stop, { ...options, copied });
+    if (outcome === null) return false;
     if (outcome.again.length === 0) break;
-    if (round === ROUNDS_MAX) {
+    if (task.round === ROUNDS_MAX) {
       options.log('warn', 'files kept changing while they were read; WAL replay mends them', {
         files: outcome.again.length,
         first: outcome.again[0] ?? null,
       });
       break;
     }
-    pending = { root, names: outcome.again, bytes: 0 };
+    task.pending = { root, names: outcome.again, bytes: 0 };
+    task.round += 1;
+    task.attempt = 1;
   }
   // Nobody told of what was complete before it broke off, of equal checksum or gone; and twice of what changed.
-  const bytes = batch.bytes - reported;
-  options.copied({ worker, root, bytes, files: batch.names.length });
+  options.copied({ worker, root, bytes: bytes - task.reportedBytes, files: names.length });
+  return true;
 }
 
+/** @returns Null if `stop` has aborted. */
 async function sendStubbornly(
-  batch: Batch,
-  round: number,
+  task: Task,
+  stop: AbortSignal,
   options: Omit<PoolOptions, 'copied'> & { readonly copied: (bytes: number) => void },
-): Promise<TransferOutcome> {
-  let attempt = 1;
-  let hasBegun = false;
-  for (;;) {
-    const halt = await options.admit(batch, options.signal);
+): Promise<TransferOutcome | null> {
+  const signal = AbortSignal.any([options.signal, stop]);
+  while (!stop.aborted) {
+    let halt: AbortSignal | undefined;
     let reported = 0;
     try {
-      return await options.transfer(batch, {
-        repeat: round > 1 ? 'changed' : hasBegun ? 'broke-off' : null,
+      halt = await options.admit(task.pending, signal);
+      return await options.transfer(task.pending, {
+        repeat: task.round > 1 ? 'changed' : task.hasBegun ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
           options.copied(bytes);
         },
-        signal: AbortSignal.any([options.signal, halt]),
+        signal: AbortSignal.any([signal, halt]),
       });
     } catch (error) {
       options.signal.throwIfAborted();
       options.copied(-reported);
-      hasBegun = true;
-      if (halt.aborted) continue;
-      if (!mayPass(error) || attempt === ATTEMPTS_MAX) throw error;
+      task.hasBegun ||= halt !== undefined;
+      if (stop.aborted || halt?.aborted === true) continue;
+      if (!mayPass(error) || task.attempt === ATTEMPTS_MAX) throw error;
       options.log('warn', 'a batch broke off and is sent again', {
         code: error.code,
         reason: error.message,
-        attempt,
-        files: batch.names.length,
+        attempt: task.attempt,
+        files: task.pending.names.length,
       });
-      await delay(FIRST_PAUSE_MS * 2 ** (attempt - 1), undefined, { signal: options.signal });
-      attempt += 1;
+      const pauseMs = FIRST_PAUSE_MS * 2 ** (task.attempt - 1);
+      task.attempt += 1;
+      // Stopping ends the pause, which is no error.
+      await delay(pauseMs, undefined, { signal }).catch(() => {
+        options.signal.throwIfAborted();
+      });
     }
   }
+  return null;
 }
 
 /** A full disk stays full, and a daemon that is gone does not come back by asking again. */

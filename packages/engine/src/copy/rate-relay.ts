@@ -1,9 +1,9 @@
 /**
- * An upper limit for all rsync connections together: a relay on the loopback interface through which they go, with one
+ * An upper limit for all connections of a copy together: a relay on the loopback interface through which they go, with one
  * token bucket for all of them.
  *
  * rsync's own limit is per process, so it would change its meaning with every worker that starts or ends. Only the
- * direction towards us is limited: requests are small. The relay adds no trust: the daemon still asks for the password.
+ * direction towards us is limited: requests are small. The relay adds no trust: the other end still asks who is there.
  */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
@@ -12,18 +12,23 @@ import { setTimeout as delay } from 'node:timers/promises';
 /** The bucket holds this much of a second: a burst no one notices, and no jerks. */
 const BURST_SECONDS = 0.1;
 
-export interface RateRelay extends AsyncDisposable {
-  /** Where clients connect instead. */
+export interface Endpoint {
   readonly address: string;
   readonly port: number;
+}
+
+/** Clients connect to it instead. */
+export interface RateRelay extends Endpoint, AsyncDisposable {
+  /** Another limit, at once and for open connections too; null: none. Nothing that was saved or owed is carried over. */
+  readonly limit: (bytesPerSecond: number | null) => void;
 }
 
 export async function startRateRelay({
   to,
   bytesPerSecond,
 }: {
-  readonly to: { readonly address: string; readonly port: number };
-  readonly bytesPerSecond: number;
+  readonly to: Endpoint;
+  readonly bytesPerSecond: number | null;
 }): Promise<RateRelay> {
   const bucket = makeBucket(bytesPerSecond);
   const sockets = new Set<Socket>();
@@ -53,6 +58,7 @@ export async function startRateRelay({
   return {
     address: '127.0.0.1',
     port: (server.address() as AddressInfo).port,
+    limit: bucket.limit,
     [Symbol.asyncDispose]: async () => {
       closing.abort();
       for (const socket of sockets) socket.destroy();
@@ -64,36 +70,62 @@ export async function startRateRelay({
 }
 
 async function pour(from: Socket, to: Socket, bucket: Bucket, signal: AbortSignal): Promise<void> {
-  for await (const chunk of from) {
-    const bytes = (chunk as Buffer).length;
-    await bucket.take(bytes, signal);
-    if (!to.write(chunk as Buffer)) await once(to, 'drain', { signal });
+  for await (const chunk of from as AsyncIterable<Buffer>) {
+    for (let sent = 0; sent < chunk.length; ) {
+      const piece = chunk.subarray(sent, sent + bucket.pieceBytes());
+      await bucket.take(piece.length, signal);
+      if (!to.write(piece)) await once(to, 'drain', { signal });
+      sent += piece.length;
+    }
   }
   to.end();
 }
 
 interface Bucket {
   readonly take: (bytes: number, signal: AbortSignal) => Promise<void>;
+  /** What to take at a time, so that many connections at a low rate get something each before one counts as stalled. */
+  readonly pieceBytes: () => number;
+  readonly limit: RateRelay['limit'];
 }
 
-/** Takers may overdraw; whoever overdraws waits until the debt is paid, so that chunks of any size get through. */
-function makeBucket(bytesPerSecond: number): Bucket {
-  const capacity = bytesPerSecond * BURST_SECONDS;
-  let tokens = capacity;
+/** Takers may overdraw; whoever overdraws waits until the debt is paid. */
+function makeBucket(limit: number | null): Bucket {
+  let bytesPerSecond = limit;
+  let tokens = 0;
   let filledAtMs = performance.now();
-  const refill = () => {
+  let limited = new AbortController();
+  const refill = (rate: number) => {
     const nowMs = performance.now();
-    tokens = Math.min(capacity, tokens + ((nowMs - filledAtMs) / 1000) * bytesPerSecond);
+    const filled = tokens + ((nowMs - filledAtMs) / 1000) * rate;
+    tokens = Math.min(rate * BURST_SECONDS, filled);
     filledAtMs = nowMs;
   };
   return {
+    pieceBytes: () =>
+      bytesPerSecond === null
+        ? Number.POSITIVE_INFINITY
+        : Math.max(1, Math.floor(bytesPerSecond * BURST_SECONDS)),
     async take(bytes, signal) {
-      refill();
+      if (bytesPerSecond === null) return;
+      refill(bytesPerSecond);
       tokens -= bytes;
-      while (tokens < 0) {
-        await delay(Math.max(1, (-tokens / bytesPerSecond) * 1000), undefined, { signal });
-        refill();
+      while (bytesPerSecond !== null && tokens < 0) {
+        const waitMs = Math.max(1, (-tokens / bytesPerSecond) * 1000);
+        // Another limit ends the wait, which was for the old one.
+        await delay(waitMs, undefined, {
+          signal: AbortSignal.any([signal, limited.signal]),
+        }).catch(() => {
+          signal.throwIfAborted();
+        });
+        if (bytesPerSecond !== null) refill(bytesPerSecond);
       }
+    },
+    limit(next) {
+      bytesPerSecond = next;
+      tokens = 0;
+      filledAtMs = performance.now();
+      limited.abort();
+      limited = new AbortController();
     },
   };
 }

@@ -7,10 +7,15 @@
  * would take as long again.
  */
 import { realpath, rm, writeFile } from 'node:fs/promises';
-import { availableParallelism } from 'node:os';
 import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
+import {
+  CloneError,
+  type ErrorCode,
+  formatBytes,
+  toCloneError,
+  WORKERS_MAX,
+} from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
@@ -33,7 +38,6 @@ import {
   removeCopyJournal,
 } from '../copy/journal.ts';
 import { copyAll } from '../copy/pool.ts';
-import { startRateRelay } from '../copy/rate-relay.ts';
 import {
   listLocal,
   listShort,
@@ -42,6 +46,7 @@ import {
   reconcile,
   removeAll,
 } from '../copy/reconcile.ts';
+import { openRoad } from '../copy/road.ts';
 import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
 import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
 import type { Ready } from '../ready.ts';
@@ -53,9 +58,9 @@ import { exists, hasControlFile, markerPath } from '../target/marker.ts';
 import { giveUpOldCluster, orphansOf, targetIsSource } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
+import { workersOf } from '../transfer-control.ts';
 import { prepareClonePlace } from './stream-wal.ts';
 
-const WORKERS_MAX_BY_DEFAULT = 8;
 /** Short, so that the disk is never idle and the last sync finds little to do. */
 const SYNC_INTERVAL_MS = 700;
 
@@ -96,10 +101,8 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   const { signal, plan } = run;
   const tablespaces = await tablespacesNow(run, ready);
   const roots = rootsOf(ready, tablespaces);
-  const workers =
-    plan.spec.transfer.workers ?? Math.min(availableParallelism(), WORKERS_MAX_BY_DEFAULT);
   await using daemons = new AsyncDisposableStack();
-  const open = async () => daemons.use(await openDaemon(run, ready, roots, workers));
+  const open = async () => daemons.use(await openDaemon(run, ready, roots));
   const [listings, firstDaemon] = await together([
     listFiles(ready.host.ssh(), {
       roots: roots.map(({ source }) => source),
@@ -127,7 +130,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     },
   });
   const round = {
-    ...{ run, ready, tablespaces, roots, listings, journal, workers },
+    ...{ run, ready, tablespaces, roots, listings, journal },
     ...{ kept: { bytes: 0 }, bytesToCome, gate },
   };
   for (let losses = 0; ; losses += 1) {
@@ -162,7 +165,6 @@ async function copyRound({
   listings,
   journal,
   kept,
-  workers,
   bytesToCome,
   gate,
   daemon,
@@ -176,14 +178,14 @@ async function copyRound({
   readonly journal: CopyJournal;
   /** Counts what need not be sent, over all rounds. */
   readonly kept: { bytes: number };
-  readonly workers: number;
   /** By destination. */
   readonly bytesToCome: Map<string, number>;
   readonly gate: SpaceGate;
   readonly daemon: RsyncDaemon;
   readonly isFirst: boolean;
 }): Promise<Copy> {
-  const { observer, plan } = run;
+  const { observer, plan, transferControl } = run;
+  const workers = () => workersOf(transferControl.limits());
   const lost = new AbortController();
   void daemon.lost.then((error) => {
     lost.abort(error);
@@ -225,15 +227,15 @@ async function copyRound({
     bytesTotal: queue.bytesTotal + sumOf(complete),
     filesTotal: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
-    workers,
+    workers: workers(),
+  });
+  using _ = transferControl.onChange(() => {
+    observer.workersChanged(workers());
   });
   observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
   for (const { destination, whole, delta } of plans)
     bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
-  await using relay =
-    plan.spec.transfer.maxRate === null
-      ? null
-      : await startRateRelay({ to: daemon, bytesPerSecond: plan.spec.transfer.maxRate });
+  await using road = openRoad(daemon, transferControl);
   const syncing = repeat(
     SYNC_INTERVAL_MS,
     async () => {
@@ -255,9 +257,12 @@ async function copyRound({
   try {
     await copyAll(queue, {
       workers,
+      onWorkersChange: transferControl.onChange,
       signal,
-      admit: async (batch, batchSignal) =>
-        await gate.enter(planOf(batch, plans).destination, batchSignal),
+      admit: async (batch, batchSignal) => {
+        const shortage = await gate.enter(planOf(batch, plans).destination, batchSignal);
+        return AbortSignal.any([shortage, road.closed()]);
+      },
       copied: ({ root, ...step }) => {
         const { destination } = planOf({ root }, plans);
         bytesToCome.set(destination, (bytesToCome.get(destination) ?? 0) - step.bytes);
@@ -271,7 +276,7 @@ async function copyRound({
         const entries = entriesOf(batch, root);
         if (why === null) await journal.add(root.destination, entries);
         const request = {
-          endpoint: relay ?? daemon,
+          endpoint: await road.endpoint(),
           daemon,
           module: root.module,
           destination: root.destination,
@@ -529,7 +534,6 @@ async function openDaemon(
   run: CloneRun,
   ready: Ready,
   roots: readonly Root[],
-  workers: number,
 ): Promise<RsyncDaemon> {
   const { rsyncd } = run.plan.source;
   const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
@@ -539,8 +543,8 @@ async function openDaemon(
     connectAddress: rsyncd.address ?? ready.host.ssh().remoteAddress,
     bindAddress: rsyncd.address,
     ports: { first, last },
-    // Two more than can be in use, for a connection that the other side has not yet seen end (R6.13).
-    connectionsMax: workers + 2,
+    // All that may ever be in use may end at once, and come back before the other side has seen them end (R6.13).
+    connectionsMax: 2 * WORKERS_MAX,
     leaseMs: run.plan.host.leaseMs,
     directory: ready.temporaryWalDirectory,
     signal: run.signal,
