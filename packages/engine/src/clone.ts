@@ -163,7 +163,7 @@ async function runAttempt(
         publish(run, ready, { stream, start, copy, stop }),
       );
       // A hold of hours must not hang on a connection that nobody needs any more.
-      await ready.host.close();
+      if (ready.settings.tunnelDirectory === null) await ready.host.close();
       await phase('start-replica', () => startReplica(run, ready, { stream, stop, published }));
 
       return {

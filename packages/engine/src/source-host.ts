@@ -9,12 +9,15 @@ import type { CloneRun } from './clone-run.ts';
 export interface SourceHost {
   readonly ssh: () => SshConnection;
   /** Opens a new connection if the present one is lost. */
-  readonly reopen: () => Promise<void>;
+  readonly reopen: (signal: AbortSignal) => Promise<void>;
   readonly close: () => Promise<void>;
 }
 
-export async function openSourceHost(run: CloneRun): Promise<SourceHost> {
-  let current = await connect(run);
+/** What of a run it takes to reach a source. */
+export type SourceRun = Pick<CloneRun, 'plan' | 'signal' | 'cleanup'>;
+
+export async function openSourceHost(run: SourceRun): Promise<SourceHost> {
+  let current = await connect(run, run.signal);
   let isLost = false;
   const watch = (connection: SshConnection) => {
     isLost = false;
@@ -23,13 +26,20 @@ export async function openSourceHost(run: CloneRun): Promise<SourceHost> {
     });
   };
   watch(current);
+  const open = async (signal: AbortSignal) => {
+    await current[Symbol.asyncDispose]();
+    current = await connect(run, signal);
+    watch(current);
+  };
+  let opening: Promise<void> | null = null;
   const host: SourceHost = {
     ssh: () => current,
-    reopen: async () => {
+    reopen: async (signal) => {
       if (!isLost) return;
-      await current[Symbol.asyncDispose]();
-      current = await connect(run);
-      watch(current);
+      opening ??= open(signal).finally(() => {
+        opening = null;
+      });
+      await opening;
     },
     close: async () => {
       await current[Symbol.asyncDispose]();
@@ -43,7 +53,7 @@ export async function openSourceHost(run: CloneRun): Promise<SourceHost> {
   return host;
 }
 
-async function connect({ plan, signal }: CloneRun): Promise<SshConnection> {
+async function connect({ plan }: SourceRun, signal: AbortSignal): Promise<SshConnection> {
   const { source, host } = plan;
   return await connectSsh(
     {

@@ -1,6 +1,6 @@
 /**
  * What a worker that died by `kill -9` left of a clone is put away: an interrupted swap, temporary directories, the
- * standby's slot.
+ * sockets of its tunnel, the standby's slot.
  *
  * What a published clone has replaced is named, and nobody but the user removes it.
  *
@@ -9,9 +9,11 @@
  * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
-import { resolveConnection } from '@pgcloned/postgres';
 import { quoteForShell } from '@pgcloned/process';
+import { withCleanup } from './cleanup.ts';
+import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
+import { reachDatabase } from './reach-database.ts';
 import { dropSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
@@ -59,6 +61,7 @@ export async function sweepClone(
   await using locks = makeLockSet(id);
   await locks.take([...new Set([...finals, ...elsewhere.map(({ final }) => final)])], signal);
 
+  await removeDeadTunnels(dataDirectory);
   await recoverSwap(dataDirectory);
   const leftovers: Leftover[] = [];
   for (const replaces of [false, true]) {
@@ -71,7 +74,8 @@ export async function sweepClone(
     const marker = await readMarker(place.build, 'data');
     if (marker?.cloneId !== id || (await hasControlFile(place.build))) continue;
     const slotName = await notedSlot(place.build);
-    if (slotName !== null) leftovers.push(...(await dropNotedSlot(plan, slotName, signal)));
+    if (slotName !== null)
+      leftovers.push(...(await dropNotedSlot(plan, { slotName, dataDirectory, signal })));
   }
   const published = await isPublished(dataDirectory, id);
   if (!published && becomes !== 'queued') {
@@ -125,16 +129,26 @@ async function removeOwn(directory: FilledDirectory, cloneId: string): Promise<v
 /** The source may be down just now; then whoever reads the record knows what to do. */
 async function dropNotedSlot(
   plan: ClonePlan,
-  slotName: string,
-  signal: AbortSignal,
+  {
+    slotName,
+    dataDirectory,
+    signal,
+  }: {
+    readonly slotName: string;
+    readonly dataDirectory: string;
+    readonly signal: AbortSignal;
+  },
 ): Promise<readonly Leftover[]> {
   try {
-    const settings = await resolveConnection(plan.source);
-    await dropSlot(settings, {
-      slotName,
-      applicationName: `pgcloned_${plan.id}_${String(plan.attempt)}`,
-      signal,
-    });
+    await withCleanup(
+      async (cleanup) => {
+        const run = { plan, signal, cleanup };
+        const settings = await reachDatabase(run, dataDirectory);
+        const applicationName = `pgcloned_${plan.id}_${String(plan.attempt)}`;
+        await dropSlot(settings, { slotName, applicationName, signal });
+      },
+      () => {},
+    );
     return [];
   } catch {
     return [

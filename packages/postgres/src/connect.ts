@@ -9,7 +9,12 @@ import type { Socket } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
 import { CloneError, type ErrorFacts } from '@pgcloned/contract';
 import { Client, type ClientConfig, DatabaseError } from 'pg';
-import { type ConnectionSettings, isSocketDirectory } from './connection-settings.ts';
+import {
+  type ConnectionSettings,
+  idleSessionTimeout,
+  isSocketDirectory,
+  socketDirectoryOf,
+} from './connection-settings.ts';
 import { quoteIdentifier } from './quote-identifier.ts';
 
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -64,9 +69,9 @@ export function sqlState(error: unknown): string | null {
 async function waysOf(
   settings: ConnectionSettings,
 ): Promise<readonly (ConnectionOptions | false)[]> {
-  const { host, sslmode, sslRootCertFile } = settings;
+  const { sslmode, sslRootCertFile } = settings;
   // libpq ignores sslmode on a unix socket.
-  if (sslmode === 'disable' || isSocketDirectory(host)) return [false];
+  if (sslmode === 'disable' || socketDirectoryOf(settings) !== null) return [false];
   const encrypted: ConnectionOptions = {
     rejectUnauthorized: sslRootCertFile !== null,
     ...(sslRootCertFile !== null && { ca: await readFile(sslRootCertFile) }),
@@ -83,7 +88,7 @@ async function connectOnce(
   { applicationName, replication, signal }: ConnectOptions,
 ): Promise<Client> {
   const config: ClientConfig & { replication?: 'true' } = {
-    host: settings.host,
+    host: socketDirectoryOf(settings) ?? settings.host,
     port: settings.port,
     user: settings.user,
     database: settings.database,
@@ -94,6 +99,10 @@ async function connectOnce(
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     keepAlive: true,
     keepAliveInitialDelayMillis: KEEPALIVE_DELAY_MS,
+    // Not in all of them: poolers refuse options, before we could say that it is a pooler.
+    ...(settings.tunnelDirectory !== null && {
+      options: `-c idle_session_timeout=${idleSessionTimeout(settings)}`,
+    }),
     ...(replication && { replication: 'true' }),
   };
   const client = new Client(config);

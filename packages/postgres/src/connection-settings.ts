@@ -14,6 +14,11 @@ export interface ConnectionSettings {
   /** A name, an address, or the directory of a unix socket. */
   readonly host: string;
   readonly port: number;
+  /**
+   * The directory of a unix socket, named after `port`, that leads to the server through SSH. Null: `host` is connected to.
+   * TLS is none of its business: libpq knows none on such sockets.
+   */
+  readonly tunnelDirectory: string | null;
   readonly user: string;
   readonly database: string;
   readonly password: string | null;
@@ -48,6 +53,7 @@ export async function resolveConnection(
   return {
     host,
     port,
+    tunnelDirectory: null,
     user,
     database,
     password: password ?? implied?.password ?? null,
@@ -59,6 +65,27 @@ export async function resolveConnection(
 
 export function isSocketDirectory(host: string): boolean {
   return host.startsWith('/');
+}
+
+/** Where the unix socket lies that is connected to; null: it goes by TCP. */
+export function socketDirectoryOf({
+  host,
+  tunnelDirectory,
+}: Pick<ConnectionSettings, 'host' | 'tunnelDirectory'>): string | null {
+  return tunnelDirectory ?? (isSocketDirectory(host) ? host : null);
+}
+
+/**
+ * What `idle_session_timeout` has to be in all of our connections, so that they die on the server within seconds of us.
+ *
+ * By TCP the keepalives of R3.2 do that, and no timeout may end an idle session. At the end of a tunnel they reach no
+ * further than sshd, which may hold a dead connection for hours: there the server itself ends what says nothing, and we say
+ * something every ten seconds.
+ */
+export function idleSessionTimeout({
+  tunnelDirectory,
+}: Pick<ConnectionSettings, 'tunnelDirectory'>): string {
+  return tunnelDirectory === null ? '0' : '30s';
 }
 
 /**
@@ -73,7 +100,7 @@ export function libpqEnvironment(
 ): Record<string, string> {
   return {
     LC_ALL: 'C',
-    PGHOST: settings.host,
+    PGHOST: socketDirectoryOf(settings) ?? settings.host,
     PGPORT: String(settings.port),
     PGUSER: settings.user,
     PGDATABASE: settings.database,

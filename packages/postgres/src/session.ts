@@ -16,7 +16,11 @@ import { unlessAborted } from '@pgcloned/process';
 import type { Client } from 'pg';
 import { watchForAnswer } from './answer-watch.ts';
 import { connectClient, destroyClient, sqlState } from './connect.ts';
-import { type ConnectionSettings, isSocketDirectory } from './connection-settings.ts';
+import {
+  type ConnectionSettings,
+  idleSessionTimeout,
+  socketDirectoryOf,
+} from './connection-settings.ts';
 import { requireSupportedVersion } from './version.ts';
 
 export interface Session extends AsyncDisposable {
@@ -46,19 +50,19 @@ const ENDING_LIMIT_MS = 5_000;
 const CANCEL_REQUEST_CODE = 80_877_102;
 
 /** Set only where they exist: `transaction_timeout` came with 17, and a setting that is unknown would be an error. */
-const SESSION_SETTINGS: Readonly<Record<string, string>> = {
+const sessionSettings = (settings: ConnectionSettings): Readonly<Record<string, string>> => ({
   search_path: '',
   client_encoding: 'SQL_ASCII',
   statement_timeout: '0',
   lock_timeout: '0',
-  idle_session_timeout: '0',
+  idle_session_timeout: idleSessionTimeout(settings),
   idle_in_transaction_session_timeout: '0',
   transaction_timeout: '0',
   tcp_keepalives_idle: '10',
   tcp_keepalives_interval: '5',
   tcp_keepalives_count: '3',
   tcp_user_timeout: '25s',
-};
+});
 
 const PREPARE_SESSION = `
   SELECT pg_backend_pid() AS "backendPid",
@@ -79,12 +83,13 @@ export async function openSession(
   const client = await connectClient(settings, { applicationName, replication: false, signal });
   const connection = watchConnection(client, applicationName);
   const query = queryWith(client, { settings, applicationName }, connection);
+  const wanted = sessionSettings(settings);
   try {
     const [prepared] = await query<{
       backendPid: number;
       versionNum: number;
       localAddress: string | null;
-    }>(PREPARE_SESSION, [Object.keys(SESSION_SETTINGS), Object.values(SESSION_SETTINGS)], signal);
+    }>(PREPARE_SESSION, [Object.keys(wanted), Object.values(wanted)], signal);
     if (prepared === undefined) throw new Error('the server answered nothing');
     requireSupportedVersion(prepared.versionNum);
     refusePooler(client, prepared.backendPid, settings);
@@ -292,9 +297,11 @@ async function requestCancel(client: Client, settings: ConnectionSettings): Prom
   request.writeInt32BE(CANCEL_REQUEST_CODE, 4);
   request.writeInt32BE(processID, 8);
   request.writeInt32BE(secretKey, 12);
-  const socket = isSocketDirectory(settings.host)
-    ? connect(`${settings.host}/.s.PGSQL.${String(settings.port)}`)
-    : connect(settings.port, settings.host);
+  const directory = socketDirectoryOf(settings);
+  const socket =
+    directory === null
+      ? connect(settings.port, settings.host)
+      : connect(`${directory}/.s.PGSQL.${String(settings.port)}`);
   // The query's own limit decides what happens when the request does not get through.
   socket.on('error', () => {});
   socket.setTimeout(ENDING_LIMIT_MS, () => socket.destroy());

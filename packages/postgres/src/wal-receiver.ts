@@ -15,7 +15,11 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import { describeExit, type Exit, type RunningProcess, startProcess } from '@pgcloned/process';
-import { type ConnectionSettings, libpqEnvironment } from './connection-settings.ts';
+import {
+  type ConnectionSettings,
+  idleSessionTimeout,
+  libpqEnvironment,
+} from './connection-settings.ts';
 import { formatLsn, parseLsn } from './lsn.ts';
 import { probeReplication } from './replication-probe.ts';
 import type { Session } from './session.ts';
@@ -76,17 +80,18 @@ const CONNECTION_OPTIONS =
   'keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=25000';
 
 /** The server's half of R3.2. */
-const SERVER_OPTIONS = [
-  'statement_timeout=0',
-  'idle_session_timeout=0',
-  'tcp_keepalives_idle=10',
-  'tcp_keepalives_interval=5',
-  'tcp_keepalives_count=3',
-  'tcp_user_timeout=25s',
-  'wal_sender_timeout=15s',
-]
-  .map((setting) => `-c ${setting}`)
-  .join(' ');
+const serverOptions = (settings: ConnectionSettings): string =>
+  [
+    'statement_timeout=0',
+    `idle_session_timeout=${idleSessionTimeout(settings)}`,
+    'tcp_keepalives_idle=10',
+    'tcp_keepalives_interval=5',
+    'tcp_keepalives_count=3',
+    'tcp_user_timeout=25s',
+    'wal_sender_timeout=15s',
+  ]
+    .map((setting) => `-c ${setting}`)
+    .join(' ');
 
 /**
  * Settles once WAL is streaming.
@@ -253,7 +258,7 @@ async function startStreaming(
         // A signal that comes at the wrong moment is noticed only after this many seconds (R4.6).
         '--status-interval=1',
       ],
-      env: libpqEnvironment(settings, { applicationName, options: SERVER_OPTIONS }),
+      env: libpqEnvironment(settings, { applicationName, options: serverOptions(settings) }),
       inheritedFds,
     },
     { killAfterMs: KILL_AFTER_MS },

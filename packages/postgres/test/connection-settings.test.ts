@@ -77,7 +77,7 @@ test('a named file that is not there is an error', async () => {
 
 test('a program of libpq finds no password in its arguments and the same one in its environment', () => {
   const environment = libpqEnvironment(
-    { ...source, password: 'secret', passFileRefused: null },
+    { ...source, tunnelDirectory: null, password: 'secret', passFileRefused: null },
     { applicationName: 'pgcloned_1', options: '-c lock_timeout=0' },
   );
 
@@ -90,6 +90,25 @@ test('a program of libpq finds no password in its arguments and the same one in 
     PGAPPNAME: 'pgcloned_1',
     PGOPTIONS: '-c lock_timeout=0',
   });
+});
+
+test('through a tunnel both go to its socket, in clear, and the server ends what falls silent', async () => {
+  await using server = await startPrimary();
+  // The socket of the server itself stands for one that leads there.
+  const tunnelled = connectionTo(server, {
+    host: 'db1',
+    sslmode: 'require',
+    tunnelDirectory: server.socketDirectory,
+  });
+
+  expect(libpqEnvironment(tunnelled, { applicationName: 'pgcloned_1' })).toMatchObject({
+    PGHOST: server.socketDirectory,
+    PGPORT: String(server.port),
+  });
+  await using session = await openSession(tunnelled, { applicationName: 'pgcloned_1', signal });
+  expect(await session.query('SHOW idle_session_timeout', [], signal)).toEqual([
+    { idle_session_timeout: '30s' },
+  ]);
 });
 
 test('both take the same way in every sslmode, with TLS and without, and refuse the same certificates', async () => {

@@ -9,6 +9,7 @@ export function connectionTo(
   return {
     host: server.host,
     port: server.port,
+    tunnelDirectory: null,
     user: 'postgres',
     database: 'postgres',
     password: null,

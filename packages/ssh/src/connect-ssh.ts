@@ -1,19 +1,22 @@
 /**
  * One SSH connection for control: strict host keys, keepalive, no Nagle.
  *
- * Bulk data never goes through it (it would keep our only thread busy): that is rsync's own TCP connection, or the ssh
- * client of OpenSSH. A connection that goes silent is noticed after 40 s by its keepalive and then lost for everyone
+ * The files never go through it (it would keep our only thread busy): that is rsync's own TCP connection, or the ssh
+ * client of OpenSSH. SQL and WAL may. A connection that goes silent is noticed after 40 s by its keepalive and then lost for everyone
  * who waits on it.
  */
 
 import { addAbortListener } from 'node:events';
 import { createConnection } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { CloneError } from '@pgcloned/contract';
 import type { CommandRunner } from '@pgcloned/process';
 import ssh2 from 'ssh2';
+import type { Session } from './channel.ts';
 import { type ClientKey, readClientKeys } from './client-keys.ts';
+import { type ForwardTarget, openForward } from './forward.ts';
 import { judgeHostKey, type KnownHostKeys, knownHostKeys, typesOf } from './known-hosts.ts';
-import { runCommand, type Session, startCommand } from './remote-command.ts';
+import { runCommand, startCommand } from './remote-command.ts';
 import { factsOf, labelOf, type SshTarget } from './ssh-target.ts';
 
 const CONNECT_TIMEOUT_MS = 20_000;
@@ -28,6 +31,8 @@ export interface SshConnection extends CommandRunner, AsyncDisposable {
   readonly remoteAddress: string;
   /** Our own address of that connection. */
   readonly localAddress: string;
+  /** A TCP connection that the SSH server makes, see `openForward`. */
+  readonly forward: (target: ForwardTarget, signal: AbortSignal) => Promise<Duplex>;
   /** Settles (never rejects) once the connection is gone: with the reason, or null if it was disposed. */
   readonly closed: Promise<CloneError | null>;
 }
@@ -81,13 +86,16 @@ export async function connectSsh(
     return isDisposed ? null : lost;
   });
   const session: Session = { client, lost: () => lost };
+  const label = labelOf(target);
   return {
-    label: labelOf(target),
+    label,
     remoteAddress,
     localAddress,
     closed: gone,
     run: (command, runOptions) => runCommand(session, command, runOptions),
     start: (command, startOptions) => startCommand(session, command, startOptions),
+    forward: async (to, forwardSignal) =>
+      await openForward(session, { target: to, label, signal: forwardSignal }),
     [Symbol.asyncDispose]: async () => {
       isDisposed = true;
       client.end();

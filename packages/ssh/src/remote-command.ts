@@ -16,6 +16,7 @@ import {
   splitLines,
 } from '@pgcloned/process';
 import type ssh2 from 'ssh2';
+import { openChannel, type Session } from './channel.ts';
 
 /** The caller of a command that says more, as a list of a million files, raises it. */
 const OUTPUT_BYTES_MAX = 64 * 1024 * 1024;
@@ -25,12 +26,6 @@ const STDERR_CHARS_KEPT_MAX = 16 * 1024;
 
 /** sshd confirms the end of a channel once its command has ended; one that is silent does not notice, and is left. */
 const CLOSE_GRACE_MS = 1_000;
-
-export interface Session {
-  readonly client: ssh2.Client;
-  /** `SOURCE_LOST` once the connection is gone, else null. */
-  readonly lost: () => CloneError | null;
-}
 
 /**
  * Runs a command to its end.
@@ -45,7 +40,7 @@ export async function runCommand(
   ...[command, options]: Parameters<CommandRunner['run']>
 ): Promise<RemoteExit> {
   const { signal, input = '', outputBytesMax = OUTPUT_BYTES_MAX, onOutput } = options;
-  const { channel, exited, stderrTail } = await openChannel(session, command, signal);
+  const { channel, exited, stderrTail } = await openCommand(session, command, signal);
   const stopped = Promise.withResolvers<null>();
   using _ = addAbortListener(signal, () => {
     stopped.resolve(null);
@@ -90,7 +85,7 @@ export async function startCommand(
   session: Session,
   ...[command, { signal, onLine }]: Parameters<CommandRunner['start']>
 ): Promise<RemoteProcess> {
-  const { channel, exited, stderrTail } = await openChannel(session, command, signal);
+  const { channel, exited, stderrTail } = await openCommand(session, command, signal);
   const lines = splitLines('utf8', onLine);
   channel.on('data', lines.push);
   const dropped = Promise.withResolvers<Exit>();
@@ -117,51 +112,35 @@ export async function startCommand(
   };
 }
 
-interface OpenChannel {
+interface CommandChannel {
   readonly channel: ssh2.ClientChannel;
   /** Settles once all output was read; with neither status nor signal if the connection broke. Never rejects. */
   readonly exited: Promise<Exit>;
   readonly stderrTail: () => string;
 }
 
-async function openChannel(
+async function openCommand(
   session: Session,
   command: string,
   signal: AbortSignal,
-): Promise<OpenChannel> {
-  signal.throwIfAborted();
-  const opening = Promise.withResolvers<OpenChannel>();
-  try {
-    session.client.exec(command, (error, channel) => {
-      if (error !== undefined) opening.reject(error);
-      // Aborted meanwhile: nobody wants it any more.
-      else if (signal.aborted) channel.close();
-      // Watched at once, since the end of a short command may stand in the same packet.
-      else opening.resolve(watch(channel));
-    });
-  } catch (error) {
-    // ssh2 throws if the connection is closed already.
-    opening.reject(error as Error);
-  }
-  using _ = addAbortListener(signal, () => {
-    opening.reject(signal.reason as Error);
-  });
-  try {
-    return await opening.promise;
-  } catch (cause) {
-    signal.throwIfAborted();
-    throw (
-      session.lost() ??
+): Promise<CommandChannel> {
+  return await openChannel(session, {
+    request: (answered) => {
+      session.client.exec(command, answered);
+    },
+    // The end of a short command may stand in the same packet.
+    opened: watch,
+    refused: (cause) =>
       new CloneError('REMOTE_COMMAND_FAILED', 'the SSH server refuses to run a command', {
         facts: { reason: String(cause) },
         hint: 'Let sshd run commands for this user, and allow as many at a time (MaxSessions in sshd_config) as by default.',
         cause,
-      })
-    );
-  }
+      }),
+    signal,
+  });
 }
 
-function watch(channel: ssh2.ClientChannel): OpenChannel {
+function watch(channel: ssh2.ClientChannel): CommandChannel {
   let exit: Exit = { status: null, signal: null };
   let stderr = '';
   channel.on('exit', (status: number | null, signalName?: string) => {

@@ -136,7 +136,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   for (let losses = 0; ; losses += 1) {
     try {
       // Whatever it hangs on may be away for longer than one pause.
-      if (losses > 0) await ready.host.reopen();
+      if (losses > 0) await ready.host.reopen(signal);
       const daemon = losses === 0 ? firstDaemon : await open();
       return await copyRound({ ...round, daemon, isFirst: losses === 0 });
     } catch (error) {

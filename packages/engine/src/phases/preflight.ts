@@ -15,7 +15,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const seen = await runChecks(CHECKS, run, (stage) => {
     endAtError(run, stage);
   });
-  const { claim, ...ready } = seen as Seen;
+  const { claim, address: _, ...ready } = seen as Seen;
   return { ...claim, ...ready };
 }
 

@@ -14,7 +14,8 @@ import type { Claim } from '../target/claim.ts';
 /** What checks find or open, for later ones and for the clone. */
 export interface Seen extends Omit<Ready, keyof Claim> {
   readonly claim: Claim;
-  readonly settings: ConnectionSettings;
+  /** Where the source is by its configuration; `settings` is how it is connected to. */
+  readonly address: ConnectionSettings;
 }
 
 export interface Findings {

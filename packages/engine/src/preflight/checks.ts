@@ -20,8 +20,10 @@ import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync'
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
+import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
+import { checkOwnWay } from '../replica/own-way.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
 import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
@@ -37,12 +39,13 @@ import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
 import { type Check, check, type Seen } from './check.ts';
 
 const target = check('target', [], async (run) => {
-  refuseUnsupportedSource(run);
-  return { claim: await claimTarget(run) };
+  const claim = await claimTarget(run);
+  await removeDeadTunnels(claim.data.final);
+  return { claim };
 });
 
 const connection = check('connection', [], async ({ plan }) => ({
-  settings: await resolveConnection(
+  address: await resolveConnection(
     plan.source,
     plan.password === null ? {} : { password: plan.password },
   ),
@@ -57,6 +60,28 @@ const ssh = check('ssh', [], async (run, _seen, { notice }) => {
     });
   }
   return { host };
+});
+
+const direct = check('direct', ['address'], async ({ plan }, { address }) =>
+  plan.source.ssh.tunnelDatabase ? {} : { settings: address },
+);
+
+const tunnel = check('tunnel', ['claim', 'address', 'host'], async (run, seen, { notice }) => {
+  const { ssh: way, sslmode } = run.plan.source;
+  if (!way.tunnelDatabase) return;
+  if (sslmode.startsWith('verify-')) {
+    notice({
+      code: 'SSLMODE_NOT_IN_TUNNEL',
+      message: `sslmode ${sslmode} does not hold inside the SSH tunnel: there the host key of ${seen.host.ssh().label} proves who answers, in place of a certificate`,
+    });
+  }
+  return {
+    settings: await openDatabaseTunnel(run, {
+      host: seen.host,
+      address: seen.address,
+      dataDirectory: seen.claim.data.final,
+    }),
+  };
 });
 
 const sql = check('sql', ['settings'], async (run, { settings }) => ({
@@ -103,6 +128,8 @@ const programs = check('programs', ['facts'], async ({ plan, signal }, seen) => 
 const replication = check('replication', ['settings'], async ({ name, signal }, { settings }) => {
   await probeReplication(settings, { applicationName: name, signal });
 });
+
+const ownWay = check('own-way', ['settings'], checkOwnWay);
 
 const files = check('files', ['probe', 'facts'], async (run, seen) => {
   refuseUnfitHost(run, seen.probe, seen.facts);
@@ -171,11 +198,13 @@ const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { 
 export const CHECKS: readonly (readonly Check[])[] = [
   [target],
   [connection],
-  [ssh, sql],
+  [ssh, direct],
+  [tunnel],
+  [sql],
   [facts],
   [cluster, source],
   [slot],
-  [sourceHost, programs, replication],
+  [sourceHost, programs, replication, ownWay],
   [files, rsync],
   [tablespaces],
   [contents],
@@ -227,14 +256,6 @@ async function needsOf({
     // Nobody knows how much WAL there will be; there has to be room for some.
     { path: temporaryWalDirectory, bytes: 0 },
   ];
-}
-
-function refuseUnsupportedSource({ plan }: CloneRun): void {
-  if (!plan.source.ssh.tunnelDatabase) return;
-  throw new CloneError('NOT_SUPPORTED', 'ssh.tunnelDatabase: true is not supported', {
-    facts: { source: plan.sourceName },
-    hint: 'Let the worker reach the port of the database directly.',
-  });
 }
 
 async function openBackupSession(

@@ -101,6 +101,15 @@ async function takeCommonLock(lockDirectory: string, signal: AbortSignal): Promi
   });
 }
 
+/**
+ * A path of our own beside the lock of a directory, for what must not lie below it. It belongs to whoever holds the lock.
+ *
+ * @param suffix Another one than `lock`.
+ */
+export async function pathBesideLock(path: string, suffix: string): Promise<string> {
+  return join(await findLockDirectory(), `${PREFIX}${hashOf(path)}.${suffix}`);
+}
+
 /** While they are still locked. What cannot be removed is in nobody's way: only its lock counts. */
 async function removeFiles(paths: readonly string[]): Promise<void> {
   try {
