@@ -8,6 +8,7 @@ import {
   adoptServer,
   compareTables,
   freePort,
+  type PostgresServer,
   type Source,
   scratchDirectory,
   startPrimary,
@@ -51,7 +52,7 @@ test('a failover in the middle costs an attempt, and of what was copied only wha
   await primary.stop('immediate');
   await writePartsFile(join(primary.dataDirectory, 'standby.signal'), '');
   await primary.start();
-  await clone.said(/the source is a standby/);
+  await untilCopiedFrom(primary);
   await primary.query('SELECT pg_promote()');
 
   const { status, stderr, result } = await clone.ended;
@@ -64,6 +65,19 @@ test('a failover in the middle costs an attempt, and of what was copied only wha
   await waitForReplay(primary, standby);
   expect(await compareTables(primary, standby)).toEqual([]);
 });
+
+/** The clone has taken the standby for its source. */
+async function untilCopiedFrom({ query }: PostgresServer): Promise<void> {
+  await expect
+    .poll(
+      async () =>
+        await query(
+          `SELECT FROM pg_stat_replication WHERE application_name LIKE 'pgcloned%' AND pg_is_in_recovery()`,
+        ),
+      { timeout: 30_000 },
+    )
+    .toHaveLength(1);
+}
 
 test('another cluster that has got the address is refused, and nothing of it is copied', async () => {
   const { primary, configuration } = source;

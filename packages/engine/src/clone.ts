@@ -28,7 +28,7 @@ import { startReplica } from './phases/start-replica.ts';
 import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
-import { startRetryBudget } from './retry-budget.ts';
+import { type RetryBudget, startRetryBudget } from './retry-budget.ts';
 import { makeLockSet } from './target/locks.ts';
 import { explainFullTarget } from './target/space.ts';
 import { controlTransfer, type TransferControl } from './transfer-control.ts';
@@ -74,6 +74,7 @@ export async function runClone(
           { ...plan, attempt },
           {
             observer: budget.watch(observer),
+            copies: budget.copies,
             signal: wholeSignal,
             transferControl,
             lasting,
@@ -115,7 +116,8 @@ export async function runClone(
 type AttemptOptions = Pick<
   CloneRun,
   'observer' | 'signal' | 'transferControl' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
->;
+> &
+  Pick<RetryBudget, 'copies'>;
 
 async function runAttempt(
   plan: ClonePlan,
@@ -152,6 +154,7 @@ async function runAttempt(
       refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
 
       const ready = await phase('preflight', () => preflight(run));
+      options.copies(ready.facts.inRecovery ? 'standby' : 'primary');
       const pinned = await phase('stream-wal', () => streamWal(run, ready));
       const { stream, ...start } = await phase('start-backup', () =>
         startBackup(run, ready, pinned),

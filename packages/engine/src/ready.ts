@@ -1,6 +1,7 @@
 /** What preflight has found and opened, and every later phase works with. */
 import type { ConnectionSettings, Session, SourceFacts } from '@pgcloned/postgres';
 import type { HostProbe } from '@pgcloned/rsync';
+import type { PromotionWatch } from './promotion-watch.ts';
 import type { SourceHost } from './source-host.ts';
 import type { Claim } from './target/claim.ts';
 import type { TablespacePlace } from './target/layout.ts';
@@ -9,6 +10,8 @@ export interface Ready extends Claim {
   readonly host: SourceHost;
   /** The session that will run the backup (R3.1). */
   readonly session: Session;
+  /** Null: the source is a primary. */
+  readonly promotion: PromotionWatch | null;
   readonly settings: ConnectionSettings;
   readonly facts: SourceFacts;
   readonly probe: HostProbe;

@@ -25,10 +25,9 @@ const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 
 /**
  * What somebody has to mend where it never worked, but passes by itself where it did: while the host of the source boots,
- * or its address moves to a standby that is not promoted yet, and while children of a killed worker still hold a lock.
+ * and while children of a killed worker still hold a lock.
  */
 const MAY_PASS_WHERE_IT_WORKED: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
-  'NOT_SUPPORTED',
   'SOURCE_MISMATCH',
   'SSH_AUTHENTICATION_FAILED',
   'REMOTE_COMMAND_FAILED',
@@ -41,6 +40,12 @@ const MAY_PASS_WHERE_IT_WORKED: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 const PAUSES_MS = [500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000, 60_000, 60_000];
 
 export interface RetryBudget {
+  /**
+   * What this attempt copies. A clone that was begun from a primary waits out a failover: the standby that its address
+   * leads to then is about to be promoted. One that was begun from a standby was to spare the primary, so that it is for
+   * the caller to decide what follows.
+   */
+  readonly copies: (source: 'primary' | 'standby') => void;
   /** Sees through it how far the attempt gets; everything is passed on. */
   readonly watch: (observer: CloneObserver) => CloneObserver;
   /** How long to wait before the next attempt, in milliseconds; null: there is none. */
@@ -50,11 +55,15 @@ export interface RetryBudget {
 /** @param o.isResumed Whether an attempt was made before, by a worker that has ended. */
 export function startRetryBudget({ isResumed }: { readonly isResumed: boolean }): RetryBudget {
   let hasWorked = isResumed;
+  let begunFrom: 'primary' | 'standby' | null = null;
   let isPublished = false;
   let pauses = [...PAUSES_MS];
   let missingBytes = Number.POSITIVE_INFINITY;
   let leastMissingBytes = Number.POSITIVE_INFINITY;
   return {
+    copies: (source) => {
+      begunFrom ??= source;
+    },
     watch: (observer) => {
       missingBytes = Number.POSITIVE_INFINITY;
       return {
@@ -75,7 +84,10 @@ export function startRetryBudget({ isResumed }: { readonly isResumed: boolean })
       };
     },
     pauseAfter: ({ code }) => {
-      const mayPass = MAY_PASS.has(code) || (hasWorked && MAY_PASS_WHERE_IT_WORKED.has(code));
+      const mayPass =
+        MAY_PASS.has(code) ||
+        (hasWorked && MAY_PASS_WHERE_IT_WORKED.has(code)) ||
+        (begunFrom === 'primary' && code === 'SOURCE_PROMOTED');
       if (isPublished || !mayPass) return null;
       hasWorked = true;
       // A file that grew since it was listed takes the sum beyond the total.

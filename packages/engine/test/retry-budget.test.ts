@@ -53,6 +53,17 @@ test.each<ErrorCode>(['TARGET_NO_SPACE', 'CANCELLED', 'WORKER_STOPPED', 'TARGET_
   },
 );
 
+test('a promotion is waited out where a failover has led to the standby, and told where a standby was asked for', () => {
+  const failover = startRetryBudget({ isResumed: false });
+  failover.copies('primary');
+  failover.copies('standby');
+  const standby = startRetryBudget({ isResumed: false });
+  standby.copies('standby');
+
+  expect(failover.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
+  expect(standby.pauseAfter(failure('SOURCE_PROMOTED'))).toBeNull();
+});
+
 test('nothing is tried again once the clone is published, in whatever phase its loss is noticed', () => {
   const budget = startRetryBudget({ isResumed: false });
   budget.watch(observer).published();

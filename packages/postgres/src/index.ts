@@ -21,6 +21,7 @@ export {
 export { formatLsn, parseLsn, walBytesBetween } from './lsn.ts';
 export { formatPassfileLine } from './passfile.ts';
 export { isServerRunning, type PostmasterPid, parsePostmasterPid } from './postmaster-pid.ts';
+export { isInRecovery, promoted } from './promotion.ts';
 export {
   type ReplicaStatus,
   replicaStatus,
@@ -47,5 +48,10 @@ export {
 export { requireSupportedVersion, SUPPORTED_MAJORS, walSubdirectories } from './version.ts';
 export { pinWal, type WalPin } from './wal-pin.ts';
 export { proveWal } from './wal-proof.ts';
-export { startWalReceiver, type WalReceiver, type WalReceiverOptions } from './wal-receiver.ts';
+export {
+  keepUnfinishedSegment,
+  startWalReceiver,
+  type WalReceiver,
+  type WalReceiverOptions,
+} from './wal-receiver.ts';
 export { segmentName, segmentStart, segmentsBetween } from './wal-segment.ts';

@@ -31,7 +31,7 @@ export interface Session extends AsyncDisposable {
   readonly localAddress: string | null;
   /**
    * @param signal Cancels the query on the server; the promise settles once it has ended there, or the session with it.
-   * @throws {CloneError} `SOURCE_LOST` if the session has ended, `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE`
+   * @throws {CloneError} `SOURCE_LOST` if the session has ended or recovery on a standby was in the way of the query, `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE`
    *   where the server says that its settings or state rule the call out. Other errors of the server are ours: plain.
    */
   query<Row extends object>(
@@ -279,6 +279,12 @@ async function explainQueryError(error: unknown, connection: Connection): Promis
     return new CloneError('SOURCE_SETTINGS_UNSUITABLE', 'the source rules the call out', {
       ...options,
       hint: 'Read the reason in the facts: it names the setting or state of the source.',
+    });
+  // serialization_failure: what replay of a standby needed was in the way of the query, or the query in its.
+  if (state === '40001')
+    return new CloneError('SOURCE_LOST', 'recovery on the source has cancelled a query', {
+      ...options,
+      hint: 'It is tried again by itself. If it goes on, raise max_standby_streaming_delay on the source, or set hot_standby_feedback = on there.',
     });
   return error;
 }

@@ -5,6 +5,7 @@
  * missing grant. What only trying can tell (pg_hba.conf) is asked by `probeReplication`.
  */
 import { CloneError, type Notice } from '@pgcloned/contract';
+import { fullPageWritesOff } from './backup.ts';
 import { quoteIdentifier } from './quote-identifier.ts';
 import type { SourceFacts } from './source-facts.ts';
 
@@ -23,27 +24,15 @@ export function checkSource(
   want: { readonly slot: boolean; readonly replicaSlot: boolean },
 ): SourceFindings {
   return {
-    errors: [
-      ...checkKind(facts),
-      ...checkRights(facts),
-      ...checkSettings(facts, want),
-      ...checkLayout(facts),
-    ],
+    errors: [...checkRights(facts), ...checkSettings(facts, want), ...checkLayout(facts)],
     warnings: warningsOf(facts, want),
   };
 }
 
-function checkKind({ inRecovery }: SourceFacts): readonly CloneError[] {
-  if (!inRecovery) return [];
-  return [
-    new CloneError('NOT_SUPPORTED', 'the source is a standby', {
-      hint: 'Name the primary as the source.',
-    }),
-  ];
-}
-
-function checkRights({ rights, user, database }: SourceFacts): readonly CloneError[] {
+function checkRights({ rights, user, database, inRecovery }: SourceFacts): readonly CloneError[] {
   const role = quoteIdentifier(user);
+  // A standby takes no grants: they come from there.
+  const where = inRecovery ? 'the primary of the source' : 'the source';
   const grants: readonly { readonly has: boolean; readonly what: string; readonly sql: string }[] =
     [
       {
@@ -73,7 +62,7 @@ function checkRights({ rights, user, database }: SourceFacts): readonly CloneErr
       ({ what, sql }) =>
         new CloneError('SOURCE_RIGHTS_MISSING', `${user} may not ${what}`, {
           facts: { user, database, grant: sql },
-          hint: `Run as superuser in database ${database} of the source: ${sql}`,
+          hint: `Run as superuser in database ${database} of ${where}: ${sql}`,
         }),
     );
 }
@@ -91,6 +80,7 @@ function checkSettings(
       }),
     );
   }
+  if (facts.inRecovery && !facts.fullPageWrites) errors.push(fullPageWritesOff());
   if (facts.walSendersFree < 1) {
     const value = facts.settings.max_wal_senders ?? '';
     errors.push(
@@ -164,7 +154,8 @@ function warningsOf(
         'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
     });
   }
-  if (facts.synchronousStandbyNames.includes('*')) {
+  // Replication from a standby is never synchronous.
+  if (!facts.inRecovery && facts.synchronousStandbyNames.includes('*')) {
     warnings.push({
       code: 'STANDBY_SYNCHRONOUS',
       message:

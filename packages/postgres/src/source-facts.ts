@@ -45,6 +45,7 @@ export interface SourceFacts {
   readonly walSegmentBytes: number;
   readonly dataChecksums: boolean;
   readonly walLevel: string;
+  /** On a standby: whether its primary wrote them at the checkpoint of the last restartpoint (R3.8). */
   readonly fullPageWrites: boolean;
   readonly archiveMode: string;
   readonly synchronousStandbyNames: string;
@@ -89,7 +90,6 @@ const SETTINGS_READ = [
   'data_directory',
   'data_directory_mode',
   'external_pid_file',
-  'full_page_writes',
   'hba_file',
   'huge_pages',
   'ident_file',
@@ -132,6 +132,8 @@ const READ_FACTS = `
          CASE WHEN pg_is_in_recovery() THEN checkpoint.timeline_id
               ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS "timeline",
          pg_is_in_recovery() AS "inRecovery",
+         CASE WHEN pg_is_in_recovery() THEN checkpoint.full_page_writes
+              ELSE current_setting('full_page_writes')::boolean END AS "fullPageWrites",
          to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "startedAt",
          (SELECT count(*)::int FROM pg_stat_replication) AS "walSenders",
          (SELECT count(*)::int FROM pg_replication_slots) AS "slots",
@@ -155,6 +157,7 @@ interface FactsRow
     | 'redoTimeline'
     | 'timeline'
     | 'inRecovery'
+    | 'fullPageWrites'
     | 'startedAt'
     | 'database'
     | 'user'
@@ -202,7 +205,6 @@ export async function readSourceFacts(session: Session, signal: AbortSignal): Pr
     walSegmentBytes: Number(value('wal_segment_size')),
     dataChecksums: value('data_checksums') === 'on',
     walLevel: value('wal_level'),
-    fullPageWrites: value('full_page_writes') === 'on',
     archiveMode: value('archive_mode'),
     synchronousStandbyNames: value('synchronous_standby_names'),
     maxSlotWalKeepBytes: keepMegabytes < 0 ? null : keepMegabytes * 1024 * 1024,

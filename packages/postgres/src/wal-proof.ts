@@ -9,7 +9,7 @@ import { CloneError } from '@pgcloned/contract';
 import { describeExit, runProcess } from '@pgcloned/process';
 
 /**
- * @param o.stopLsn Where the copy becomes consistent: STOP on a primary.
+ * @param o.stopLsn Where the copy becomes consistent.
  * @throws {CloneError} `WAL_INCOMPLETE` with the words of pg_waldump, `STALLED`, `TOOL_MISSING`.
  */
 export async function proveWal({

@@ -10,7 +10,7 @@
  * is ended and taken up again in the same way. What cannot be taken up again ends in `lost`.
  */
 import { watch } from 'node:fs';
-import { readdir, stat, truncate, writeFile } from 'node:fs/promises';
+import { readdir, rename, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
@@ -23,7 +23,7 @@ import {
 import { formatLsn, parseLsn } from './lsn.ts';
 import { probeReplication } from './replication-probe.ts';
 import type { Session } from './session.ts';
-import { segmentName, segmentStart, segmentStartOfName } from './wal-segment.ts';
+import { segmentName, segmentStart, segmentStartOfName, segmentsBetween } from './wal-segment.ts';
 
 export interface WalReceiver extends AsyncDisposable {
   /** Settles with the reason when the stream is broken for good. */
@@ -38,6 +38,11 @@ export interface WalReceiver extends AsyncDisposable {
    * @throws {CloneError} `STALLED` if nothing arrives although the stream was taken up again, or what `lost` settles with.
    */
   waitUntilComplete(lsn: string, signal: AbortSignal): Promise<void>;
+  /**
+   * Waits until WAL up to `lsn` is here, be it in a segment that nobody completes: a standby writes none of its own, and
+   * its primary may be idle (R3.5). Errors are those of `waitUntilComplete`.
+   */
+  waitUntilReceived(lsn: string, signal: AbortSignal): Promise<void>;
   /** Ends the stream in order, so that what was received is flushed (R4.6). Settles once the process is gone. */
   stop(signal: AbortSignal): Promise<void>;
 }
@@ -74,6 +79,8 @@ const PROBES_MAX = 10;
 const PROBE_PAUSE_MS = 100;
 /** Where files come without an event: on a network filesystem. */
 const RECHECK_MS = 1_000;
+/** The program tells how far it is once a second. */
+const RECEIVED_POLL_MS = 100;
 
 /** Our half of R3.2: what we have said and nobody confirms ends the connection, as on the other side. */
 const CONNECTION_OPTIONS =
@@ -157,20 +164,36 @@ export async function startWalReceiver(options: WalReceiverOptions): Promise<Wal
     }
   };
 
+  const receivedLsn = async (querySignal: AbortSignal) => {
+    const [row] = await session.query<{ writeLsn: string | null }>(
+      `SELECT write_lsn::text AS "writeLsn" FROM pg_stat_replication
+        WHERE application_name = $1 ORDER BY backend_start DESC LIMIT 1`,
+      [applicationName],
+      querySignal,
+    );
+    return row?.writeLsn ?? (await completeUpTo(options));
+  };
   return {
     lost,
-    receivedLsn: async (querySignal) => {
-      const [row] = await session.query<{ writeLsn: string | null }>(
-        `SELECT write_lsn::text AS "writeLsn" FROM pg_stat_replication
-          WHERE application_name = $1 ORDER BY backend_start DESC LIMIT 1`,
-        [applicationName],
-        querySignal,
-      );
-      return row?.writeLsn ?? (await completeUpTo(options));
-    },
+    receivedLsn,
     completeUpTo: async () => await completeUpTo(options),
     waitUntilComplete: async (lsn, waitSignal) => {
-      await waitUntilComplete(options, lsn, { signal: waitSignal, lost });
+      await waitUntilHere(options, {
+        lsn,
+        hereUpTo: async () => await completeUpTo(options),
+        intervalMs: RECHECK_MS,
+        signal: waitSignal,
+        lost,
+      });
+    },
+    waitUntilReceived: async (lsn, waitSignal) => {
+      await waitUntilHere(options, {
+        lsn,
+        hereUpTo: async () => await receivedLsn(waitSignal),
+        intervalMs: RECEIVED_POLL_MS,
+        signal: waitSignal,
+        lost,
+      });
     },
     stop,
     [Symbol.asyncDispose]: async () => {
@@ -370,10 +393,22 @@ async function completeUpTo({ directory, seed }: WalReceiverOptions): Promise<st
   return end === from ? null : formatLsn(end);
 }
 
-async function waitUntilComplete(
+async function waitUntilHere(
   options: WalReceiverOptions,
-  lsn: string,
-  { signal, lost }: { readonly signal: AbortSignal; readonly lost: Promise<CloneError> },
+  {
+    lsn,
+    hereUpTo,
+    intervalMs,
+    signal,
+    lost,
+  }: {
+    readonly lsn: string;
+    readonly hereUpTo: () => Promise<string | null>;
+    /** Between two looks, if nothing happens. */
+    readonly intervalMs: number;
+    readonly signal: AbortSignal;
+    readonly lost: Promise<CloneError>;
+  },
 ): Promise<void> {
   // Twice: a stream that stands still is taken up again first.
   const stallMs = 2 * options.stallMs;
@@ -400,15 +435,15 @@ async function waitUntilComplete(
       if (seen.lost !== undefined) throw seen.lost;
       // Armed before looking, so that what comes meanwhile is not slept over.
       changed = Promise.withResolvers();
-      const complete = await completeUpTo(options);
-      if (complete !== null && parseLsn(complete) >= wanted) return;
+      const here = await hereUpTo();
+      if (here !== null && parseLsn(here) >= wanted) return;
       if (performance.now() - seen.lastEventAtMs > stallMs) {
         throw new CloneError('STALLED', `no WAL has arrived for ${String(stallMs / 1000)} s`, {
-          facts: { wantedLsn: lsn, completeLsn: complete },
+          facts: { wantedLsn: lsn, hereLsn: here },
           hint: 'Check the load of the target disk and of the network to the source.',
         });
       }
-      const timer = setTimeout(wake, RECHECK_MS);
+      const timer = setTimeout(wake, intervalMs);
       await changed.promise;
       clearTimeout(timer);
     }
@@ -416,4 +451,29 @@ async function waitUntilComplete(
     signal.removeEventListener('abort', wake);
     watcher.close();
   }
+}
+
+/**
+ * Gives the last segment its final name where the stream has ended in the middle of it. It has its full length: what has not
+ * arrived is zeros, at which recovery goes on by streaming (R4.14).
+ *
+ * @param o.endLsn WAL up to here has been waited for; a segment that is complete has its name already.
+ */
+export async function keepUnfinishedSegment(
+  directory: string,
+  {
+    timeline,
+    endLsn,
+    segmentBytes,
+  }: { readonly timeline: number; readonly endLsn: string; readonly segmentBytes: number },
+): Promise<void> {
+  const [last = ''] = segmentsBetween({
+    ...{ timeline, segmentBytes, endLsn },
+    startLsn: formatLsn(parseLsn(endLsn) - 1n),
+  });
+  await rename(join(directory, `${last}.partial`), join(directory, last)).catch(
+    (error: unknown) => {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    },
+  );
 }

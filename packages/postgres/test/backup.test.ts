@@ -25,9 +25,14 @@ test('a backup begins and ends, though the archiver fails and the role is in a h
 
   const started = await startBackup(session, start);
   await server.query('SELECT pg_sleep(0.3)');
-  const stopped = await stopBackup(session, signal);
+  const stopped = await stopBackup(session, started, signal);
 
-  expect(started).toEqual({ startLsn: expect.stringMatching(/^0\/[0-9A-F]+$/), timeline: 1 });
+  expect(started).toEqual({
+    startLsn: expect.stringMatching(/^0\/[0-9A-F]+$/),
+    timeline: 1,
+    replayedTimeline: null,
+  });
+  expect(stopped).toMatchObject({ timeline: 1, replayedTimeline: null });
   expect(parseLsn(stopped.stopLsn)).toBeGreaterThan(parseLsn(started.startLsn));
   const label = stopped.label.toString('latin1');
   expect(label).toContain(`START WAL LOCATION: ${started.startLsn} (file 0000000100000000`);
@@ -58,8 +63,8 @@ test('the map of tablespaces arrives byte by byte, whatever the encoding of the 
       applicationName: 'b',
       signal,
     });
-    await startBackup(session, start);
-    const { tablespaceMap } = await stopBackup(session, signal);
+    const started = await startBackup(session, start);
+    const { tablespaceMap } = await stopBackup(session, started, signal);
 
     const found = parseTablespaceMap(tablespaceMap).map(({ location }) =>
       Buffer.from(location, 'latin1').toString(),
@@ -71,12 +76,12 @@ test('the map of tablespaces arrives byte by byte, whatever the encoding of the 
 test('a backup ends with its session', async () => {
   await using server = await startPrimary();
   await using session = await openSession(connectionTo(server), { applicationName: 'b', signal });
-  await startBackup(session, start);
+  const started = await startBackup(session, start);
 
   await server.query('SELECT pg_terminate_backend($1)', [session.backendPid]);
 
   expect((await session.lost).code).toBe('SOURCE_LOST');
-  await expect(stopBackup(session, signal)).rejects.toMatchObject({ code: 'SOURCE_LOST' });
+  await expect(stopBackup(session, started, signal)).rejects.toMatchObject({ code: 'SOURCE_LOST' });
   await expect
     .poll(async () => await readFile(server.logFile, 'utf8'))
     .toContain('aborting backup due to backend exiting');
@@ -100,8 +105,7 @@ test('an aborted start calls the backup off and leaves the session', async () =>
   controller.abort(new Error('the user cancelled'));
 
   await failing;
-  await startBackup(session, start);
-  await stopBackup(session, signal);
+  await stopBackup(session, await startBackup(session, start), signal);
 });
 
 test('a denied function is a missing right and not a bug', async () => {

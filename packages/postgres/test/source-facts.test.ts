@@ -222,14 +222,13 @@ test('one slot does not do for the pin and the standby together', async () => {
   ]);
 });
 
-test('a standby, an in-place tablespace and a path that is not UTF-8 are refused by name', async () => {
+test('an in-place tablespace and a path that is not UTF-8 are refused by name', async () => {
   const facts = await factsOf(server);
   const tablespace = { oid: '1', bytes: 0 };
 
   const { errors } = checkSource(
     {
       ...facts,
-      inRecovery: true,
       tablespaces: [
         { ...tablespace, name: 'here', location: 'pg_tblspc/1' },
         { ...tablespace, name: 'latin', location: '/srv/caf\ufffd' },
@@ -239,7 +238,6 @@ test('a standby, an in-place tablespace and a path that is not UTF-8 are refused
   );
 
   expect(errors.map(({ code, facts: seen }) => [code, seen])).toEqual([
-    ['NOT_SUPPORTED', {}],
     ['SOURCE_LAYOUT_UNSUPPORTED', { path: '/srv/caf\ufffd' }],
     ['SOURCE_LAYOUT_UNSUPPORTED', { tablespace: 'here' }],
   ]);
@@ -253,5 +251,24 @@ test('a source that takes any standby for a synchronous one is a warning', async
       code: 'STANDBY_SYNCHRONOUS',
       message: expect.stringContaining('(*)'),
     }),
+  ]);
+});
+
+test('a standby is a source like a primary, but its grants come from there and nobody waits for its standbys', async () => {
+  const facts = {
+    ...(await factsOf(server)),
+    inRecovery: true,
+    synchronousStandbyNames: '*',
+  };
+  const { rights } = facts;
+
+  expect(checkSource(facts, nothing)).toEqual({ errors: [], warnings: [] });
+  expect(
+    checkSource({ ...facts, rights: { ...rights, monitor: false } }, nothing).errors,
+  ).toMatchObject([
+    {
+      code: 'SOURCE_RIGHTS_MISSING',
+      hint: expect.stringContaining('of the primary of the source'),
+    },
   ]);
 });

@@ -113,9 +113,10 @@ test('the stream begins with the segment of the seed and covers the start of a b
   await using streaming = await stream(server, { seed });
   const { receiver, directory } = streaming;
 
-  const { startLsn, timeline } = await startBackup(session, { label: 'x', fast: true, signal });
+  const start = await startBackup(session, { label: 'x', fast: true, signal });
+  const { startLsn, timeline } = start;
   await writeSegments(2);
-  const { stopLsn } = await stopBackup(session, signal);
+  const { stopLsn } = await stopBackup(session, start, signal);
   await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
 
@@ -145,9 +146,10 @@ test('a segment that is missing, cut or has one page of zeros is found before an
   await using _ = await pin();
   await using streaming = await stream();
   const { receiver, directory } = streaming;
-  const { startLsn, timeline } = await startBackup(session, { label: 'x', fast: true, signal });
+  const start = await startBackup(session, { label: 'x', fast: true, signal });
+  const { startLsn, timeline } = start;
   await writeSegments(4);
-  const { stopLsn } = await stopBackup(session, signal);
+  const { stopLsn } = await stopBackup(session, start, signal);
   await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
   const proof = {
@@ -189,8 +191,9 @@ test('a backup that ends on a boundary needs no segment behind it', async () => 
   await using _ = await pin();
   await using streaming = await stream();
   const { receiver, directory } = streaming;
-  const { startLsn } = await startBackup(session, { label: 'x', fast: true, signal });
-  const { stopLsn } = await stopBackup(session, signal);
+  const start = await startBackup(session, { label: 'x', fast: true, signal });
+  const { startLsn } = start;
+  const { stopLsn } = await stopBackup(session, start, signal);
   await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);
 
@@ -256,7 +259,8 @@ test('a stream that breaks is taken up again without a hole', async () => {
   await using _ = await pin();
   await using streaming = await stream();
   const { receiver, directory, seed } = streaming;
-  const { startLsn } = await startBackup(session, { label: 'x', fast: true, signal });
+  const start = await startBackup(session, { label: 'x', fast: true, signal });
+  const { startLsn } = start;
   await writeSegments(2);
 
   await server.query(
@@ -264,7 +268,7 @@ test('a stream that breaks is taken up again without a hole', async () => {
     [applicationName],
   );
   await writeSegments(3);
-  const { stopLsn } = await stopBackup(session, signal);
+  const { stopLsn } = await stopBackup(session, start, signal);
 
   await receiver.waitUntilComplete(stopLsn, signal);
   await receiver.stop(signal);

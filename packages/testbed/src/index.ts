@@ -51,4 +51,10 @@ export { findSecrets, type SecretSearch, watchForSecrets } from './secrets.ts';
 export { type ServerProcess, startServerProcess } from './server-process.ts';
 export { type Source, startSource } from './source.ts';
 export { type SshdOptions, type SshServer, startSshd } from './sshd.ts';
+export {
+  type StandbyOptions,
+  type StandbySource,
+  startStandby,
+  startStandbyOf,
+} from './standby.ts';
 export { startWriteLoad, type WriteLoad, type WriteLoadOptions } from './write-load.ts';

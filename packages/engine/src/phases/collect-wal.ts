@@ -1,10 +1,11 @@
 /**
  * Phase 6 of 8: the WAL from the start to the end of the backup is here, without a hole.
  *
- * The end of the backup closes its segment (R3.5), so a complete segment tells that it has come. That the last one is
+ * On a primary the end of the backup closes its segment, so a complete segment tells that it has come (R3.5). A standby
+ * closes none, and an idle upstream may not for hours, so there the position that was received counts. That the last one is
  * here says nothing about the others: pg_waldump reads every record between (R4.13).
  */
-import { type BackupStart, proveWal } from '@pgcloned/postgres';
+import { type BackupStart, keepUnfinishedSegment, proveWal } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import type { Stop } from './stop-backup.ts';
@@ -20,8 +21,16 @@ export async function collectWal(
   }: { readonly stream: WalStream; readonly start: BackupStart; readonly stop: Stop },
 ): Promise<void> {
   // A receiver that ends aborts the run by itself.
-  await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
+  if (ready.facts.inRecovery) await stream.receiver.waitUntilReceived(stop.stopLsn, run.signal);
+  else await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
   await stream.receiver.stop(run.signal);
+  if (ready.facts.inRecovery) {
+    await keepUnfinishedSegment(stream.directory, {
+      timeline: start.timeline,
+      endLsn: stop.stopLsn,
+      segmentBytes: ready.facts.walSegmentBytes,
+    });
+  }
   stream.pin?.streamEnded(stop.stopLsn);
   await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });

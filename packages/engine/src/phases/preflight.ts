@@ -9,6 +9,7 @@ import { toCloneError } from '@pgcloned/contract';
 import type { CloneRun } from '../clone-run.ts';
 import { type Looked, runChecks, type Seen } from '../preflight/check.ts';
 import { CHECKS } from '../preflight/checks.ts';
+import { watchPromotion } from '../promotion-watch.ts';
 import type { Ready } from '../ready.ts';
 
 export async function preflight(run: CloneRun): Promise<Ready> {
@@ -16,7 +17,8 @@ export async function preflight(run: CloneRun): Promise<Ready> {
     endAtError(run, stage);
   });
   const { claim, address: _, ...ready } = seen as Seen;
-  return { ...claim, ...ready };
+  const promotion = ready.facts.inRecovery ? watchPromotion(run, ready.session) : null;
+  return { ...claim, ...ready, promotion };
 }
 
 /** @throws The first error of the stage; the others are only logged. */

@@ -108,7 +108,7 @@ export async function publish(
   return { places };
 }
 
-/** R4.11, R4.15: every complete segment from the start on, marked as archived, and the history files. */
+/** R4.11, R4.15: every segment from the start on, marked as archived, and the history files. */
 async function placeWal(
   ready: Ready,
   {

@@ -5,7 +5,12 @@
  * there is nothing to undo but to close it.
  */
 import { CloneError } from '@pgcloned/contract';
-import { type BackupStart, startBackup as start, walBytesBetween } from '@pgcloned/postgres';
+import {
+  type BackupStart,
+  promoted,
+  startBackup as start,
+  walBytesBetween,
+} from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { openStream, type WalStream } from './stream-wal.ts';
@@ -32,16 +37,37 @@ export async function startBackup(
     clearTimeout(slow);
   });
   run.observer.wal({ startLsn: backup.startLsn });
-  const stream = pinned ?? (await openStream(run, ready, { pin: null, seedLsn: backup.startLsn }));
-  const isCovered = walBytesBetween({ from: stream.seedLsn, to: backup.startLsn }) >= 0n;
-  if (backup.timeline === ready.facts.timeline && isCovered) return { ...backup, stream };
+  if (ready.facts.inRecovery && backup.replayedTimeline === null) throw promoted(ready.session);
+  refuseOlderTimeline(backup);
+  const { startLsn, timeline } = backup;
+  const stream =
+    pinned ??
+    (await openStream(run, ready, { pin: null, seedLsn: startLsn, seedTimeline: timeline }));
+  const isCovered = walBytesBetween({ from: stream.seedLsn, to: startLsn }) >= 0n;
+  if (timeline === ready.facts.timeline && isCovered) return { ...backup, stream };
   throw new CloneError('SOURCE_CHANGED', 'the backup does not start within the WAL stream', {
     facts: {
-      startLsn: backup.startLsn,
+      startLsn,
       streamLsn: stream.seedLsn,
-      timeline: backup.timeline,
+      timeline,
       streamTimeline: ready.facts.timeline,
     },
     hint: 'Clone again; the source changed its timeline in this very moment.',
   });
+}
+
+/**
+ * R3.7: a standby that has followed its upstream to a new timeline starts its backup on the old one as long as it has seen
+ * no checkpoint of the new one.
+ */
+function refuseOlderTimeline({ startLsn, timeline, replayedTimeline }: BackupStart): void {
+  if (replayedTimeline === null || replayedTimeline === timeline) return;
+  throw new CloneError(
+    'SOURCE_CHANGED',
+    `the source follows timeline ${String(replayedTimeline)} and has not seen a checkpoint of it yet`,
+    {
+      facts: { startLsn, timeline, replayedTimeline },
+      hint: 'Run CHECKPOINT on the primary of the source, or wait for its next one.',
+    },
+  );
 }

@@ -9,9 +9,12 @@ import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import {
   type BackupStart,
+  type BackupStop,
   CONTROL_STATE,
   type ControlFile,
+  isInRecovery,
   parseTablespaceMap,
+  promoted,
   readControlFile,
   readTablespaces,
   stopBackup as stop,
@@ -26,6 +29,7 @@ import type { Copy } from './copy-files.ts';
 const CONTROL_FILE_BYTES = 8192;
 
 export interface Stop {
+  /** The copy becomes consistent here: all WAL up to this position is needed. */
   readonly stopLsn: string;
   readonly label: Buffer;
   readonly controlImage: Buffer;
@@ -51,35 +55,60 @@ export async function stopBackup(
     },
     { signal },
   );
+  // A standby that was promoted just now has the pg_control of a primary.
+  const isPromoted =
+    start.replayedTimeline !== null && !(await isInRecovery(ready.session, signal));
+  if (isPromoted) throw promoted(ready.session);
   refuseForeignControlFile(controlFile, ready, start);
   const { slot } = run.plan.spec.replica;
   if (slot !== null) await makeReplicaSlot(run, { ...ready, slotName: slot });
-  const backup = await stop(ready.session, signal);
+  const backup = await stop(ready.session, start, signal);
+  await ready.promotion?.end();
+  const isStandby = start.replayedTimeline !== null;
+  if (isStandby) refuseOtherTimelines(start, backup, controlFile);
   const tablespacesAfter = await readTablespaces(ready.session, signal);
   refuseOtherTablespaces(
     copy,
     parseTablespaceMap(backup.tablespaceMap).map(({ oid }) => oid),
     tablespacesAfter.map(({ oid }) => oid),
   );
-  return { stopLsn: backup.stopLsn, label: backup.label, controlImage: image };
+  // Of a standby, recovery of the copy takes what its pg_control says for the end of the backup (R2.2).
+  const stopLsn = isStandby ? later(backup.stopLsn, controlFile.minRecoveryLsn) : backup.stopLsn;
+  return { stopLsn, label: backup.label, controlImage: image };
+}
+
+const later = (one: string, other: string) =>
+  walBytesBetween({ from: one, to: other }) > 0n ? other : one;
+
+/** R3.7: files that were changed by WAL of another timeline than that of the start. */
+function refuseOtherTimelines(
+  { timeline }: BackupStart,
+  backup: BackupStop,
+  { minRecoveryTimeline }: ControlFile,
+): void {
+  const others = [backup.timeline, backup.replayedTimeline, minRecoveryTimeline];
+  const other = others.find((one) => one !== timeline);
+  if (other === undefined) return;
+  throw new CloneError('SOURCE_CHANGED', 'the source changed its timeline during the copy', {
+    facts: { timeline, timelineNow: other },
+    hint: 'Clone again: what was copied is kept. If this happens again, run CHECKPOINT on the primary of the source first.',
+  });
 }
 
 function refuseForeignControlFile(
   { systemIdentifier, state, checkpointLsn }: ControlFile,
   { facts }: Ready,
-  { startLsn }: BackupStart,
+  { startLsn, replayedTimeline }: BackupStart,
 ): void {
+  const expectedState =
+    replayedTimeline === null ? CONTROL_STATE.inProduction : CONTROL_STATE.inArchiveRecovery;
   const isFresh = walBytesBetween({ from: startLsn, to: checkpointLsn }) >= 0n;
-  if (
-    systemIdentifier === facts.systemIdentifier &&
-    state === CONTROL_STATE.inProduction &&
-    isFresh
-  )
-    return;
+  if (systemIdentifier === facts.systemIdentifier && state === expectedState && isFresh) return;
   throw invalid('pg_control is not that of the running source', {
     systemIdentifier,
     expectedSystemIdentifier: facts.systemIdentifier,
     state,
+    expectedState,
     checkpointLsn,
     startLsn,
   });

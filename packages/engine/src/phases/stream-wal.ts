@@ -10,7 +10,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, toCloneError } from '@pgcloned/contract';
-import { startWalReceiver, type WalReceiver } from '@pgcloned/postgres';
+import { startWalReceiver, type WalReceiver, type WalReceiverOptions } from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
@@ -45,18 +45,29 @@ export interface WalStream {
 export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream | null> {
   await prepareTarget(run, ready);
   const pin = run.plan.spec.wal.retention === 'pin' ? await pinIfPossible(run, ready) : null;
-  return pin === null ? null : await openStream(run, ready, { pin, seedLsn: pin.restartLsn });
+  if (pin === null) return null;
+  const seed = { seedLsn: pin.restartLsn, seedTimeline: pin.restartTimeline };
+  return await openStream(run, ready, { pin, ...seed });
 }
 
 /** Settles once WAL from the segment of `seedLsn` on is streaming. */
 export async function openStream(
   run: CloneRun,
   ready: Ready,
-  { pin, seedLsn }: Pick<WalStream, 'pin' | 'seedLsn'>,
+  {
+    pin,
+    seedLsn,
+    seedTimeline,
+  }: Pick<WalStream, 'pin' | 'seedLsn'> & { readonly seedTimeline: number },
 ): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
   const space = await watchSpace(run, ready);
-  const receiver = await receive(run, ready, { directory, pin, seedLsn });
+  const seed = {
+    timeline: seedTimeline,
+    lsn: seedLsn,
+    segmentBytes: ready.facts.walSegmentBytes,
+  };
+  const receiver = await receive(run, ready, { directory, seed });
   // At once: until everything else of the clone has ended, more would arrive than there is room for.
   void space.lost.then(async () => {
     await receiver[Symbol.asyncDispose]();
@@ -178,11 +189,7 @@ async function watchSpace(
 async function receive(
   run: CloneRun,
   ready: Ready,
-  {
-    directory,
-    pin,
-    seedLsn,
-  }: { readonly directory: string; readonly pin: HeldPin | null; readonly seedLsn: string },
+  { directory, seed }: Pick<WalReceiverOptions, 'directory' | 'seed'>,
 ): Promise<WalReceiver> {
   await mkdir(directory, { mode: 0o700 });
   const receiver = await startWalReceiver({
@@ -190,11 +197,7 @@ async function receive(
     settings: ready.settings,
     applicationName: run.name,
     directory,
-    seed: {
-      timeline: pin?.restartTimeline ?? ready.facts.timeline,
-      lsn: seedLsn,
-      segmentBytes: ready.facts.walSegmentBytes,
-    },
+    seed,
     session: ready.session,
     inheritedFds: run.locks.fds(),
     stallMs: run.plan.host.stallMs,

@@ -12,7 +12,7 @@ import type { Ready } from '../ready.ts';
 import type { Claim } from '../target/claim.ts';
 
 /** What checks find or open, for later ones and for the clone. */
-export interface Seen extends Omit<Ready, keyof Claim> {
+export interface Seen extends Omit<Ready, keyof Claim | 'promotion'> {
   readonly claim: Claim;
   /** Where the source is by its configuration; `settings` is how it is connected to. */
   readonly address: ConnectionSettings;

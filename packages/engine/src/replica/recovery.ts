@@ -2,6 +2,7 @@
 import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CONTROL_STATE, readControlFile } from '@pgcloned/postgres';
+import { exists } from '../target/marker.ts';
 
 const CONTROL_FILE_BYTES = 8192;
 
@@ -12,6 +13,9 @@ export interface Recovery {
 }
 
 export async function readRecovery(dataDirectory: string, signal: AbortSignal): Promise<Recovery> {
+  // The server puts the label away when what it says stands in pg_control, so it is looked for first. Before that pg_control
+  // is the one that was copied, and that of a standby looks like the end.
+  const hasBegun = !(await exists(join(dataDirectory, 'backup_label')));
   const { controlFile } = await readControlFile(
     async () => {
       await using file = await open(join(dataDirectory, 'global', 'pg_control'), 'r');
@@ -24,9 +28,12 @@ export async function readRecovery(dataDirectory: string, signal: AbortSignal): 
   );
   const { state, backupStartLsn, backupEndRequired, minRecoveryLsn } = controlFile;
   return {
-    // The copied file says "in production" until recovery takes it over; then it names the backup until its end.
+    // Once recovery has begun pg_control names the backup until its end.
     isConsistent:
-      state === CONTROL_STATE.inArchiveRecovery && backupStartLsn === '0/0' && !backupEndRequired,
+      hasBegun &&
+      state === CONTROL_STATE.inArchiveRecovery &&
+      backupStartLsn === '0/0' &&
+      !backupEndRequired,
     minRecoveryLsn,
   };
 }

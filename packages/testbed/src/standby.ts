@@ -1,0 +1,59 @@
+/** Real standbys, made by pg_basebackup as a DBA makes them. */
+import { appendFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { runAsPartsUser } from './parts-user.ts';
+import { type PostgresServer, startCluster } from './postgres-server.ts';
+import { scratchDirectory } from './scratch-directory.ts';
+import type { Source } from './source.ts';
+
+export interface StandbyOptions {
+  /** They win over those of its upstream, which it has otherwise. */
+  readonly settings?: Readonly<Record<string, string>>;
+  /** Location there and here; there is no other way on one host. */
+  readonly tablespaces?: Readonly<Record<string, string>>;
+}
+
+/** A standby that streams from `upstream` over its unix socket, without a slot. */
+export async function startStandby(
+  upstream: PostgresServer,
+  { settings = {}, tablespaces = {} }: StandbyOptions = {},
+): Promise<PostgresServer> {
+  await using parts = new AsyncDisposableStack();
+  const { path } = parts.use(await scratchDirectory());
+  const dataDirectory = join(path, 'data');
+  const { binDirectory, socketDirectory, port } = upstream;
+  await runAsPartsUser([
+    ...[join(binDirectory, 'pg_basebackup'), '--pgdata', dataDirectory],
+    ...['--dbname', `host=${socketDirectory} port=${String(port)} user=postgres`],
+    ...['--write-recovery-conf', '--checkpoint=fast', '--no-sync'],
+    ...Object.entries(tablespaces).map(([there, here]) => `--tablespace-mapping=${there}=${here}`),
+  ]);
+  const server = parts.use(await startCluster(dataDirectory, { binDirectory, settings }));
+  const owned = parts.move();
+  return {
+    ...server,
+    get pid() {
+      return server.pid;
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+export interface StandbySource extends Pick<Source, 'configuration'>, AsyncDisposable {
+  readonly standby: PostgresServer;
+}
+
+/** A standby of the primary of `source`, which is cloned in its place. Disposing ends the standby alone. */
+export async function startStandbyOf(
+  { primary, configuration, password }: Source,
+  options?: StandbyOptions,
+): Promise<StandbySource> {
+  const standby = await startStandby(primary, options);
+  const { host, user, passFile } = configuration;
+  await appendFile(passFile, `${host}:${String(standby.port)}:*:${user}:${password}\n`);
+  return {
+    standby,
+    configuration: { ...configuration, port: standby.port },
+    [Symbol.asyncDispose]: () => standby[Symbol.asyncDispose](),
+  };
+}
