@@ -127,7 +127,6 @@ test.each([
     'NOT_SUPPORTED',
   ],
   ['method reflink', specFor('main', { method: 'reflink' }), 'NOT_SUPPORTED'],
-  ['transport ssh', specFor('main', { transfer: { transport: 'ssh' } }), 'NOT_SUPPORTED'],
   ['compression auto', specFor('main', { transfer: { compression: 'auto' } }), 'NOT_SUPPORTED'],
   ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],

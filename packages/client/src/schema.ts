@@ -280,6 +280,7 @@ export interface components {
                  */
                 compression?: "none" | "lz4" | "zstd" | "auto";
                 /**
+                 * @description rsyncd: an rsync daemon on a port of the source, for as long as the copy lasts; not encrypted. ssh: rsync over the OpenSSH client, encrypted and without a port of its own: for a network that one does not trust
                  * @default rsyncd
                  * @enum {string}
                  */
@@ -621,6 +622,7 @@ export interface components {
                  */
                 compression: "none" | "lz4" | "zstd" | "auto";
                 /**
+                 * @description rsyncd: an rsync daemon on a port of the source, for as long as the copy lasts; not encrypted. ssh: rsync over the OpenSSH client, encrypted and without a port of its own: for a network that one does not trust
                  * @default rsyncd
                  * @enum {string}
                  */

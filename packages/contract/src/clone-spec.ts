@@ -73,7 +73,10 @@ const Transfer = z.strictObject({
   compression: z.enum(['none', 'lz4', 'zstd', 'auto']).default('none').meta({
     description: 'On the way; it pays where the network is slower than the disks',
   }),
-  transport: z.enum(['rsyncd', 'ssh']).default('rsyncd'),
+  transport: z.enum(['rsyncd', 'ssh']).default('rsyncd').meta({
+    description:
+      'rsyncd: an rsync daemon on a port of the source, for as long as the copy lasts; not encrypted. ssh: rsync over the OpenSSH client, encrypted and without a port of its own: for a network that one does not trust',
+  }),
   checksum: z.boolean().default(false).meta({
     description: 'Compare contents instead of size and time wherever a file is there already',
   }),
@@ -216,8 +219,6 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source' | 'target'>): v
     });
   };
   if (spec.method !== 'rsync') refuse('method', spec.method, 'Use method rsync.');
-  if (spec.transfer.transport !== 'rsyncd')
-    refuse('transfer.transport', spec.transfer.transport, 'Use transport rsyncd.');
   if (spec.transfer.compression === 'auto')
     refuse('transfer.compression', 'auto', 'Use none, lz4 or zstd.');
   if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');

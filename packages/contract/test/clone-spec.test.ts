@@ -158,7 +158,6 @@ test('pgcloned run takes a source by name or spelled out, and needs no host', ()
 
 test.each([
   ['method', { method: 'reflink' }],
-  ['transfer.transport', { transfer: { transport: 'ssh' } }],
   ['transfer.compression', { transfer: { compression: 'auto' } }],
   ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],

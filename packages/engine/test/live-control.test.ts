@@ -105,11 +105,12 @@ async function startCopy(limits: { readonly workers: number; readonly maxRate: n
     onWorkersChange: control.onChange,
     admit: async () => await Promise.resolve(road.closed()),
     transfer: async (batch, { repeat, onBytes, signal: batchSignal }) => {
-      const endpoint = await road.endpoint();
-      see({ running: 1, [endpoint === line ? 'straight' : 'capped']: 1 });
+      const at = await road.endpoint();
+      see({ running: 1, [at === line ? 'straight' : 'capped']: 1 });
       try {
         return await transfer({
-          ...{ endpoint, daemon, module: 'pgdata', names: batch.names, destination: scratch.path },
+          endpoint: { kind: 'daemon', ...daemon, ...at, module: 'pgdata' },
+          ...{ names: batch.names, destination: scratch.path },
           ...{ send: repeat === null ? 'whole' : 'delta', compare: 'quick', compression: 'none' },
           ...{ timeoutMs: 20_000, inheritedFds: [], signal: batchSignal },
           onBytes,

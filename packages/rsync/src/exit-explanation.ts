@@ -10,6 +10,7 @@
 import { CloneError, type ErrorCode, type ErrorFacts } from '@pgcloned/contract';
 import { describeExit, type Exit } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
+import { factsOf, NO_DIRECTORY, SENDING, type TransferEndpoint } from './endpoint.ts';
 
 /** `rsync: [sender] read errors mapping "/base/1/2" (in pgdata): No data available (61)` */
 const SHORTENED =
@@ -35,6 +36,8 @@ const STATUS = {
   vanished: 24,
   timeout: 30,
   connectTimeout: 35,
+  notFound: 127,
+  ssh: 255,
 } as const;
 
 const CONNECTION_LOST: readonly (number | null)[] = [
@@ -43,6 +46,7 @@ const CONNECTION_LOST: readonly (number | null)[] = [
   STATUS.signal,
   STATUS.timeout,
   STATUS.connectTimeout,
+  STATUS.ssh,
   // Killed by somebody, maybe for memory: the next one may live.
   null,
 ];
@@ -56,14 +60,15 @@ export function explainExit(o: {
   readonly exit: Exit;
   readonly messages: readonly string[];
   readonly names: ReadonlySet<ByteName>;
-  readonly module: string;
+  readonly endpoint: TransferEndpoint;
 }): readonly ByteName[] {
-  const { exit, messages, names, module } = o;
+  const { exit, names, endpoint } = o;
   const { status } = exit;
   if (status === STATUS.ok || status === STATUS.vanished) return [];
 
+  const messages = o.messages.slice(o.messages.lastIndexOf(SENDING) + 1);
   const facts = {
-    module,
+    ...factsOf(endpoint),
     exit: describeExit(exit),
     stderr: messages.slice(-20).map(readable).join('\n'),
   };
@@ -74,14 +79,28 @@ export function explainExit(o: {
   if (status === STATUS.partial) {
     const again = new Set<ByteName>();
     for (const message of messages) {
-      const name = nameToRepeat(message, names);
-      if (name !== null) again.add(name);
-      else if (!HARMLESS.test(message)) {
+      const found = namesToRepeat(message, names);
+      for (const name of found) again.add(name);
+      if (found.length === 0 && !HARMLESS.test(message)) {
         throw fail('TRANSFER_FAILED', `rsync: ${readable(message)}`, hintFor(message));
       }
     }
     if (again.size > 0) return [...again];
     throw fail('TRANSFER_FAILED', 'rsync left files out without saying why', UNKNOWN_HINT);
+  }
+  if (messages.includes(NO_DIRECTORY)) {
+    throw fail(
+      'SOURCE_CHANGED',
+      'a directory of the source cannot be entered any more',
+      'See whether it still exists and the source still runs, then clone again.',
+    );
+  }
+  if (endpoint.kind === 'ssh' && status === STATUS.notFound) {
+    throw fail(
+      'TOOL_MISSING',
+      'rsync is not installed on the source host',
+      'Install rsync on the source host.',
+    );
   }
   const refusal = messages.find((message) => message.startsWith('@ERROR: '))?.slice(8);
   if (status === STATUS.daemonRefused && !refusal?.startsWith('max connections')) {
@@ -114,12 +133,19 @@ export function refuseFullTarget(stderr: string, facts: ErrorFacts): void {
   });
 }
 
-/** The name that a harmless message is about; null if it is another message, or about nothing that was asked for. */
-function nameToRepeat(message: string, names: ReadonlySet<ByteName>): ByteName | null {
+/**
+ * The names that a harmless message may be about; none if it is another message, or about nothing that was asked for.
+ *
+ * A daemon shows paths below its module, an rsync over SSH whole ones, of which nobody knows how much is the directory.
+ * What is sent once too often does no harm.
+ */
+function namesToRepeat(message: string, names: ReadonlySet<ByteName>): readonly ByteName[] {
   const shown = SHORTENED.exec(message)?.[1] ?? CHANGED.exec(message)?.[1];
-  if (shown === undefined) return null;
-  const name = unescapeName(shown).replace(/^\.?\//, '');
-  return names.has(name) ? name : null;
+  if (shown === undefined) return [];
+  const components = unescapeName(shown).split('/');
+  return components
+    .map((_, index) => components.slice(index).join('/'))
+    .filter((name) => names.has(name));
 }
 
 /** rsync shows control characters, and a backslash that could be mistaken for such an escape, as `\#ooo`. */
@@ -149,6 +175,9 @@ function hintFor(message: string): string {
   }
   if (/Input\/output error \(5\)/.test(message)) {
     return 'A disk fails to read or write this file: see the kernel log of its host before anything else.';
+  }
+  if (/is your shell clean/.test(message)) {
+    return 'Let the login shell of the SSH user print nothing when it runs a command, or use transfer.transport: rsyncd.';
   }
   if (/compress/.test(message)) {
     return 'Use rsync 3.2.0 or newer on both hosts, or no compression.';

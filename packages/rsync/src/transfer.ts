@@ -1,5 +1,5 @@
 /**
- * One rsync process that fetches named files of one module.
+ * One rsync process that fetches named files of one directory of the source.
  *
  * The files change while they are read; WAL replay repairs that. So what counts as success is not rsync's exit status
  * but what it says about each file (`exit-explanation.ts`). Directories must exist already, files that vanished are
@@ -11,18 +11,15 @@ import { addAbortListener } from 'node:events';
 import { CloneError } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
+import { approach, factsOf, type TransferEndpoint } from './endpoint.ts';
 import { explainExit } from './exit-explanation.ts';
 import { readProgress, readStatistics, readWireBytes, WIRE_FORMAT } from './rsync-output.ts';
-import { rsyncUrl } from './rsync-url.ts';
 
 /** Comparing by checksum reads both files in silence before the first byte is sent. */
 const CHECKSUM_PATIENCE = 10;
 
 /** rsync's own limit, which any byte satisfies, is the first to strike; ours counts progress, and is for an rsync that hangs itself. */
 const WATCH_PATIENCE = 5;
-
-/** A connection that takes longer is dropped by a firewall. */
-const CONNECT_SECONDS_MAX = 20;
 
 /** After SIGTERM rsync goes on reading for a while and throws it away; in place there is nothing that it would tidy up. */
 const KILL_AFTER_MS = 0;
@@ -31,11 +28,8 @@ const KILL_AFTER_MS = 0;
 const MESSAGES_KEPT_MAX = 100_000;
 
 export interface TransferRequest {
-  /** Where to connect: the daemon itself, or what forwards to it. */
-  readonly endpoint: { readonly address: string; readonly port: number };
-  readonly daemon: { readonly user: string; readonly password: string };
-  readonly module: string;
-  /** Files, relative to the module, without `./`. */
+  readonly endpoint: TransferEndpoint;
+  /** Files, relative to the directory there, without `./`. */
   readonly names: readonly ByteName[];
   /**
    * `whole`: all of each file. `delta`: what is here is compared page by page, and only what differs is sent; of that the
@@ -79,11 +73,11 @@ export interface TransferOutcome {
  *
  * @throws {CloneError} `TRANSFER_FAILED` if a file cannot be read or written (it is named), `TARGET_NO_SPACE`, `STALLED`,
  *   `SOURCE_LOST` if the connection broke or the daemon has no free one, `RSYNCD_FAILED` if the daemon refuses us,
- *   `TOOL_MISSING`.
+ *   `SOURCE_CHANGED` if the directory is not there any more, `TOOL_MISSING`.
  * @throws The signal's reason if it aborts.
  */
 export async function transfer(request: TransferRequest): Promise<TransferOutcome> {
-  const { signal, names, onBytes, onWireBytes } = request;
+  const { signal, endpoint, names, onBytes, onWireBytes } = request;
   signal.throwIfAborted();
   const patience = request.compare === 'checksum' ? CHECKSUM_PATIENCE : 1;
   const timeoutMs = request.timeoutMs * patience;
@@ -101,11 +95,13 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
   let bytesOfWholeFiles = 0;
   let wireBytesSeen = 0;
   try {
+    const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
+    const { options, source, ...surroundings } = approach(endpoint, { timeoutSeconds });
     const exit = await runProcess(
       {
         file: 'rsync',
-        args: argumentsFor(request, timeoutMs),
-        env: { LC_ALL: 'C', RSYNC_PASSWORD: request.daemon.password },
+        args: [...optionsFor(request), ...options, source, `${request.destination}/`],
+        ...surroundings,
         // A name that begins with # or ; would be a comment, even here: R6.6.
         input: Buffer.from(names.map((name) => `./${name}\0`).join(''), 'latin1'),
         inheritedFds: request.inheritedFds,
@@ -138,7 +134,7 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
         },
       },
     );
-    const again = explainExit({ exit, messages, names: new Set(names), module: request.module });
+    const again = explainExit({ exit, messages, names: new Set(names), endpoint });
     const { bytes, literalBytes } = readStatistics(statistics);
     return { bytes, literalBytes, again };
   } finally {
@@ -149,9 +145,7 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
   }
 }
 
-function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
-  const { endpoint, daemon, module, names, compression, compare, send, destination } = request;
-  const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
+function optionsFor({ names, compression, compare, send }: TransferRequest): string[] {
   return [
     // Names in messages byte for byte, but for control characters.
     '--8-bit-output',
@@ -163,8 +157,6 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
     '--files-from=-',
     // A table dropped since the listing is no error: R6.3.
     '--ignore-missing-args',
-    `--timeout=${String(timeoutSeconds)}`,
-    `--contimeout=${String(Math.min(timeoutSeconds, CONNECT_SECONDS_MAX))}`,
     '--info=progress2,stats2,flist0,nonreg0',
     `--out-format=${WIRE_FORMAT}`,
     '--no-human-readable',
@@ -176,8 +168,6 @@ function argumentsFor(request: TransferRequest, timeoutMs: number): string[] {
     ...(compression === 'none'
       ? []
       : ['--compress', `--compress-choice=${compression}`, '--compress-level=1']),
-    rsyncUrl({ ...endpoint, user: daemon.user, module }),
-    `${destination}/`,
   ];
 }
 
@@ -194,9 +184,9 @@ const COMPARE_OPTIONS = {
   checksum: ['--checksum'],
 } as const satisfies Record<TransferRequest['compare'], readonly string[]>;
 
-function stalled({ endpoint, module }: TransferRequest, silentMs: number): CloneError {
+function stalled({ endpoint }: TransferRequest, silentMs: number): CloneError {
   return new CloneError('STALLED', 'a transfer has stalled', {
-    facts: { address: endpoint.address, module, silentMs },
+    facts: { ...factsOf(endpoint), silentMs },
     hint: 'See whether the disk of the target or the network to the source hangs.',
   });
 }

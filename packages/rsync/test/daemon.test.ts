@@ -79,9 +79,7 @@ async function hostIsClean(): Promise<void> {
 
 async function fetchVersion(daemon: RsyncDaemon, change: Partial<RsyncDaemon> = {}) {
   return await transfer({
-    endpoint: daemon,
-    daemon: { ...daemon, ...change },
-    module: 'pgdata',
+    endpoint: { kind: 'daemon', ...daemon, ...change, module: 'pgdata' },
     names: ['PG_VERSION'],
     destination: join(scratch.path, 'here'),
     compression: 'none',

@@ -5,6 +5,15 @@ import { explainExit } from '../src/exit-explanation.ts';
 const LAST =
   'rsync error: some files/attrs were not transferred (see previous errors) (code 23) at main.c(2005) [generator=3.5.0]';
 
+const DAEMON = {
+  kind: 'daemon',
+  address: '127.0.0.1',
+  port: 45_000,
+  user: 'x',
+  password: 'y',
+  module: 'pgdata',
+} as const;
+
 const explain = (
   status: number | null,
   messages: readonly string[],
@@ -14,7 +23,7 @@ const explain = (
     exit: { status, signal: status === null ? 'SIGKILL' : null },
     messages,
     names: new Set(names),
-    module: 'pgdata',
+    endpoint: DAEMON,
   });
 
 const codeOf = (...args: Parameters<typeof explain>) => {

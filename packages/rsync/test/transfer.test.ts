@@ -1,11 +1,10 @@
 /**
  * Transfers from a real daemon, of files that change, vanish or cannot be read.
  *
- * A gate between client and daemon lets some bytes through and then waits, so that a test can change a file in the middle
- * of its transfer, whatever the speed of the machine.
+ * A gate between client and daemon (`gate.ts`) lets a test change a file in the middle
+ * of its transfer.
  */
 import { randomBytes, randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import {
   appendFile,
   chown,
@@ -17,10 +16,7 @@ import {
   utimes,
   writeFile,
 } from 'node:fs/promises';
-import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
-import { Transform } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import {
   listProcesses,
   makeDirectory,
@@ -40,6 +36,7 @@ import {
   type TransferRequest,
   transfer,
 } from '../src/index.ts';
+import { openGate } from './gate.ts';
 import { localRunner } from './local-runner.ts';
 
 let host: ScratchDirectory;
@@ -76,9 +73,7 @@ beforeEach(async () => {
   target = join(scratch.path, 'target dir');
   await makeDirectory(join(target, 'base/1'));
   request = {
-    endpoint: daemon,
-    daemon,
-    module: 'pgdata',
+    endpoint: through(daemon),
     names: [],
     destination: target,
     compression: 'none',
@@ -96,6 +91,12 @@ afterEach(async () => {
   await scratch[Symbol.asyncDispose]();
   expect((await clients()).map(({ args }) => args)).toEqual([]);
 });
+
+/** The daemon, or what forwards to it. */
+const through = ({ address, port }: { readonly address: string; readonly port: number }) => {
+  const { user, password } = daemon;
+  return { kind: 'daemon', address, port, user, password, module: 'pgdata' } as const;
+};
 
 const clients = async () => (await listProcesses()).filter(({ args }) => args.includes(target));
 
@@ -185,9 +186,9 @@ test('files that are gone, or are no files any more, are skipped', async () => {
 test('a file that vanishes after the listing is no error', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
   await writeFile(join(source, 'last'), 'x');
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big', 'last'] });
+  const transferring = transfer({ ...request, endpoint: through(gate), names: ['big', 'last'] });
   await gate.reached;
   await rm(join(source, 'last'));
   gate.open();
@@ -200,9 +201,9 @@ test('a file that is truncated while it is read has to be fetched again, by its 
   const path = Buffer.from(`${source}/${name}`, 'latin1');
   await writeFile(path, Buffer.alloc(64_000_000, 1));
   await writeFile(join(source, 'whole'), 'x');
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: [name, 'whole'] });
+  const transferring = transfer({ ...request, endpoint: through(gate), names: [name, 'whole'] });
   await gate.reached;
   await truncate(path, 8192);
   gate.open();
@@ -218,9 +219,9 @@ test('a file that is truncated while it is read has to be fetched again, by its 
 test('a file that grows or is overwritten while it is read is fetched in its first size', async () => {
   const path = join(source, 'grows');
   await writeFile(path, Buffer.alloc(64_000_000, 1));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['grows'] });
+  const transferring = transfer({ ...request, endpoint: through(gate), names: ['grows'] });
   await gate.reached;
   await appendFile(path, 'more');
   {
@@ -371,12 +372,12 @@ test('a target that is read-only is told as such', { skip: !runsAsRoot }, async 
 
 test('an abort ends rsync before the promise settles', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
   const controller = new AbortController();
 
   const transferring = transfer({
     ...request,
-    endpoint: gate,
+    endpoint: through(gate),
     names: ['big'],
     signal: controller.signal,
   });
@@ -389,9 +390,14 @@ test('an abort ends rsync before the promise settles', async () => {
 
 test('a connection that goes silent is lost after the limit', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 1_000 });
+  const transferring = transfer({
+    ...request,
+    endpoint: through(gate),
+    names: ['big'],
+    timeoutMs: 1_000,
+  });
 
   await expect(transferring).rejects.toMatchObject({
     code: 'SOURCE_LOST',
@@ -401,9 +407,14 @@ test('a connection that goes silent is lost after the limit', async () => {
 
 test('an rsync that hangs itself is a stall, and is killed', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big'], timeoutMs: 400 });
+  const transferring = transfer({
+    ...request,
+    endpoint: through(gate),
+    names: ['big'],
+    timeoutMs: 400,
+  });
   // Whoever awaits it does so after the stop.
   transferring.catch(() => {});
   await gate.reached;
@@ -419,9 +430,9 @@ test.each([
   'an rsync of which the %s process is killed is a loss at once, and the other one ends with it',
   async (_which, index) => {
     await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-    await using gate = await openGate({ bytesBefore: 1_000_000 });
+    await using gate = await openGate(daemon, { bytesBefore: 1_000_000 });
 
-    const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
+    const transferring = transfer({ ...request, endpoint: through(gate), names: ['big'] });
     transferring.catch(() => {});
     await gate.reached;
     const pair = (await clients()).toSorted((left, right) => left.pid - right.pid);
@@ -437,12 +448,12 @@ test.each([
 test('of a transfer that broke off the files that had come are counted', async () => {
   await writeFile(join(source, 'first'), Buffer.alloc(1_000_000));
   await writeFile(join(source, 'second'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 1_200_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 1_200_000 });
   let wireBytes = 0;
 
   const transferring = transfer({
     ...request,
-    endpoint: gate,
+    endpoint: through(gate),
     names: ['first', 'second'],
     onWireBytes: (bytesMore) => (wireBytes += bytesMore),
   });
@@ -457,9 +468,9 @@ test('of a transfer that broke off the files that had come are counted', async (
 
 test('a connection that breaks is a loss', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['big'] });
+  const transferring = transfer({ ...request, endpoint: through(gate), names: ['big'] });
   transferring.catch(() => {});
   await gate.reached;
   gate.breakConnections();
@@ -471,10 +482,10 @@ test('a connection that breaks is a loss', async () => {
 });
 
 test('a port where nobody listens is a loss', async () => {
-  const gate = await openGate({ bytesBefore: 0 });
+  const gate = await openGate(daemon, { bytesBefore: 0 });
   await gate[Symbol.asyncDispose]();
 
-  const transferring = transfer({ ...request, endpoint: gate, names: ['here'] });
+  const transferring = transfer({ ...request, endpoint: through(gate), names: ['here'] });
 
   await expect(transferring).rejects.toMatchObject({
     code: 'SOURCE_LOST',
@@ -483,7 +494,11 @@ test('a port where nobody listens is a loss', async () => {
 });
 
 test('a module that the daemon does not have is refused', async () => {
-  const transferring = transfer({ ...request, module: 'other', names: ['here'] });
+  const transferring = transfer({
+    ...request,
+    endpoint: { ...through(daemon), module: 'other' },
+    names: ['here'],
+  });
 
   await expect(transferring).rejects.toMatchObject({
     code: 'RSYNCD_FAILED',
@@ -494,11 +509,11 @@ test('a module that the daemon does not have is refused', async () => {
 test('rsync holds the descriptors that it is given', async () => {
   await writeFile(join(source, 'big'), Buffer.alloc(64_000_000));
   await using lock = await open(join(scratch.path, 'lock'), 'w');
-  await using gate = await openGate({ bytesBefore: 100_000 });
+  await using gate = await openGate(daemon, { bytesBefore: 100_000 });
 
   const transferring = transfer({
     ...request,
-    endpoint: gate,
+    endpoint: through(gate),
     names: ['big'],
     inheritedFds: [lock.fd],
   });
@@ -511,58 +526,3 @@ test('rsync holds the descriptors that it is given', async () => {
 
   expect(new Set(held)).toEqual(new Set([(await lock.stat()).ino]));
 });
-
-interface Gate extends AsyncDisposable {
-  readonly address: string;
-  readonly port: number;
-  /** Settles when the first bytes have passed and the rest waits. */
-  readonly reached: Promise<void>;
-  readonly open: () => void;
-  readonly breakConnections: () => void;
-}
-
-async function openGate({ bytesBefore }: { readonly bytesBefore: number }): Promise<Gate> {
-  const reached = Promise.withResolvers<void>();
-  const opened = Promise.withResolvers<void>();
-  const clientSockets = new Set<Socket>();
-  const server = createServer((client) => {
-    clientSockets.add(client);
-    const upstream = connect(daemon.port, daemon.address);
-    let bytesPassed = 0;
-    const gate = new Transform({
-      highWaterMark: 65_536,
-      transform(chunk: Buffer, _encoding, callback) {
-        bytesPassed += chunk.length;
-        if (bytesPassed <= bytesBefore) {
-          callback(null, chunk);
-          return;
-        }
-        reached.resolve();
-        void opened.promise.then(() => {
-          callback(null, chunk);
-        });
-      },
-    });
-    // Either end may hang up at any time; the transfer tells the story.
-    pipeline(client, upstream).catch(() => {});
-    pipeline(upstream, gate, client).catch(() => {});
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { address, port } = server.address() as AddressInfo;
-  return {
-    address,
-    port,
-    reached: reached.promise,
-    open: opened.resolve,
-    breakConnections: () => {
-      for (const client of clientSockets) client.destroy();
-    },
-    [Symbol.asyncDispose]: async () => {
-      const closed = once(server, 'close');
-      server.close();
-      for (const client of clientSockets) client.destroy();
-      await closed;
-    },
-  };
-}

@@ -8,8 +8,11 @@ import { CloneError } from '@pgcloned/contract';
 import ssh2 from 'ssh2';
 import { factsOf, type SshTarget } from './ssh-target.ts';
 
+/** The name of the agent's keys: no file, whose names are absolute. */
+export const AGENT = 'agent';
+
 export interface ClientKey {
-  /** For messages: the file, or `agent`. */
+  /** The file, or {@link AGENT}. */
   readonly name: string;
   readonly method: ssh2.AnyAuthMethod;
 }
@@ -30,7 +33,7 @@ export async function readClientKeys(target: SshTarget): Promise<readonly Client
     keys.push({ name: privateKeyFile, method: { type: 'publickey', username, key } });
   }
   if (agentSocket !== null) {
-    keys.push({ name: 'agent', method: { type: 'agent', username, agent: agentSocket } });
+    keys.push({ name: AGENT, method: { type: 'agent', username, agent: agentSocket } });
   }
   for (const file of defaultKeyFiles) {
     const key = await readKey(file);

@@ -2,7 +2,7 @@
  * One SSH connection for control: strict host keys, keepalive, no Nagle.
  *
  * The files never go through it (it would keep our only thread busy): that is rsync's own TCP connection, or the ssh
- * client of OpenSSH. SQL and WAL may. A connection that goes silent is noticed after 40 s by its keepalive and then lost for everyone
+ * client of OpenSSH (`bulk-client.ts`). SQL and WAL may. A connection that goes silent is noticed after 40 s by its keepalive and then lost for everyone
  * who waits on it.
  */
 
@@ -13,7 +13,7 @@ import { CloneError } from '@pgcloned/contract';
 import type { CommandRunner } from '@pgcloned/process';
 import ssh2 from 'ssh2';
 import type { Session } from './channel.ts';
-import { type ClientKey, readClientKeys } from './client-keys.ts';
+import { AGENT, type ClientKey, readClientKeys } from './client-keys.ts';
 import { type ForwardTarget, openForward } from './forward.ts';
 import { judgeHostKey, type KnownHostKeys, knownHostKeys, typesOf } from './known-hosts.ts';
 import { runCommand, startCommand } from './remote-command.ts';
@@ -35,6 +35,19 @@ export interface SshConnection extends CommandRunner, AsyncDisposable {
   readonly forward: (target: ForwardTarget, signal: AbortSignal) => Promise<Duplex>;
   /** Settles (never rejects) once the connection is gone: with the reason, or null if it was disposed. */
   readonly closed: Promise<CloneError | null>;
+  readonly terms: SshTerms;
+}
+
+/** How a connection came about: what it takes to come to the same host again, as the same user. */
+export interface SshTerms {
+  readonly address: string;
+  readonly port: number;
+  readonly user: string;
+  /** The one that the host has proved to own. */
+  readonly hostKey: Buffer;
+  /** The key that let us in is in this file; null: the agent has it. */
+  readonly privateKeyFile: string | null;
+  readonly agentSocket: string | null;
 }
 
 /**
@@ -70,6 +83,7 @@ export async function connectSsh(
   if (!isReady) throw attempt.whyNot();
   // A closed socket forgets its addresses.
   const { remoteAddress = '', localAddress = '' } = socket;
+  const { hostKey, clientKey } = attempt.proofs();
 
   let isDisposed = false;
   let lost: CloneError | null = null;
@@ -92,6 +106,14 @@ export async function connectSsh(
     remoteAddress,
     localAddress,
     closed: gone,
+    terms: {
+      address: remoteAddress,
+      port: target.port,
+      user: target.user,
+      hostKey,
+      privateKeyFile: clientKey.name === AGENT ? null : clientKey.name,
+      agentSocket: clientKey.name === AGENT ? target.agentSocket : null,
+    },
     run: (command, runOptions) => runCommand(session, command, runOptions),
     start: (command, startOptions) => startCommand(session, command, startOptions),
     forward: async (to, forwardSignal) =>
@@ -125,6 +147,9 @@ function openConnection(
   const closed = Promise.withResolvers<undefined>();
   let stage: 'connecting' | 'handshake' | 'authentication' = 'connecting';
   let failure: Error | undefined;
+  let hostKey: Buffer | undefined;
+  const untriedKeys = [...clientKeys];
+  let clientKey: ClientKey | undefined;
   const fail = (error: Error) => {
     failure ??= error;
     socket.destroy();
@@ -150,18 +175,23 @@ function openConnection(
   client.connect({
     sock: socket,
     username: user,
-    authHandler: clientKeys.map(({ method }) => method),
+    authHandler: (_methodsLeft, _isPartial, next) => {
+      clientKey = untriedKeys.shift();
+      // False is for ssh2 the end of the list; its types do not know that.
+      next(clientKey?.method ?? (false as never));
+    },
     keepaliveInterval: KEEPALIVE_INTERVAL_MS,
     keepaliveCountMax: KEEPALIVE_COUNT_MAX,
     readyTimeout: 0,
     ...(hostKeys !== null && {
       algorithms: { serverHostKey: hostKeyAlgorithms(typesOf(hostKeys)) },
-      hostVerifier: (offered: Buffer) => {
-        const problem = judgeHostKey(offered, hostKeys, target);
-        if (problem !== null) failure ??= problem;
-        return problem === null;
-      },
     }),
+    hostVerifier: (offered: Buffer) => {
+      hostKey = offered;
+      const problem = hostKeys === null ? null : judgeHostKey(offered, hostKeys, target);
+      if (problem !== null) failure ??= problem;
+      return problem === null;
+    },
   });
 
   return {
@@ -171,6 +201,12 @@ function openConnection(
     closed: closed.promise,
     fail,
     failure: () => failure,
+    /** Of a connection that is ready. */
+    proofs: () => {
+      if (hostKey === undefined || clientKey === undefined)
+        throw new Error('an SSH connection without keys');
+      return { hostKey, clientKey };
+    },
     whyNot: () => explain(failure, { stage, target, clientKeys }),
   };
 }
@@ -193,7 +229,7 @@ function explain(
   const facts = { ...factsOf(target), reason };
   const isRefused = /authentication methods failed|too many authentication failures/i.test(reason);
   if (isRefused) {
-    const [first] = clientKeys.filter(({ name }) => name !== 'agent');
+    const [first] = clientKeys.filter(({ name }) => name !== AGENT);
     return new CloneError('SSH_AUTHENTICATION_FAILED', `${host} does not let ${user} in over SSH`, {
       facts: { ...facts, keysTried: clientKeys.map(({ name }) => name).join(', ') },
       hint: `Add the public key${first === undefined ? '' : ` of ${first.name}`} to the authorized_keys of ${user} on ${host}, or name another key (ssh.privateKeyFile).`,

@@ -1,4 +1,5 @@
 /** SSH connections with strict host keys, and commands and TCP connections over them. */
-export { connectSsh, type SshConnection } from './connect-ssh.ts';
+export { type BulkClient, type BulkConnection, openBulkClient } from './bulk-client.ts';
+export { connectSsh, type SshConnection, type SshTerms } from './connect-ssh.ts';
 export type { ForwardTarget } from './forward.ts';
 export type { SshTarget } from './ssh-target.ts';

@@ -145,6 +145,6 @@ async function isReadable(file: string, target: SshTarget): Promise<boolean> {
 }
 
 /** A key begins with the length and the name of its type. */
-function typeOf(key: Buffer): string {
+export function typeOf(key: Buffer): string {
   return key.subarray(4, 4 + key.readUInt32BE(0)).toString('latin1');
 }

@@ -22,6 +22,10 @@ export function labelOf({ user, host, port }: SshTarget): string {
   return `${user}@${host.includes(':') ? `[${host}]` : host}:${String(port)}`;
 }
 
-export function factsOf({ user, host, port }: SshTarget): ErrorFacts {
+export function factsOf({
+  user,
+  host,
+  port,
+}: Pick<SshTarget, 'user' | 'host' | 'port'>): ErrorFacts {
   return { host, port, user };
 }

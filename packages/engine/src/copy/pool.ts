@@ -10,7 +10,7 @@
  * where it was; that is no failure. New ones take what is left, and where nothing is left a share of what others have.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError, type ErrorFacts, type LogLevel } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, type ErrorFacts, type LogLevel } from '@pgcloned/contract';
 import type { TransferOutcome } from '@pgcloned/rsync';
 import type { Batch, BatchQueue } from './batches.ts';
 
@@ -34,6 +34,7 @@ export interface PoolOptions {
   readonly transfer: (
     batch: Batch,
     options: {
+      readonly worker: number;
       readonly repeat: 'broke-off' | 'changed' | null;
       readonly onBytes: (bytes: number) => void;
       readonly signal: AbortSignal;
@@ -157,7 +158,7 @@ async function sendTask(
     options.copied({ worker, root, bytes: more, files: 0 });
   };
   for (;;) {
-    const outcome = await sendStubbornly(task, stop, { ...options, copied });
+    const outcome = await sendStubbornly(task, stop, { ...options, worker, copied });
     if (outcome === null) return false;
     if (outcome.again.length === 0) break;
     if (task.round === ROUNDS_MAX) {
@@ -180,7 +181,10 @@ async function sendTask(
 async function sendStubbornly(
   task: Task,
   stop: AbortSignal,
-  options: Omit<PoolOptions, 'copied'> & { readonly copied: (bytes: number) => void },
+  options: Omit<PoolOptions, 'copied'> & {
+    readonly worker: number;
+    readonly copied: (bytes: number) => void;
+  },
 ): Promise<TransferOutcome | null> {
   const signal = AbortSignal.any([options.signal, stop]);
   while (!stop.aborted) {
@@ -189,6 +193,7 @@ async function sendStubbornly(
     try {
       halt = await options.admit(task.pending, signal);
       return await options.transfer(task.pending, {
+        worker: options.worker,
         repeat: task.round > 1 ? 'changed' : task.hasBegun ? 'broke-off' : null,
         onBytes: (bytes) => {
           reported += bytes;
@@ -219,7 +224,16 @@ async function sendStubbornly(
   return null;
 }
 
-/** A full disk stays full, and a daemon that is gone does not come back by asking again. */
+/**
+ * A full disk stays full, and a daemon that is gone does not come back by asking again; an sshd may just have too many
+ * guests.
+ */
+const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'SOURCE_LOST',
+  'STALLED',
+  'SSH_UNREACHABLE',
+]);
+
 function mayPass(error: unknown): error is CloneError {
-  return error instanceof CloneError && (error.code === 'SOURCE_LOST' || error.code === 'STALLED');
+  return error instanceof CloneError && MAY_PASS.has(error.code);
 }

@@ -9,24 +9,15 @@
 import { realpath, rm, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import {
-  CloneError,
-  type ErrorCode,
-  formatBytes,
-  toCloneError,
-  WORKERS_MAX,
-} from '@pgcloned/contract';
+import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
 import { readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
   listFiles,
-  type RsyncDaemon,
   remoteExists,
   type SourceEntry,
-  startDaemon,
   sweepHost,
   type TransferRequest,
-  transfer,
 } from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
 import { type Batch, queueBatches } from '../copy/batches.ts';
@@ -49,6 +40,7 @@ import {
 import { openRoad } from '../copy/road.ts';
 import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
 import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
+import { openTransport, type SourceDirectory, type Transport } from '../copy/transport.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
@@ -64,7 +56,7 @@ import { prepareClonePlace } from './stream-wal.ts';
 /** Short, so that the disk is never idle and the last sync finds little to do. */
 const SYNC_INTERVAL_MS = 700;
 
-/** What may befall the daemon or the SSH connection that it hangs on. */
+/** What may befall the transport or the SSH connection that it hangs on. */
 const CHANNEL_LOSSES: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'SOURCE_LOST',
   'RSYNCD_FAILED',
@@ -83,9 +75,7 @@ export interface Copy {
   readonly tablespaces: readonly TablespacePlace[];
 }
 
-interface Root {
-  readonly module: string;
-  readonly source: string;
+interface Root extends SourceDirectory {
   readonly destination: string;
 }
 
@@ -101,9 +91,9 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
   const { signal, plan } = run;
   const tablespaces = await tablespacesNow(run, ready);
   const roots = rootsOf(ready, tablespaces);
-  await using daemons = new AsyncDisposableStack();
-  const open = async () => daemons.use(await openDaemon(run, ready, roots));
-  const [listings, firstDaemon] = await together([
+  await using transports = new AsyncDisposableStack();
+  const open = async () => transports.use(await openTransport(run, ready, roots));
+  const [listings, firstTransport] = await together([
     listFiles(ready.host.ssh(), {
       roots: roots.map(({ source }) => source),
       stallMs: plan.host.stallMs,
@@ -137,8 +127,8 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
     try {
       // Whatever it hangs on may be away for longer than one pause.
       if (losses > 0) await ready.host.reopen(signal);
-      const daemon = losses === 0 ? firstDaemon : await open();
-      return await copyRound({ ...round, daemon, isFirst: losses === 0 });
+      const transport = losses === 0 ? firstTransport : await open();
+      return await copyRound({ ...round, transport, isFirst: losses === 0 });
     } catch (error) {
       const pauseMs = CHANNEL_PAUSES_MS[losses];
       const isLoss = error instanceof CloneError && CHANNEL_LOSSES.has(error.code);
@@ -154,7 +144,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
 }
 
 /**
- * One daemon, as long as it lasts. As long as the backup's session lives, what an earlier round has completed stays
+ * One transport, as long as it lasts. As long as the backup's session lives, what an earlier round has completed stays
  * complete, whatever became of the connection.
  */
 async function copyRound({
@@ -167,7 +157,7 @@ async function copyRound({
   kept,
   bytesToCome,
   gate,
-  daemon,
+  transport,
   isFirst,
 }: {
   readonly run: CloneRun;
@@ -181,13 +171,13 @@ async function copyRound({
   /** By destination. */
   readonly bytesToCome: Map<string, number>;
   readonly gate: SpaceGate;
-  readonly daemon: RsyncDaemon;
+  readonly transport: Transport;
   readonly isFirst: boolean;
 }): Promise<Copy> {
   const { observer, plan, transferControl } = run;
   const workers = () => workersOf(transferControl.limits());
   const lost = new AbortController();
-  void daemon.lost.then((error) => {
+  void transport.lost.then((error) => {
     lost.abort(error);
   });
   const unsynced = new AbortController();
@@ -235,7 +225,7 @@ async function copyRound({
   observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
   for (const { destination, whole, delta } of plans)
     bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
-  await using road = openRoad(daemon, transferControl);
+  await using road = openRoad(transport, transferControl);
   const syncing = repeat(
     SYNC_INTERVAL_MS,
     async () => {
@@ -271,14 +261,12 @@ async function copyRound({
       log: (level, message, fields) => {
         observer.log(level, message, fields);
       },
-      transfer: async (batch, { repeat: why, onBytes, signal: batchSignal }) => {
+      transfer: async (batch, { worker, repeat: why, onBytes, signal: batchSignal }) => {
         const root = planOf(batch, plans);
         const entries = entriesOf(batch, root);
         if (why === null) await journal.add(root.destination, entries);
         const request = {
-          endpoint: await road.endpoint(),
-          daemon,
-          module: root.module,
+          ...{ worker, from: root, through: await road.endpoint() },
           destination: root.destination,
           compression:
             plan.spec.transfer.compression === 'auto' ? 'none' : plan.spec.transfer.compression,
@@ -293,9 +281,9 @@ async function copyRound({
         if (short.length > 0) {
           const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
           // The delta tells of the same bytes, and brings what else is missing.
-          ({ literalBytes } = await transfer({ ...request, ...rest, onBytes: () => {} }));
+          ({ literalBytes } = await transport.transfer({ ...request, ...rest, onBytes: () => {} }));
         }
-        const outcome = await transfer({
+        const outcome = await transport.transfer({
           ...request,
           names: batch.names,
           send: isDelta ? 'delta' : 'whole',
@@ -528,27 +516,6 @@ function rootsOf(ready: Ready, tablespaces: readonly TablespacePlace[]): readonl
       destination: build,
     })),
   ];
-}
-
-async function openDaemon(
-  run: CloneRun,
-  ready: Ready,
-  roots: readonly Root[],
-): Promise<RsyncDaemon> {
-  const { rsyncd } = run.plan.source;
-  const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
-  return await startDaemon(ready.host.ssh(), {
-    name: run.name,
-    modules: roots.map(({ module, source }) => ({ name: module, path: source })),
-    connectAddress: rsyncd.address ?? ready.host.ssh().remoteAddress,
-    bindAddress: rsyncd.address,
-    ports: { first, last },
-    // All that may ever be in use may end at once, and come back before the other side has seen them end (R6.13).
-    connectionsMax: 2 * WORKERS_MAX,
-    leaseMs: run.plan.host.leaseMs,
-    directory: ready.temporaryWalDirectory,
-    signal: run.signal,
-  });
 }
 
 /** What engines left there that died together with the guards of their leases. Not needed for this clone. */

@@ -20,6 +20,7 @@ import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync'
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
+import { tryTransport } from '../copy/transport.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
@@ -141,6 +142,13 @@ const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
   if (warning !== null) notice({ code: 'RSYNC_VULNERABLE', message: warning });
 });
 
+const transport = check('transport', ['host', 'facts', 'probe'], async (run, seen) => {
+  // Without them nothing could come, which has been said.
+  if (!seen.probe.dataDirectoryReadable || seen.probe.rsyncVersion === null) return;
+  const { dataDirectory } = seen.facts;
+  await tryTransport(run, { ssh: seen.host.ssh(), dataDirectory });
+});
+
 const tablespaces = check(
   'tablespaces',
   ['claim', 'host', 'facts'],
@@ -206,6 +214,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [slot],
   [sourceHost, programs, replication, ownWay],
   [files, rsync],
+  [transport],
   [tablespaces],
   [contents],
   [configuration],

@@ -1,0 +1,152 @@
+/**
+ * How files come: from an rsync daemon on a port of the source, or from rsyncs over connections of the OpenSSH client.
+ *
+ * Whoever copies need not know which of the two it is. Either way every connection leads to one address, so that a relay
+ * can stand before it (`road.ts`).
+ */
+import { tmpdir } from 'node:os';
+import { isDeepStrictEqual } from 'node:util';
+import { type CloneError, WORKERS_MAX } from '@pgcloned/contract';
+import {
+  startDaemon,
+  type TransferEndpoint,
+  type TransferOutcome,
+  type TransferRequest,
+  transfer,
+  tryEndpoint,
+} from '@pgcloned/rsync';
+import { type BulkConnection, openBulkClient, type SshConnection } from '@pgcloned/ssh';
+import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
+import type { Endpoint } from './rate-relay.ts';
+
+/** A directory of the source. */
+export interface SourceDirectory {
+  /** What a daemon calls it: letters, digits, `_` and `-`. */
+  readonly module: string;
+  readonly source: string;
+}
+
+export interface Transport extends Endpoint, AsyncDisposable {
+  /** Settles with the reason when it has ended without being asked. */
+  readonly lost: Promise<CloneError>;
+  /** One transfer; those of one worker come one after the other. After a failure its next one gets a new connection. */
+  readonly transfer: (request: DirectoryTransfer) => Promise<TransferOutcome>;
+}
+
+export interface DirectoryTransfer extends Omit<TransferRequest, 'endpoint'> {
+  readonly worker: number;
+  readonly from: SourceDirectory;
+  /** Where to connect: the transport's own address, or what forwards to it. */
+  readonly through: Endpoint;
+}
+
+export async function openTransport(
+  run: CloneRun,
+  ready: Ready,
+  directories: readonly SourceDirectory[],
+): Promise<Transport> {
+  return run.plan.spec.transfer.transport === 'ssh'
+    ? await openSshTransport(run, ready)
+    : await startDaemonTransport(run, ready, directories);
+}
+
+async function startDaemonTransport(
+  { plan, name, signal }: CloneRun,
+  { host, temporaryWalDirectory }: Ready,
+  directories: readonly SourceDirectory[],
+): Promise<Transport> {
+  const { rsyncd } = plan.source;
+  const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
+  const daemon = await startDaemon(host.ssh(), {
+    name,
+    modules: directories.map(({ module, source }) => ({ name: module, path: source })),
+    connectAddress: rsyncd.address ?? host.ssh().remoteAddress,
+    bindAddress: rsyncd.address,
+    ports: { first, last },
+    // All that may ever be in use may end at once, and come back before the other side has seen them end (R6.13).
+    connectionsMax: 2 * WORKERS_MAX,
+    leaseMs: plan.host.leaseMs,
+    directory: temporaryWalDirectory,
+    signal,
+  });
+  const { address, port, user, password, lost } = daemon;
+  return {
+    ...{ address, port, lost },
+    transfer: async ({ from: { module }, through, ...request }) => {
+      const endpoint = { address: through.address, port: through.port, user, password, module };
+      return await transfer({ ...request, endpoint: { kind: 'daemon', ...endpoint } });
+    },
+    [Symbol.asyncDispose]: async () => {
+      await daemon[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/**
+ * One connection per worker, made when it has its first batch. rsync over SSH needs nothing to run on the source before.
+ */
+async function openSshTransport(
+  { plan }: CloneRun,
+  { host, temporaryWalDirectory }: Ready,
+): Promise<Transport> {
+  const { terms, closed } = host.ssh();
+  const client = await openBulkClient(terms, {
+    parent: temporaryWalDirectory,
+    silenceMs: plan.host.stallMs,
+  });
+  const connections = new Map<number, BulkConnection & { readonly through: Endpoint }>();
+  const drop = async (worker: number) => {
+    const connection = connections.get(worker);
+    connections.delete(worker);
+    await connection?.[Symbol.asyncDispose]();
+  };
+  const connect = async (worker: number, through: Endpoint, signal: AbortSignal) => {
+    const known = connections.get(worker);
+    if (known !== undefined && !known.hasEnded() && isDeepStrictEqual(known.through, through))
+      return known;
+    await drop(worker);
+    const connection = { ...(await client.connect({ through, signal })), through };
+    connections.set(worker, connection);
+    return connection;
+  };
+  return {
+    ...{ address: terms.address, port: terms.port },
+    // What is read beside the files needs the other connection, so without it this one is of no use.
+    lost: closed.then(async (error) => error ?? (await new Promise<never>(() => {}))),
+    transfer: async ({ worker, from, through: { address, port }, ...request }) => {
+      const connection = await connect(worker, { address, port }, request.signal);
+      try {
+        return await transfer({ ...request, endpoint: sshEndpoint(connection, from.source) });
+      } catch (error) {
+        // One that is broken may not know it yet.
+        await drop(worker);
+        throw error;
+      }
+    },
+    [Symbol.asyncDispose]: async () => {
+      await Promise.all([...connections.keys()].map(drop));
+      await client[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/**
+ * Whether files can come, as far as that can be told before anything is done: a daemon is only started for the copy.
+ *
+ * @throws {CloneError} What stands in the way.
+ */
+export async function tryTransport(
+  { plan, signal }: CloneRun,
+  { ssh, dataDirectory }: { readonly ssh: SshConnection; readonly dataDirectory: string },
+): Promise<void> {
+  if (plan.spec.transfer.transport !== 'ssh') return;
+  const { stallMs } = plan.host;
+  await using client = await openBulkClient(ssh.terms, { parent: tmpdir(), silenceMs: stallMs });
+  await using connection = await client.connect({ through: ssh.terms, signal });
+  await tryEndpoint(sshEndpoint(connection, dataDirectory), { timeoutMs: stallMs, signal });
+}
+
+function sshEndpoint({ remoteShell, directory }: BulkConnection, source: string): TransferEndpoint {
+  return { kind: 'ssh', remoteShell, workingDirectory: directory, directory: source };
+}
