@@ -10,12 +10,14 @@ import type { CloneStore } from '@pgcloned/queue';
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify';
 import { createSerializerCompiler, validatorCompiler } from 'fastify-zod-openapi';
 import { v7 as uuidv7 } from 'uuid';
+import { takeJson } from './json-body.ts';
 import { authentication } from './plugins/authentication.ts';
 import { document } from './plugins/document.ts';
 import { headers } from './plugins/headers.ts';
 import { problems, sendMalformed, sendProblem } from './plugins/problems.ts';
 import { requestLog } from './plugins/request-log.ts';
 import { streams } from './plugins/streams.ts';
+import { cloneChangeRoutes } from './routes/clone-change.ts';
 import { cloneEventRoutes } from './routes/clone-events.ts';
 import { cloneRoutes } from './routes/clones.ts';
 import { healthRoutes } from './routes/health.ts';
@@ -74,7 +76,9 @@ export async function buildApi({
       },
     }),
   });
-  takeJsonOnly(app);
+  // Any other type is 415, also plain text, which Fastify would take.
+  app.removeAllContentTypeParsers();
+  takeJson(app, 'application/json');
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(createSerializerCompiler({ stringify: JSON.stringify }));
   await app.register(requestLog);
@@ -85,27 +89,10 @@ export async function buildApi({
   await app.register(streams);
   await app.register(healthRoutes, { store });
   await app.register(cloneRoutes, { prefix: '/v1', store });
+  await app.register(cloneChangeRoutes, { prefix: '/v1', store });
   await app.register(cloneEventRoutes, { prefix: '/v1', store });
   await app.register(preflightRoutes, { prefix: '/v1' });
   await app.register(hostRoutes, { prefix: '/v1', store });
   await app.ready();
   return app;
-}
-
-/**
- * Bodies are JSON; any other type is 415, also plain text, which Fastify would take.
- *
- * Many clients name the type with every request, so an empty body is none, and not JSON that ends too early.
- */
-function takeJsonOnly(app: FastifyInstance): void {
-  const parseJson = app.getDefaultJsonParser('error', 'error');
-  app.removeAllContentTypeParsers();
-  app.addContentTypeParser<string>(
-    'application/json',
-    { parseAs: 'string' },
-    (request, body, done) => {
-      if (body === '') done(null, undefined);
-      else void parseJson(request, body, done);
-    },
-  );
 }

@@ -1,6 +1,6 @@
-/** Creating, reading, cancelling and forgetting clones, over a real Redis. */
+/** Creating, reading, changing, cancelling and forgetting clones, over a real Redis. */
 import type { Clone } from '@pgcloned/contract';
-import { expect, test, vi } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { asAdmin, asOperator, asViewer, NO_STORE, openApi } from './harness.ts';
 import { FENCE, openProduct, problemIn, specFor } from './redis-harness.ts';
 
@@ -379,17 +379,107 @@ test('only an admin may forget a clone that has not ended', async () => {
   expect(byAdmin.statusCode).toBe(204);
 });
 
-test('a running clone cannot be changed yet', async () => {
-  await using product = await openProduct();
-  await product.register();
-  const url = String((await product.post(specFor('main'))).headers.location);
-  const response = await product.app.inject({
-    method: 'PATCH',
-    url,
-    headers: asOperator,
-    body: { transfer: { maxRate: null } },
+describe('PATCH of a clone', () => {
+  async function openClone() {
+    await using parts = new AsyncDisposableStack();
+    const product = parts.use(await openProduct());
+    const worker = await product.register();
+    const transfer = { workers: 1, maxRate: 10_000, checksum: true };
+    const clone = (await product.post(specFor('main', { transfer }))).json<Clone>();
+    const owned = parts.move();
+    return {
+      ...{ product, worker, clone },
+      patch: async (
+        body: object | string,
+        headers: Readonly<Record<string, string>> = {},
+        id = clone.id,
+      ) =>
+        await product.app.inject({
+          ...{ method: 'PATCH', url: `/v1/clones/${id}`, body },
+          headers: { ...asOperator, 'content-type': 'application/json', ...headers },
+        }),
+      [Symbol.asyncDispose]: async () => {
+        await owned.disposeAsync();
+      },
+    };
+  }
+
+  test('changes what it names, and nothing else, whether it is queued or runs', async () => {
+    await using opened = await openClone();
+    const { patch, worker, clone, product } = opened;
+
+    const queued = await patch({ transfer: { maxRate: null } });
+    await worker.confirm({ ...clone, state: 'running', startedAt: clone.createdAt }, FENCE);
+    const running = await patch(JSON.stringify({ transfer: { workers: 4 } }), {
+      'content-type': 'application/merge-patch+json; charset=utf-8',
+    });
+    const read = await product.app.inject({ url: `/v1/clones/${clone.id}`, headers: asViewer });
+
+    expect([queued.statusCode, running.statusCode]).toEqual([200, 200]);
+    expect(queued.json<Clone>().spec).toEqual({
+      ...clone.spec,
+      transfer: { ...clone.spec.transfer, maxRate: null },
+    });
+    expect(running.json()).toMatchObject({
+      state: 'running',
+      spec: { transfer: { workers: 4, maxRate: null, checksum: true } },
+    });
+    expect(read.json<Clone>().spec).toEqual(running.json<Clone>().spec);
   });
-  expect(problemIn(response)).toMatchObject({ status: 422, code: 'NOT_SUPPORTED' });
+
+  test('with nothing in it changes nothing', async () => {
+    await using opened = await openClone();
+
+    for (const body of [{}, { transfer: {} }]) {
+      const response = await opened.patch(body);
+      expect(response.statusCode).toBe(200);
+      expect(response.json<Clone>().spec).toEqual(opened.clone.spec);
+    }
+  });
+
+  test('names what can be changed to whoever asks for something else', async () => {
+    await using opened = await openClone();
+    const refused = async (body: object) => problemIn(await opened.patch(body));
+
+    expect(await refused({ transfer: { compression: 'lz4' } })).toMatchObject({
+      ...{ status: 422, code: 'REQUEST_INVALID' },
+      errors: [
+        { pointer: '/transfer/compression', message: expect.stringContaining('workers, maxRate') },
+      ],
+    });
+    expect(await refused({ state: 'cancelled' })).toMatchObject({
+      errors: [{ pointer: '/state', message: expect.stringContaining('transfer') }],
+    });
+    // It would reset all the rest of it.
+    expect(await refused({ transfer: null })).toMatchObject({ status: 422 });
+    expect(await refused({ transfer: { workers: 65 } })).toMatchObject({ status: 422 });
+    expect(await refused({ transfer: { maxRate: 9_999 } })).toMatchObject({ status: 422 });
+  });
+
+  test('is refused for one that has ended, for a viewer, without a body, of another type, for an unknown one', async () => {
+    await using opened = await openClone();
+    const { patch, clone, worker, product } = opened;
+    const body = { transfer: { workers: 2 } };
+
+    const byViewer = await patch(body, asViewer);
+    const empty = await patch('');
+    const text = await patch('{}', { 'content-type': 'text/plain' });
+    const unknown = await patch(body, {}, '0'.repeat(32));
+    // Only here is a merge patch a body.
+    const created = await product.app.inject({
+      ...{ method: 'POST', url: '/v1/clones', body: JSON.stringify(specFor('other')) },
+      headers: { ...asOperator, 'content-type': 'application/merge-patch+json' },
+    });
+    await worker.confirm({ ...clone, state: 'failed', endedAt: clone.createdAt }, FENCE);
+    const ended = await patch(body);
+
+    expect(problemIn(byViewer)).toMatchObject({ status: 403 });
+    expect(problemIn(empty)).toMatchObject({ status: 400, code: 'REQUEST_MALFORMED' });
+    expect(problemIn(text)).toMatchObject({ status: 415 });
+    expect(problemIn(unknown)).toMatchObject({ status: 404 });
+    expect(problemIn(created)).toMatchObject({ status: 415 });
+    expect(problemIn(ended)).toMatchObject({ status: 409, code: 'CLONE_ENDED' });
+  });
 });
 
 test('the log says who created, cancelled and forgot which clone', async () => {

@@ -57,6 +57,7 @@ export async function openProduct() {
           facts: async () => await Promise.resolve(FACTS),
           run: async () => {},
           onCancelRequested: () => {},
+          onTransferWished: () => {},
           onFenceLost: () => {},
           onError: () => {},
           signal: new AbortController().signal,

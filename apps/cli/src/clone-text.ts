@@ -1,5 +1,6 @@
 /** A clone's record as text: one row in a table, or everything a person asks about one. */
 import type { Clone } from '@pgcloned/client';
+import { formatBytes } from '@pgcloned/contract';
 import { describeCopy, fractionDone } from './progress/describe.ts';
 import { formatResult } from './summary.ts';
 import { formatRows, formatTable } from './table.ts';
@@ -37,6 +38,7 @@ export function formatClone(clone: Clone): string {
       ['created', clone.createdAt],
       ['started', clone.startedAt],
       ['ended', clone.endedAt],
+      ['transfer', formatLimits(clone)],
       ['copy', progress.bytesTotal === 0 ? null : describeCopy(progress)],
       [
         'labels',
@@ -49,6 +51,13 @@ export function formatClone(clone: Clone): string {
     ]),
     ...formatResult(clone),
   ].join('\n');
+}
+
+/** In the words of `clone change`. */
+export function formatLimits({ spec: { transfer } }: Clone): string {
+  const workers = transfer.workers ?? 'auto';
+  const maxRate = transfer.maxRate === null ? 'none' : `${formatBytes(transfer.maxRate)}/s`;
+  return `workers ${String(workers)}, max rate ${maxRate}`;
 }
 
 function stateOf({ state, contact }: Clone): string {

@@ -3,7 +3,14 @@
  *
  * What a command does is imported only when it runs: `--version` and `--help` need neither Fastify nor BullMQ.
  */
-import { CloneError, EXIT_STATUS, LOG_LEVELS, STATES, VERSION } from '@pgcloned/contract';
+import {
+  CloneError,
+  EXIT_STATUS,
+  LOG_LEVELS,
+  parseBytes,
+  STATES,
+  VERSION,
+} from '@pgcloned/contract';
 import { Command, CommanderError, Option } from 'commander';
 import { overrideVariables } from './config.ts';
 import type { Invocation } from './invocation.ts';
@@ -148,6 +155,29 @@ function addClones(program: Command, invocation: Invocation): void {
     await watchClone(invocation, command.optsWithGlobals(), id);
   });
   clone
+    .command('change <id>')
+    .description(
+      'change rate and workers of a clone, also while it copies; what is not given stays',
+    )
+    .option(
+      '--max-rate <size>',
+      'bytes per second of all together; none: no limit',
+      orNull('none', parseBytes),
+    )
+    .option(
+      '-j, --workers <number>',
+      'rsyncs at a time; auto: as many as the host has cores, at most 8',
+      orNull('auto', positiveInteger),
+    )
+    .addHelpText(
+      'after',
+      examples('clone change ID --max-rate 50MB', 'clone change ID --max-rate none --workers 8'),
+    )
+    .action(async (id: string, _options, command: Command) => {
+      const { changeClone } = await import('./commands/clones.ts');
+      await changeClone(invocation, command.optsWithGlobals(), id);
+    });
+  clone
     .command('cancel <id>')
     .description('cancel a clone; it is cancelled once everything is tidied up')
     .action(async (id: string, _options, command: Command) => {
@@ -185,7 +215,10 @@ function addTokens(program: Command, invocation: Invocation): void {
     .description('make a token: prints it once, and the entry for the configuration')
     .requiredOption('--name <name>', 'who will use it')
     .addOption(
-      new Option('--role <role>', 'viewer: read; operator: also create and cancel; admin: all')
+      new Option(
+        '--role <role>',
+        'viewer: read; operator: also create, change and cancel; admin: all',
+      )
         .choices(['viewer', 'operator', 'admin'])
         .default('operator'),
     )
@@ -286,6 +319,11 @@ function positiveInteger(text: string): number {
   const number = positiveNumber(text);
   if (Number.isSafeInteger(number)) return number;
   throw new CloneError('REQUEST_INVALID', `not a whole number: ${text}`, { hint: NUMBER_HINT });
+}
+
+/** An option whose value may also be a word for none at all. */
+function orNull(word: string, read: (text: string) => number): (text: string) => number | null {
+  return (text) => (text === word ? null : read(text));
 }
 
 /** What `parseAsync` threw, as an error to tell; null if it was only the help or the version. */

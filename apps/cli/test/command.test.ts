@@ -60,6 +60,9 @@ test.each([
   ['a group without a command', ['clone'], 'a command is missing'],
   ['a number that is none', ['clone', 'list', '--limit', 'x'], 'not a positive number: x'],
   ['a number that is not whole', ['clone', 'list', '--limit', '0.5'], 'not a whole number: 0.5'],
+  ['a change without anything', ['clone', 'change', '0'.repeat(32)], 'nothing is to be changed'],
+  ['a rate that is none', ['clone', 'change', 'x', '--max-rate', 'fast'], 'not a size: fast'],
+  ['a number of workers that is none', ['clone', 'change', 'x', '-j', 'all'], 'not a positive'],
 ])('%s is a usage error', async (_what, args, message) => {
   const { status, stdout, stderr } = await workplace.pgcloned(args);
 

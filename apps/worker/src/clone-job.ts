@@ -11,9 +11,16 @@ import {
   CONTRACT_VERSION,
   hasEnded,
   type LogLine,
+  type TransferLimits,
   toCloneError,
 } from '@pgcloned/contract';
-import type { CloneObserver, ClonePlan, FilledDirectory, runClone } from '@pgcloned/engine';
+import {
+  type CloneObserver,
+  type ClonePlan,
+  controlTransfer,
+  type FilledDirectory,
+  type runClone,
+} from '@pgcloned/engine';
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { planClone } from './clone-plan.ts';
@@ -30,6 +37,8 @@ const JOURNAL_MS = 5_000;
 
 export interface CloneJob {
   readonly cancel: () => void;
+  /** Holds for what is still to be copied, in this attempt and in those to come; without effect once all is. */
+  readonly changeTransfer: (limits: TransferLimits) => void;
   /** The worker stops: the clone goes on when it is started again. */
   readonly suspend: () => void;
   /** Its record belongs to somebody else: it ends. */
@@ -67,7 +76,9 @@ export function startCloneJob(
   const log = context.log.child({ cloneId: clone.id });
   const controller = new AbortController();
   const finished = Promise.withResolvers<void>();
+  const transferControl = controlTransfer(clone.spec.transfer);
   const filled = new Map((before?.filled ?? []).map((one) => [one.path, one]));
+  let isClaimed = before !== null;
   let waits = false;
   let stops = false;
   let journaled = Promise.resolve();
@@ -149,6 +160,7 @@ export function startCloneJob(
 
   const claim = async (): Promise<boolean> => {
     record.begin();
+    isClaimed = true;
     const outcome = await queue.confirm(record.snapshot(), { attempt: clone.attempt, workerId });
     if (outcome === 'stored') return true;
     log.info({ outcome }, 'clone is not begun');
@@ -160,8 +172,9 @@ export function startCloneJob(
     const ticker = setInterval(publish, TICK_MS);
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
-      const plan = planOf(clone, contract, context.host);
-      const result = await context.runClone(plan, { observer, signal: controller.signal });
+      const plan = planOf(record.snapshot(), contract, context.host);
+      const { signal } = controller;
+      const result = await context.runClone(plan, { observer, signal, transferControl });
       record.succeed(result);
       observer.log('info', `clone ${record.snapshot().state}`, { durationMs: result.durationMs });
     } finally {
@@ -225,6 +238,15 @@ export function startCloneJob(
     keepJournalSoon();
     controller.abort(new CloneError('CANCELLED', 'the clone was cancelled'));
   };
+  const changeTransfer = (limits: TransferLimits) => {
+    const { workers, maxRate } = transferControl.limits();
+    if (limits.workers === workers && limits.maxRate === maxRate) return;
+    // Before, it comes with the answer to the claim.
+    if (!isClaimed || hasEnded(record.snapshot().state)) return;
+    transferControl.change(limits);
+    record.changeTransfer(limits);
+    keepJournalSoon();
+  };
   if (clone.state === 'cancelling') cancel();
   const reported = work()
     .catch((error: unknown) => {
@@ -243,6 +265,7 @@ export function startCloneJob(
       controller.abort(workerStopped('another worker has taken over the record of the clone'));
     },
     cancel,
+    changeTransfer,
   };
 }
 

@@ -13,6 +13,8 @@ import {
   type LogLine,
   nextState,
   recordError,
+  type TransferLimits,
+  withTransfer,
 } from '@pgcloned/contract';
 import { type CloneObserver, trackProgress } from '@pgcloned/engine';
 
@@ -27,6 +29,8 @@ export interface RunRecord {
   readonly begin: () => void;
   /** The clone shall end: it is `cancelling` from now on. */
   readonly cancel: () => void;
+  /** Its transfer goes on like this. */
+  readonly changeTransfer: (limits: TransferLimits) => void;
   readonly succeed: (result: CloneResult) => void;
   /** The clone shall go on later: it is `queued` from now on. */
   readonly suspend: (waitingFor: string) => void;
@@ -76,6 +80,11 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       // Between two attempts it waits, but it has things to tidy up all the same.
       const state = nextState(record.state, 'start') ?? record.state;
       change({ state: nextState(state, 'cancel') ?? state, waitingFor: null });
+    },
+    changeTransfer: (limits) => {
+      const { workers, maxRate } = limits;
+      log('info', 'the transfer was changed', { workers, maxRate });
+      change(withTransfer(record, limits));
     },
     succeed: (result) => {
       const { wireBytes } = tracker.snapshot();

@@ -123,6 +123,9 @@ export async function startWorker(
       onCancelRequested: (id) => {
         jobs.get(id)?.cancel();
       },
+      onTransferWished: (id, wish) => {
+        jobs.get(id)?.changeTransfer(wish);
+      },
       onFenceLost: (id) => {
         jobs.get(id)?.giveUp();
       },

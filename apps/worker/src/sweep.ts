@@ -14,6 +14,7 @@ import {
   nextState,
   type Progress,
   recordError,
+  withTransfer,
 } from '@pgcloned/contract';
 import type { SweepReport } from '@pgcloned/engine';
 import type { HostQueue, OpenClone } from '@pgcloned/queue';
@@ -130,8 +131,10 @@ function nextAttempt(run: Run, last: OpenClone | undefined, workerId: string): R
   // Redis hears of every step, the journal of every phase; but either may have been away.
   const isFresher = (last?.clone.progress.wireBytes ?? 0) > run.clone.progress.wireBytes;
   const progress = isFresher && last !== undefined ? last.clone.progress : run.clone.progress;
+  // What was asked for while nobody was there; what the dead worker had taken up the journal knows as well.
+  const wish = last?.wishedTransfer ?? run.clone.spec.transfer;
   const clone: Clone = {
-    ...run.clone,
+    ...withTransfer(run.clone, wish),
     attempt: Math.max(run.clone.attempt, last?.fence.attempt ?? 0) + 1,
     progress: brokenOff(progress, new Date().toISOString()),
   };

@@ -43,7 +43,7 @@ const options = (concurrency = 2) =>
 const stateOf = async (id: string) => (await store.get(id).catch(() => undefined))?.state;
 const journalOf = async (id: string) =>
   JSON.parse(await readFile(join(scratch.path, 'state', 'runs', `${id}.json`), 'utf8')) as {
-    clone: { state: string; phase: string };
+    clone: { state: string; phase: string; spec: Clone['spec'] };
     workerId: string;
     reported: boolean;
   };
@@ -221,6 +221,90 @@ test('between two attempts a cancel waits for the worker to tidy up', async () =
   expect(engine.calls[0]?.signal.reason).toMatchObject({ code: 'CANCELLED' });
   expect((await store.get(clone.id))?.waitingFor).toBeNull();
 });
+
+test('a change of the transfer reaches the engine, the record and the journal, in whatever state', async () => {
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone({ transfer: { workers: 1, maxRate: 10_000 } });
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  const [call] = engine.calls;
+  const limits = () => call?.transferControl?.limits();
+  call?.observer.phaseStarted('copy-files');
+  call?.observer.copyPlanned({ bytesTotal: 200, filesTotal: 2, keptBytes: 0, workers: 1 });
+  expect(limits()).toMatchObject({ workers: 1, maxRate: 10_000 });
+
+  const changed = await store.changeTransfer(clone.id, { workers: 3 });
+  await eventually(() => limits()?.workers === 3);
+  call?.observer.workersChanged(3);
+  const error = new CloneError('SOURCE_LOST', 'the backup session was lost');
+  call?.observer.interrupted({ attempt: 2, error, pauseMs: 60_000 });
+  await eventually(async () => (await stateOf(clone.id)) === 'queued');
+  await store.changeTransfer(clone.id, { maxRate: null });
+  await eventually(() => limits()?.maxRate === null);
+  await eventually(async () => (await journalOf(clone.id)).clone.spec.transfer.maxRate === null);
+
+  expect(changed.spec.transfer).toEqual({ ...clone.spec.transfer, workers: 3 });
+  expect(limits()).toEqual({ workers: 3, maxRate: null });
+  expect((await store.get(clone.id))?.progress.workers).toHaveLength(3);
+  call?.observer.phaseStarted('publish');
+  call?.observer.published();
+  expect((await store.changeTransfer(clone.id, { workers: 2 })).spec.transfer.workers).toBe(2);
+  call?.succeed();
+  await eventually(async () => (await stateOf(clone.id)) === 'succeeded');
+  const { spec } = (await store.get(clone.id)) ?? clone;
+  expect(spec).toMatchObject({ transfer: { maxRate: null } });
+  await expect(store.changeTransfer(clone.id, { workers: 4 })).rejects.toMatchObject({
+    code: 'CLONE_ENDED',
+  });
+});
+
+test('a clone that is changed while it waits for a slot of its worker begins as it was changed', async () => {
+  const engine = playedEngine();
+  await using _worker = await startWorker(options(1), engine);
+  // The first takes the slot; what its worker took up before it died waits behind it.
+  const [first, waiting] = [someClone(), someClone({ transfer: { maxRate: 10_000 } })];
+  await store.create(first);
+  await eventually(() => engine.calls.length === 1);
+  await store.create(waiting);
+
+  await store.changeTransfer(waiting.id, { workers: 5, maxRate: null });
+  expect(await stateOf(waiting.id)).toBe('queued');
+  engine.calls[0]?.succeed();
+  await eventually(() => engine.calls.length === 2);
+
+  const [, call] = engine.calls;
+  expect(call?.plan.spec.transfer).toMatchObject({ workers: 5, maxRate: null });
+  expect(call?.transferControl?.limits()).toMatchObject({ workers: 5, maxRate: null });
+  call?.succeed();
+});
+
+test.each(['', ', also if Redis has lost everything meanwhile'])(
+  'what was changed holds after a restart of the worker%s',
+  async (andLost) => {
+    const clone = someClone({ transfer: { workers: 1, maxRate: 10_000 } });
+    {
+      const engine = playedEngine();
+      await using _worker = await startWorker(options(), engine);
+      await store.create(clone);
+      await eventually(() => engine.calls.length === 1);
+      await store.changeTransfer(clone.id, { workers: 4 });
+      await eventually(async () => (await journalOf(clone.id)).clone.spec.transfer.workers === 4);
+    }
+    // While nobody is there it is only a wish.
+    if (andLost === '') await store.changeTransfer(clone.id, { maxRate: null });
+    else await redis.flush();
+
+    const engine = playedEngine();
+    await using _worker = await startWorker(options(), engine);
+    await eventually(() => engine.calls.length === 1);
+
+    const transfer = { workers: 4, maxRate: andLost === '' ? null : 10_000 };
+    expect(engine.calls[0]?.plan).toMatchObject({ attempt: 2, spec: { transfer } });
+    expect(engine.calls[0]?.transferControl?.limits()).toMatchObject(transfer);
+    expect((await store.get(clone.id))?.spec).toMatchObject({ transfer });
+  },
+);
 
 test('after the publication a cancel is refused', async () => {
   const engine = playedEngine();
@@ -704,6 +788,7 @@ async function openOther({ workerId }: { readonly workerId: string }): Promise<H
     facts: () => Promise.resolve({ ...factsOfAnother, workerId }),
     run: () => Promise.resolve(),
     onCancelRequested: () => {},
+    onTransferWished: () => {},
     onFenceLost: () => {},
     onError: () => {},
     signal: new AbortController().signal,

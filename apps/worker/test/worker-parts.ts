@@ -11,7 +11,7 @@ import {
   Configuration,
   newClone,
 } from '@pgcloned/contract';
-import type { CloneObserver, ClonePlan } from '@pgcloned/engine';
+import type { CloneObserver, ClonePlan, TransferControl } from '@pgcloned/engine';
 import { pino } from 'pino';
 import type { Engine, WorkerOptions } from '../src/index.ts';
 
@@ -58,6 +58,7 @@ export interface EngineCall {
   readonly plan: ClonePlan;
   readonly observer: CloneObserver;
   readonly signal: AbortSignal;
+  readonly transferControl: TransferControl | undefined;
   readonly succeed: () => void;
   readonly fail: (error: unknown) => void;
 }
@@ -73,7 +74,7 @@ export function playedEngine(): Engine & {
   return {
     calls,
     swept,
-    runClone: async (plan, { observer, signal }) => {
+    runClone: async (plan, { observer, signal, transferControl }) => {
       const { promise, resolve, reject } = Promise.withResolvers<CloneResult>();
       signal.addEventListener('abort', () => {
         reject(signal.reason as Error);
@@ -82,7 +83,7 @@ export function playedEngine(): Engine & {
       const succeed = () => {
         resolve(someResult(plan));
       };
-      calls.push({ plan, observer, signal, succeed, fail: reject });
+      calls.push({ plan, observer, signal, transferControl, succeed, fail: reject });
       return await promise;
     },
     sweepClone: (plan, { becomes }) => {

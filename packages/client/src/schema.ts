@@ -92,8 +92,10 @@ export interface paths {
         options?: never;
         head?: never;
         /**
-         * Change a running clone (not supported yet)
-         * @description Role: `operator`.
+         * Change rate and workers of a clone
+         * @description A JSON Merge Patch (RFC 7396) of `transfer.maxRate` and `transfer.workers`; what is left out stays as it is, and null is the default. It holds for whatever is still to be copied: at once while files are copied, for which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. A clone that has copied all its files takes a change without any effect; one that has ended takes none.
+         *
+         *     Role: `operator`.
          */
         patch: operations["changeClone"];
         trace?: never;
@@ -364,6 +366,15 @@ export interface components {
             webhook?: {
                 [key: string]: unknown;
             } | null;
+        };
+        /** @description What is to change; what is left out stays as it is */
+        CloneChange: {
+            transfer?: {
+                /** @description rsync processes at a time; null: as many as the host has cores, at most 8 */
+                workers?: number | null;
+                /** @description Bytes per second of all workers together; null: no limit */
+                maxRate?: number | null;
+            };
         };
         Problem: {
             /** @description A name for the code that is a URI; it leads nowhere */
@@ -1518,6 +1529,157 @@ export interface components {
                 "application/json": components["schemas"]["Clone"];
             };
         };
+        /** @description The clone, with the transfer as it is wished for from now on. */
+        CloneChanged: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "running",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": "copy-files",
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": "2026-11-20T09:00:00.120Z",
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 3758096384,
+                 *         "bytesDone": 1288490188,
+                 *         "filesTotal": 13400,
+                 *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
+                 *         "bytesPerSecond": 429496729,
+                 *         "etaSeconds": 6,
+                 *         "wal": {
+                 *           "startLsn": "0/2000028",
+                 *           "receivedLsn": "0/2A4F1C8"
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "running",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": [
+                 *           {
+                 *             "index": 0,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748364
+                 *           },
+                 *           {
+                 *             "index": 1,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748365
+                 *           }
+                 *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
         /** @description The response type is not available. */
         NotAcceptable: {
             headers: {
@@ -1907,12 +2069,20 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        /** @description What is to change; what is left out stays as it is */
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloneChange"];
+                "application/merge-patch+json": components["schemas"]["CloneChange"];
+            };
+        };
         responses: {
+            200: components["responses"]["CloneChanged"];
             400: components["responses"]["Malformed"];
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
             422: components["responses"]["Invalid"];

@@ -195,6 +195,8 @@ export type TransferLimits = z.output<typeof TransferLimits>;
 export const CloneChange = z
   .strictObject({ transfer: TransferLimits.partial().optional() })
   .meta({ id: 'CloneChange', description: 'What is to change; what is left out stays as it is' });
+
+export type CloneChange = z.output<typeof CloneChange>;
 export type CloneSpecInput = z.input<typeof CloneSpec>;
 
 /** The same for `pgcloned run`: the source may be spelled out, and the target's host is this machine. */

@@ -11,6 +11,7 @@
 import { createHash } from 'node:crypto';
 import {
   type Clone,
+  type CloneChange,
   CloneError,
   type CloneSpec,
   type CloneState,
@@ -38,6 +39,7 @@ import {
   forgetRecord,
   pruneEnded,
   requestCancel,
+  wishForTransfer,
 } from './scripts.ts';
 import {
   directoriesOf,
@@ -64,7 +66,7 @@ const ENDED_KEPT_MS = 90 * DAY_MS;
 const INDEX_BATCH = 100;
 
 /** A record changes at most a few times between reading and writing it; more is a livelock. */
-const CANCEL_TRIES_MAX = 10;
+const WISH_TRIES_MAX = 10;
 
 /** How late the deadline of a clone that waits may be noticed. */
 const OVERDUE_CHECK_MS = 2_000;
@@ -115,6 +117,15 @@ export interface CloneStore extends AsyncDisposable {
    * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED` unless it was cancelled before, `TOO_LATE_TO_CANCEL`.
    */
   readonly cancel: (id: string) => Promise<Clone>;
+  /**
+   * Changes how much its transfer may take, for now and for every attempt to come, and wakes its worker.
+   *
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED`.
+   */
+  readonly changeTransfer: (
+    id: string,
+    change: NonNullable<CloneChange['transfer']>,
+  ) => Promise<Clone>;
   /**
    * Removes the record. One that is forced away while its worker lives comes back with the worker's next word. One that
    * cannot be read, as of another version, goes only by force.
@@ -273,9 +284,34 @@ export async function openCloneStore(options: {
     },
 
     cancel: async (id) => {
-      for (let tries = 0; tries < CANCEL_TRIES_MAX; tries++) {
+      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
         const stored = await find(id);
         if (await cancelAsItIs(stored)) return await present(await find(id));
+      }
+      throw queueUnavailable(`the record of clone ${id} changes all the time`);
+    },
+
+    changeTransfer: async (id, change) => {
+      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+        const stored = await find(id);
+        const { clone, fence, wishedTransfer } = stored;
+        if (hasEnded(clone.state)) {
+          throw new CloneError('CLONE_ENDED', 'the clone has ended', {
+            facts: { state: clone.state },
+            hint: 'Nothing is left to be transferred.',
+          });
+        }
+        const now = clone.spec.transfer;
+        const { workers = now.workers, maxRate = now.maxRate } = change;
+        const isWished = await wishForTransfer(redis, {
+          id,
+          before: wishedTransfer,
+          wish: { workers, maxRate },
+        });
+        if (!isWished) continue;
+        // One that no worker has taken yet is taken as it is then.
+        if (fence.workerId !== '') await queues.wakeForWish(clone).catch(onError);
+        return await present(await find(id));
       }
       throw queueUnavailable(`the record of clone ${id} changes all the time`);
     },
@@ -396,7 +432,7 @@ export async function openCloneStore(options: {
 
     async function wishForCancel(): Promise<boolean> {
       const requested = await requestCancel(redis, clone.id, now.toISOString());
-      if (requested) await queues.wakeForCancel(clone).catch(onError);
+      if (requested) await queues.wakeForWish(clone).catch(onError);
       return requested;
     }
   }

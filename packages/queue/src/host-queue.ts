@@ -16,6 +16,7 @@ import {
   type HostFacts,
   hasEnded,
   type LogLine,
+  type TransferLimits,
 } from '@pgcloned/contract';
 import { Worker } from 'bullmq';
 import { HEARTBEAT_MS, ONLINE_MS } from './host-registry.ts';
@@ -42,6 +43,7 @@ export interface OpenClone {
   readonly clone: Clone;
   readonly fence: Fence;
   readonly cancelRequested: boolean;
+  readonly wishedTransfer: TransferLimits | null;
 }
 
 export interface HostQueueOptions {
@@ -59,6 +61,8 @@ export interface HostQueueOptions {
   readonly run: (clone: Clone, contract: number) => Promise<void>;
   /** Somebody wants this clone to end. Said again until its record says so. */
   readonly onCancelRequested: (id: string) => void;
+  /** Somebody wants its transfer to go on like this. Said again and again, until it has ended. */
+  readonly onTransferWished: (id: string, wish: TransferLimits) => void;
   /** The record of this clone belongs to somebody else now. */
   readonly onFenceLost: (id: string) => void;
   /** Hears of each outage once, and of every other error. */
@@ -100,6 +104,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
   const publisher = startRecordPublisher({
     write: async (record, fence, lines) => await writeRecord(redis, record, fence, lines),
     onCancelRequested: options.onCancelRequested,
+    onTransferWished: options.onTransferWished,
     onFenceLost: options.onFenceLost,
     onError,
   });
@@ -155,9 +160,11 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     await work;
     register().catch(onError);
   };
-  const takeControl = ({ data }: { readonly data: CloneJob }): Promise<void> => {
-    options.onCancelRequested(CloneId.parse(data.id));
-    return Promise.resolve();
+  const takeControl = async ({ data }: { readonly data: CloneJob }): Promise<void> => {
+    const id = CloneId.parse(data.id);
+    const stored = await readOwn(id);
+    if (stored?.cancelRequested === true) options.onCancelRequested(id);
+    if (stored?.wishedTransfer) options.onTransferWished(id, stored.wishedTransfer);
   };
   const newWorker = (queue: string, take: (job: { readonly data: CloneJob }) => Promise<void>) => {
     const worker = new Worker<CloneJob>(queue, take, {

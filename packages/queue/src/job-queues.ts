@@ -20,8 +20,8 @@ export interface JobQueues extends AsyncDisposable {
   readonly addClone: (clone: Clone) => Promise<void>;
   /** Takes the job out again; without effect once a worker has it. */
   readonly removeClone: (clone: Clone) => Promise<void>;
-  /** Makes the worker look at the wish that is stored with the record. */
-  readonly wakeForCancel: (clone: Clone) => Promise<void>;
+  /** Makes the worker look at the wishes that are stored with the record. */
+  readonly wakeForWish: (clone: Clone) => Promise<void>;
 }
 
 /** BullMQ waits for a connection that was never ready, whatever the connection's own limits are. */
@@ -55,10 +55,10 @@ export function openJobQueues(o: {
     removeClone: async (clone) => {
       await inTime(queueNamed(clonesQueueName(clone.host)).remove(jobId(clone)));
     },
-    wakeForCancel: async (clone) => {
+    wakeForWish: async (clone) => {
       const queue = queueNamed(controlQueueName(clone.host));
       const data = { id: clone.id, contract: CONTRACT_VERSION };
-      await inTime(queue.add('cancel', data, { jobId: `cancel-${jobId(clone)}` }));
+      await inTime(queue.add('wish', data, { jobId: `wish-${jobId(clone)}` }));
     },
     [Symbol.asyncDispose]: async () => {
       // With Redis away they reject or do not settle; nothing of ours hangs on them then.

@@ -1,7 +1,8 @@
 /**
  * The names of everything that we keep in Redis.
  *
- *     pgcloned:clone:<id>         hash: record (JSON), and what scripts compare: state, ended, attempt, workerId, cancel, marker
+ *     pgcloned:clone:<id>         hash: record (JSON), and what scripts compare: state, ended, attempt, workerId, marker;
+ *                                 and what was asked of its worker: cancel (when), transfer (JSON, the last wish)
  *     pgcloned:events:<id>        stream, capped: log lines, and the marker of the last change of the record
  *     pgcloned:clones             sorted set of ids; they are UUIDv7, so their order is that of creation
  *     pgcloned:ended              sorted set of the ids of ended clones by the time of their end, for retention

@@ -5,8 +5,8 @@
  * often it changes. With Redis away the write waits; whatever came in the meantime follows. Log lines travel with the
  * records, in a bounded buffer. Nothing here ever fails a run: it goes on, and its record catches up.
  */
-import { type Clone, hasEnded, type LogLine } from '@pgcloned/contract';
-import type { Fence, RecordToWrite } from './scripts.ts';
+import { type Clone, hasEnded, type LogLine, type TransferLimits } from '@pgcloned/contract';
+import type { Fence, RecordToWrite, WriteAnswer } from './scripts.ts';
 import { directoriesOf } from './stored-clone.ts';
 
 const INTERVAL_MS = 500;
@@ -49,8 +49,9 @@ export function startRecordPublisher(o: {
     record: RecordToWrite,
     fence: Fence,
     lines: readonly string[],
-  ) => Promise<{ readonly outcome: 'stored' | 'refused'; readonly cancelRequested: boolean }>;
+  ) => Promise<WriteAnswer>;
   readonly onCancelRequested: (id: string) => void;
+  readonly onTransferWished: (id: string, wish: TransferLimits) => void;
   readonly onFenceLost: (id: string) => void;
   readonly onError: (error: Error) => void;
 }): RecordPublisher {
@@ -82,7 +83,7 @@ export function startRecordPublisher(o: {
     while (!closed && publication.written < publication.revision) {
       const { clone, fence, revision } = publication;
       const lines = publication.lines.splice(0);
-      let answer: Awaited<ReturnType<typeof o.write>>;
+      let answer: WriteAnswer;
       try {
         answer = await o.write(toWrite(clone), fence, lines);
       } catch (error) {
@@ -102,6 +103,7 @@ export function startRecordPublisher(o: {
         break;
       }
       if (answer.cancelRequested) o.onCancelRequested(clone.id);
+      if (answer.wishedTransfer !== null) o.onTransferWished(clone.id, answer.wishedTransfer);
       if (!ends) await pause(publication, INTERVAL_MS);
     }
     publication.pumping = false;

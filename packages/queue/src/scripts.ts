@@ -4,7 +4,7 @@
  * JSON of a record is never decoded here: cjson turns empty lists into objects and large numbers into rounded ones.
  * What a script has to compare stands in fields of its own beside the record.
  */
-import type { CloneState } from '@pgcloned/contract';
+import type { CloneState, TransferLimits } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import {
   cloneKey,
@@ -17,6 +17,7 @@ import {
   openKey,
 } from './keys.ts';
 import { ask } from './redis-connection.ts';
+import { formatWish, parseWish } from './transfer-wish.ts';
 
 /** Enough for every line of an ordinary clone; of a noisy one the oldest go. */
 const EVENTS_PER_CLONE_MAX = 1000;
@@ -111,13 +112,13 @@ export async function createRecord(
 const WRITE = `${MARK}
   local clone, events, index, open, ended_index = unpack(KEYS)
   local id, record, state, attempt, worker, ended, ended_at, directories = unpack(ARGV)
-  local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'record', 'cancel')
+  local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'record', 'cancel', 'transfer')
   if stored[1] then
     local same_attempt = tonumber(stored[1]) == tonumber(attempt)
     local same_owner = same_attempt and stored[2] == worker
-    if tonumber(stored[1]) > tonumber(attempt) then return {'refused', ''} end
-    if same_attempt and stored[2] ~= '' and not same_owner then return {'refused', ''} end
-    if stored[3] == '1' and not (same_owner and ended == '1') then return {'refused', ''} end
+    if tonumber(stored[1]) > tonumber(attempt) then return {'refused', '', ''} end
+    if same_attempt and stored[2] ~= '' and not same_owner then return {'refused', '', ''} end
+    if stored[3] == '1' and not (same_owner and ended == '1') then return {'refused', '', ''} end
   end
   for i = 9, #ARGV do
     redis.call('XADD', events, 'MAXLEN', '~', ${String(EVENTS_PER_CLONE_MAX)}, '*', 'event', 'log', 'line', ARGV[i])
@@ -128,7 +129,7 @@ const WRITE = `${MARK}
     if ended == '1' then
       redis.call('HDEL', open, id)
       redis.call('ZADD', ended_index, ended_at, id)
-      redis.call('HDEL', clone, 'cancel')
+      redis.call('HDEL', clone, 'cancel', 'transfer')
     else
       redis.call('HSET', open, id, directories)
     end
@@ -136,7 +137,8 @@ const WRITE = `${MARK}
   elseif #ARGV > 8 then
     redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
   end
-  return {'stored', ended == '0' and stored[5] or ''}
+  if ended == '1' then return {'stored', '', ''} end
+  return {'stored', stored[5] or '', stored[6] or ''}
 `;
 
 /** Who may write a record: the attempt, and within it the worker that took the clone first. */
@@ -155,6 +157,13 @@ export interface RecordToWrite {
   readonly directories: readonly string[];
 }
 
+export interface WriteAnswer {
+  readonly outcome: 'stored' | 'refused';
+  readonly cancelRequested: boolean;
+  /** What its transfer shall be like; null: as it was asked for at first. */
+  readonly wishedTransfer: TransferLimits | null;
+}
+
 /**
  * Writes a record in the name of a worker, with the log lines that came before it. A record that Redis lost is written as
  * if it were new. Refused: an ended record of somebody else, a newer attempt, another worker's.
@@ -164,9 +173,9 @@ export async function writeRecord(
   o: RecordToWrite,
   fence: Fence,
   logLines: readonly string[],
-): Promise<{ readonly outcome: 'stored' | 'refused'; readonly cancelRequested: boolean }> {
+): Promise<WriteAnswer> {
   const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), ENDED_KEY];
-  const [outcome, cancel] = (await ask(
+  const [outcome, cancel, transfer] = (await ask(
     redis.eval(
       WRITE,
       keys.length,
@@ -181,8 +190,8 @@ export async function writeRecord(
       JSON.stringify(o.directories),
       ...logLines,
     ),
-  )) as ['stored' | 'refused', string];
-  return { outcome, cancelRequested: cancel !== '' };
+  )) as ['stored' | 'refused', string, string];
+  return { outcome, cancelRequested: cancel !== '', wishedTransfer: parseWish(transfer) };
 }
 
 const END_QUEUED = `${MARK}
@@ -231,6 +240,36 @@ export async function requestCancel(
   requestedAt: string,
 ): Promise<boolean> {
   const answer = redis.eval(REQUEST_CANCEL, 2, cloneKey(id), eventsKey(id), id, requestedAt);
+  return (await ask(answer)) === 1;
+}
+
+const WISH_FOR_TRANSFER = `${MARK}
+  local clone, events = unpack(KEYS)
+  local id, before, wish = unpack(ARGV)
+  local stored = redis.call('HMGET', clone, 'ended', 'transfer')
+  if stored[1] ~= '0' or (stored[2] or '') ~= before then return 0 end
+  redis.call('HSET', clone, 'transfer', wish)
+  mark(clone, events, id, 'clone')
+  return 1
+`;
+
+/**
+ * Leaves with a record how its transfer shall go on. It stays there until the clone has ended: a worker that knows nothing
+ * of it yet, or the next one, finds it with every word that it brings.
+ *
+ * @returns False if the clone has ended, or the last wish is another than `before`.
+ */
+export async function wishForTransfer(
+  redis: Redis,
+  o: {
+    readonly id: string;
+    readonly before: TransferLimits | null;
+    readonly wish: TransferLimits;
+  },
+): Promise<boolean> {
+  const before = o.before === null ? '' : formatWish(o.before);
+  const keys = [cloneKey(o.id), eventsKey(o.id)];
+  const answer = redis.eval(WISH_FOR_TRANSFER, 2, ...keys, o.id, before, formatWish(o.wish));
   return (await ask(answer)) === 1;
 }
 

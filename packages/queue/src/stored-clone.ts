@@ -1,22 +1,32 @@
 /**
  * Reading records, and what is computed when they are read.
  *
- * A record says what its worker last knew. Whether the worker is still heard of, why a queued clone waits, and that a
- * cancel was asked for which the worker has not taken up yet, are added here: nobody would be there to write them.
+ * A record says what its worker last knew. Whether the worker is still heard of, why a queued clone waits, and what was
+ * asked for that the worker has not taken up yet, are added here: nobody would be there to write them.
  * Whatever comes out of Redis is checked with the contract's schema again.
  */
 import { createHash } from 'node:crypto';
-import { Clone, CloneError, type CloneSpec } from '@pgcloned/contract';
+import {
+  Clone,
+  CloneError,
+  type CloneSpec,
+  type TransferLimits,
+  withTransfer,
+} from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import type { KnownHost } from './host-registry.ts';
 import { cloneKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
 import type { Fence } from './scripts.ts';
+import { parseWish } from './transfer-wish.ts';
 
 export interface StoredClone {
+  /** Its transfer is as it was last wished for. */
   readonly clone: Clone;
   readonly fence: Fence;
   readonly cancelRequested: boolean;
+  /** Null: it is as it was asked for at first. */
+  readonly wishedTransfer: TransferLimits | null;
   /** Changes with every write of the record. */
   readonly marker: string;
 }
@@ -32,12 +42,15 @@ export class RecordUnreadableError extends Error {
  * @throws {CloneError} `QUEUE_UNAVAILABLE`.
  */
 export async function readClone(redis: Redis, id: string): Promise<StoredClone | undefined> {
-  const [record, attempt, workerId, cancel, marker] = await ask(
-    redis.hmget(cloneKey(id), 'record', 'attempt', 'workerId', 'cancel', 'marker'),
+  const [record, attempt, workerId, cancel, transfer, marker] = await ask(
+    redis.hmget(cloneKey(id), 'record', 'attempt', 'workerId', 'cancel', 'transfer', 'marker'),
   );
   if (record === null || record === undefined) return undefined;
+  const wishedTransfer = parseWish(transfer);
+  const clone = parseRecord(id, record);
   return {
-    clone: parseRecord(id, record),
+    clone: wishedTransfer === null ? clone : withTransfer(clone, wishedTransfer),
+    wishedTransfer,
     fence: { attempt: Number(attempt), workerId: workerId ?? '' },
     cancelRequested: typeof cancel === 'string',
     marker: marker ?? '',

@@ -276,6 +276,59 @@ test('a wish that comes just after the publication is not shown any more', async
   expect(await store.get(clone.id)).toMatchObject({ state: 'running' });
 });
 
+test('a change of the transfer is shown at once, and its worker hears of it with its next word', async () => {
+  const clone = someClone({}, { transfer: { workers: 1, maxRate: 10_000 } });
+  await store.create(clone);
+  const heard: unknown[] = [];
+  await using worker = await openWorker(url, {
+    onTransferWished: (id, wish) => heard.push([id, wish]),
+  });
+  const fence = { attempt: 1, workerId: 'worker-1' };
+
+  // Nobody has it yet: whoever takes it now knew it as it was before.
+  const changed = await store.changeTransfer(clone.id, { workers: 3 });
+  expect(changed.spec.transfer).toEqual({ ...clone.spec.transfer, workers: 3 });
+  await worker.confirm(running(clone), fence);
+  expect(heard).toEqual([[clone.id, { workers: 3, maxRate: 10_000 }]]);
+  expect((await store.get(clone.id))?.spec.transfer.workers).toBe(3);
+  await Promise.all([
+    store.changeTransfer(clone.id, { maxRate: null }),
+    store.changeTransfer(clone.id, { workers: null }),
+  ]);
+  // The next worker takes what stands there.
+  await worker.confirm({ ...running(clone), attempt: 2 }, { ...fence, attempt: 2 });
+  const [open] = await worker.openClones();
+  await worker.confirm(ended({ ...clone, attempt: 2 }, 'failed'), { ...fence, attempt: 2 });
+
+  expect(heard.at(-1)).toEqual([clone.id, { workers: null, maxRate: null }]);
+  expect(open).toMatchObject({
+    wishedTransfer: { workers: null, maxRate: null },
+    clone: { spec: { transfer: { workers: null, maxRate: null } } },
+  });
+  // What it was copied with, its worker has said last.
+  expect((await store.get(clone.id))?.spec.transfer).toMatchObject({ workers: 1, maxRate: 10_000 });
+  await expect(store.changeTransfer(clone.id, { workers: 2 })).rejects.toMatchObject({
+    code: 'CLONE_ENDED',
+  });
+});
+
+test('a worker that says nothing by itself is woken for a change of the transfer', async () => {
+  const clone = someClone();
+  await store.create(clone);
+  const heard = Promise.withResolvers<unknown>();
+  await using worker = await openWorker(url, {
+    onTransferWished: (_id, wish) => {
+      heard.resolve(wish);
+    },
+  });
+  await worker.confirm(running(clone), { attempt: 1, workerId: 'worker-1' });
+  worker.start();
+
+  await store.changeTransfer(clone.id, { maxRate: 50_000_000 });
+
+  expect(await heard.promise).toEqual({ workers: null, maxRate: 50_000_000 });
+});
+
 test('only an ended clone is forgotten, unless that is forced', async () => {
   const clone = someClone();
   await store.create(clone);

@@ -74,6 +74,7 @@ export async function openWorker(
     concurrency: 2,
     facts: () => Promise.resolve(hostFacts({ name: host, machineId, workerId })),
     onCancelRequested: () => {},
+    onTransferWished: () => {},
     onFenceLost: () => {},
     onError: () => {},
     signal: new AbortController().signal,

@@ -10,7 +10,8 @@ import { SPEC_EXAMPLE } from '../examples.ts';
 const DESCRIPTION = `Physical clones of PostgreSQL clusters.
 
 **Access.** Every call but \`/healthz\`, \`/readyz\`, \`/openapi.json\` and \`/docs\` needs \`Authorization: Bearer TOKEN\`.
-A token has a role: \`viewer\` reads, \`operator\` also creates, cancels and forgets clones, \`admin\` may do everything.
+A token has a role: \`viewer\` reads, \`operator\` also creates, changes, cancels and forgets clones,
+\`admin\` may do everything.
 
 **Conventions.** Times are RFC 3339 in UTC, sizes are bytes, log sequence numbers are text, ids are 32 hexadecimal digits.
 Every answer carries \`X-Request-Id\`, which leads to its lines in the log.

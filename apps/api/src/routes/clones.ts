@@ -18,6 +18,7 @@ import * as z from 'zod';
 import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
 import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
 import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
+import { refuseNoBody } from '../json-body.ts';
 import { demandRole } from '../plugins/authentication.ts';
 import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
 
@@ -88,11 +89,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         },
       } satisfies FastifyZodOpenApiSchema,
       preValidation: (request, _reply, next) => {
-        if (request.body === undefined) {
-          throw new CloneError('REQUEST_MALFORMED', 'the request has no body', {
-            hint: 'Send the clone that you want as application/json.',
-          });
-        }
+        refuseNoBody(request, 'Send the clone that you want as application/json.');
         refuseSpelledOutSource(request.body);
         next();
       },
@@ -278,26 +275,6 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
     },
   );
 
-  app.patch(
-    '/clones/:id',
-    {
-      config: { role: 'operator' },
-      schema: {
-        operationId: 'changeClone',
-        summary: 'Change a running clone (not supported yet)',
-        tags: ['clones'],
-        params: IdParams,
-        response: { ...EVERYWHERE, ...NOT_FOUND, ...BODY_REFUSED },
-      } satisfies FastifyZodOpenApiSchema,
-    },
-    async ({ params }) => {
-      found(await store.get(params.id), params.id);
-      throw new CloneError('NOT_SUPPORTED', 'a running clone cannot be changed', {
-        hint: 'Cancel it, and create one with the transfer that you want.',
-      });
-    },
-  );
-
   app.delete(
     '/clones/:id',
     {
@@ -367,6 +344,6 @@ function fingerprintOf(spec: CloneSpec): string {
 }
 
 /** Who did what to which clone, for whoever asks later. */
-function audit(request: FastifyRequest, message: string, cloneId: string): void {
+export function audit(request: FastifyRequest, message: string, cloneId: string): void {
   request.log.info({ audit: true, token: request.caller?.name, cloneId }, message);
 }

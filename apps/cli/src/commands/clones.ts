@@ -11,9 +11,10 @@ import {
   hasEnded,
   LOG_LEVELS,
   type LogLevel,
+  type TransferLimits,
 } from '@pgcloned/contract';
 import { asCloneError, ask, findApi } from '../api-connection.ts';
-import { formatClone, formatCloneTable } from '../clone-text.ts';
+import { formatClone, formatCloneTable, formatLimits } from '../clone-text.ts';
 import { readLogLevel } from '../config.ts';
 import type { GlobalOptions, Invocation, ProgressOptions } from '../invocation.ts';
 import { readYaml } from '../located-yaml.ts';
@@ -110,6 +111,33 @@ export async function watchClone(
 ): Promise<void> {
   const api = await findApi(invocation.environment, options.config);
   await follow(invocation, api, id, options);
+}
+
+export async function changeClone(
+  { environment, signal }: Invocation,
+  { config, json, ...change }: GlobalOptions & Partial<TransferLimits>,
+  id: string,
+): Promise<void> {
+  const { workers, maxRate } = change;
+  if (workers === undefined && maxRate === undefined) {
+    throw new CloneError('REQUEST_INVALID', 'nothing is to be changed', {
+      hint: 'Give --max-rate, --workers or both.',
+    });
+  }
+  const api = await findApi(environment, config);
+  const transfer = {
+    ...(workers !== undefined && { workers }),
+    ...(maxRate !== undefined && { maxRate }),
+  };
+  const clone = (await ask(signal, (limit) =>
+    api.http.PATCH('/v1/clones/{id}', {
+      params: { path: { id } },
+      body: { transfer },
+      signal: limit,
+    }),
+  )) as Clone;
+  if (json === true) printJson(clone);
+  else print(`clone ${id} is ${clone.state}: ${formatLimits(clone)}`);
 }
 
 export async function cancelClone(

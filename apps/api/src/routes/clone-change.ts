@@ -1,0 +1,59 @@
+/** Changing a clone while it runs. It has a file of its own because it alone takes another type of body. */
+import { Clone, CloneChange } from '@pgcloned/contract';
+import type { CloneStore } from '@pgcloned/queue';
+import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
+import { RUNNING_CLONE_EXAMPLE } from '../examples.ts';
+import { refuseNoBody, takeJson } from '../json-body.ts';
+import { BODY_REFUSED, CONFLICT, EVERYWHERE, NOT_FOUND } from '../responses.ts';
+import { audit, found, IdParams } from './clones.ts';
+
+/** RFC 7396: what is left out stays as it is. */
+const MERGE_PATCH = 'application/merge-patch+json';
+
+export const cloneChangeRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
+  app,
+  { store },
+) => {
+  takeJson(app, MERGE_PATCH);
+  app.patch(
+    '/clones/:id',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'changeClone',
+        summary: 'Change rate and workers of a clone',
+        description:
+          'A JSON Merge Patch (RFC 7396) of `transfer.maxRate` and `transfer.workers`; what is left out stays as it is, ' +
+          'and null is the default. It holds for whatever is still to be copied: at once while files are copied, for ' +
+          'which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. ' +
+          'A clone that has copied all its files takes a change without any effect; one that has ended takes none.',
+        tags: ['clones'],
+        params: IdParams,
+        consumes: ['application/json', MERGE_PATCH],
+        body: CloneChange,
+        response: {
+          200: {
+            id: 'CloneChanged',
+            description: 'The clone, with the transfer as it is wished for from now on.',
+            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+          },
+          ...EVERYWHERE,
+          ...NOT_FOUND,
+          ...CONFLICT,
+          ...BODY_REFUSED,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+      preValidation: (request, _reply, next) => {
+        refuseNoBody(request, `Send what is to change as ${MERGE_PATCH}.`);
+        next();
+      },
+    },
+    async (request, reply) => {
+      const { id } = request.params;
+      found(await store.get(id), id);
+      const clone = await store.changeTransfer(id, request.body.transfer ?? {});
+      audit(request, 'clone changed', id);
+      return await reply.code(200).send(clone);
+    },
+  );
+};
