@@ -79,6 +79,7 @@ test('what was copied before a kill is kept as far as it is unchanged, and the c
   expect(result.result.wireBytes).toBeLessThan(
     result.result.bytes - result.result.keptBytes + 5_000_000,
   );
+  expect(result.result.verification).toMatchObject({ pages: 'passed' });
   await using standby = await adoptServer(dataDirectory);
   await load.stop();
   await expectEqual(source.primary, standby);

@@ -52,6 +52,7 @@ describe.each(POSTGRES_MAJORS)('PostgreSQL %i', (major) => {
       expect(error).toBeUndefined();
       expect(stderr).toBe('');
       expect(result.leftovers).toEqual([]);
+      expect(result.result.verification).toMatchObject({ wal: 'passed', pages: 'passed' });
       await using standby = await adoptServer(at('main'));
       expect(standby.major).toBe(major);
       await load.stop();

@@ -351,6 +351,24 @@ export interface components {
                  */
                 configuration?: "auto" | "source" | "host";
             };
+            /** @default {} */
+            verification?: {
+                /**
+                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning
+                 * @default true
+                 */
+                pages?: boolean;
+                /**
+                 * @description Leave a backup_manifest, by which pg_verifybackup tells whether a file has changed since; a server that runs on the clone changes them
+                 * @default false
+                 */
+                manifest?: boolean;
+                /**
+                 * @description Before anybody else may, start a private server on the published clone: it has to become consistent, no file of a relation may be missing, and pg_amcheck, which reads all tables and indexes, must find no fault in databases that have the extension amcheck
+                 * @default false
+                 */
+                boot?: boolean;
+            };
             /**
              * @description When a clone that has not ended is given up
              * @default null
@@ -386,7 +404,7 @@ export interface components {
              * @description What to decide by
              * @enum {string}
              */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             /** @description What happened this time */
             detail?: string;
             /** @description What can be done about it */
@@ -488,7 +506,7 @@ export interface components {
             keptBytes: number;
             durationMs: number;
             warnings: string[];
-            /** @description Which proofs were made, and how they ended */
+            /** @description Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says */
             verification: {
                 /** @enum {string} */
                 transfer: "passed" | "failed" | "skipped";
@@ -509,7 +527,7 @@ export interface components {
         };
         CloneFailure: {
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -700,6 +718,23 @@ export interface components {
                  */
                 configuration: "auto" | "source" | "host";
             };
+            verification: {
+                /**
+                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning
+                 * @default true
+                 */
+                pages: boolean;
+                /**
+                 * @description Leave a backup_manifest, by which pg_verifybackup tells whether a file has changed since; a server that runs on the clone changes them
+                 * @default false
+                 */
+                manifest: boolean;
+                /**
+                 * @description Before anybody else may, start a private server on the published clone: it has to become consistent, no file of a relation may be missing, and pg_amcheck, which reads all tables and indexes, must find no fault in databases that have the extension amcheck
+                 * @default false
+                 */
+                boot: boolean;
+            };
             /**
              * @description When a clone that has not ended is given up
              * @default null
@@ -784,6 +819,11 @@ export interface components {
                  *           "slot": null,
                  *           "clusterName": null,
                  *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": true,
+                 *           "manifest": false,
+                 *           "boot": false
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
@@ -928,6 +968,11 @@ export interface components {
                  *           "slot": null,
                  *           "clusterName": null,
                  *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": true,
+                 *           "manifest": false,
+                 *           "boot": false
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
@@ -1256,6 +1301,11 @@ export interface components {
                  *           "clusterName": null,
                  *           "configuration": "auto"
                  *         },
+                 *         "verification": {
+                 *           "pages": true,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
                  *         "deadline": null,
                  *         "ttl": null,
                  *         "labels": {
@@ -1426,6 +1476,11 @@ export interface components {
                  *           "clusterName": null,
                  *           "configuration": "auto"
                  *         },
+                 *         "verification": {
+                 *           "pages": true,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
                  *         "deadline": null,
                  *         "ttl": null,
                  *         "labels": {
@@ -1576,6 +1631,11 @@ export interface components {
                  *           "slot": null,
                  *           "clusterName": null,
                  *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": true,
+                 *           "manifest": false,
+                 *           "boot": false
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
@@ -1823,6 +1883,11 @@ export interface operations {
                      *               "slot": null,
                      *               "clusterName": null,
                      *               "configuration": "auto"
+                     *             },
+                     *             "verification": {
+                     *               "pages": true,
+                     *               "manifest": false,
+                     *               "boot": false
                      *             },
                      *             "deadline": null,
                      *             "ttl": null,

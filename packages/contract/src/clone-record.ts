@@ -78,6 +78,8 @@ export type Progress = z.output<typeof Progress>;
 
 const Verdict = z.enum(['passed', 'failed', 'skipped']);
 
+export type Verdict = z.output<typeof Verdict>;
+
 export const CloneResult = z
   .object({
     dataDirectory: z.string(),
@@ -96,7 +98,10 @@ export const CloneResult = z
     warnings: z.array(z.string()),
     verification: z
       .object({ transfer: Verdict, wal: Verdict, pages: Verdict, boot: Verdict })
-      .meta({ description: 'Which proofs were made, and how they ended' }),
+      .meta({
+        description:
+          'Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says',
+      }),
   })
   .meta({ id: 'CloneResult' });
 

@@ -89,6 +89,21 @@ const Wal = z.strictObject({
   }),
 });
 
+const Verification = z.strictObject({
+  pages: z.boolean().default(true).meta({
+    description:
+      'Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning',
+  }),
+  manifest: z.boolean().default(false).meta({
+    description:
+      'Leave a backup_manifest, by which pg_verifybackup tells whether a file has changed since; a server that runs on the clone changes them',
+  }),
+  boot: z.boolean().default(false).meta({
+    description:
+      'Before anybody else may, start a private server on the published clone: it has to become consistent, no file of a relation may be missing, and pg_amcheck, which reads all tables and indexes, must find no fault in databases that have the extension amcheck',
+  }),
+});
+
 const SettingValue = z.union([
   z.string().max(1024).regex(TEXT, 'must not contain control characters'),
   z.number(),
@@ -162,6 +177,7 @@ const specShape = {
   transfer: withDefaults(Transfer),
   wal: withDefaults(Wal),
   replica: withDefaults(Replica),
+  verification: withDefaults(Verification),
   deadline: z.iso.datetime({ offset: true }).nullable().default(null).meta({
     description: 'When a clone that has not ended is given up',
   }),
@@ -226,6 +242,8 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source' | 'target'>): v
   if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
   if (spec.replica.waitFor === 'writable')
     refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
+  if (spec.verification.boot)
+    refuse('verification.boot', 'true', 'Start the clone and check it yourself.');
   if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');

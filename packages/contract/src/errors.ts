@@ -107,6 +107,7 @@ export const CATALOGUE = {
   CONTROL_FILE_INVALID: entry(500, 'failed', 'The control file cannot be used', true),
   PUBLISH_FAILED: entry(500, 'failed', 'The clone could not be put into place'),
   REPLICA_START_FAILED: entry(500, 'failed', 'The published clone did not start as asked'),
+  VERIFICATION_FAILED: entry(500, 'failed', 'The published clone did not stand its test'),
   DEADLINE_EXCEEDED: entry(500, 'failed', 'The deadline of the clone has passed'),
   PROCESS_FAILED: entry(500, 'failed', 'A program failed'),
   WORKER_STOPPED: entry(500, 'failed', 'The worker was stopped', true),

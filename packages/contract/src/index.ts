@@ -12,6 +12,7 @@ export {
   Progress,
   RecordError,
   recordError,
+  type Verdict,
   withTransfer,
 } from './clone-record.ts';
 export {

@@ -46,6 +46,7 @@ test('source, host and data directory are enough, and everything else has the pu
       clusterName: null,
       configuration: 'auto',
     },
+    verification: { pages: true, manifest: false, boot: false },
     deadline: null,
     ttl: null,
     labels: {},

@@ -159,7 +159,7 @@ async function runAttempt(
       const { stream, ...start } = await phase('start-backup', () =>
         startBackup(run, ready, pinned),
       );
-      const copy = await phase('copy-files', () => copyFiles(run, ready));
+      const copy = await phase('copy-files', () => copyFiles(run, ready, start));
       const stop = await phase('stop-backup', () => stopBackup(run, ready, start, copy));
       await phase('collect-wal', () => collectWal(run, ready, { stream, start, stop }));
       const published = await phase('publish', () =>
@@ -178,7 +178,7 @@ async function runAttempt(
         bytes: copy.bytes,
         files: copy.files,
         keptBytes: copy.keptBytes,
-        verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },
+        verification: { transfer: 'passed', wal: 'passed', pages: copy.pages, boot: 'skipped' },
       };
     }, reportLeftovers(observer));
   } catch (error) {

@@ -209,6 +209,8 @@ async function copy(
           tablespaces: { [location]: join(scratch.path, 'fast copy') },
         },
         transfer: { compression: 'none', checksum },
+        // Its files hold no pages.
+        verification: { pages: false, manifest: false, boot: false },
       },
       source: { rsyncd: { ports: '45000-45999', address: null } },
       host: {
@@ -247,7 +249,7 @@ async function copy(
   if (!ready.data.takesOver) await prepareClonePlace(run, ready, ready.data);
   await mkdir(ready.temporaryWalDirectory, { recursive: true });
   try {
-    return await copyFiles(run, ready);
+    return await copyFiles(run, ready, { startLsn: '0/1' });
   } catch (error) {
     if (!stop.signal.aborted) throw error;
     return null;

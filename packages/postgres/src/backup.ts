@@ -134,3 +134,15 @@ export function fullPageWritesOff(cause?: unknown): CloneError {
     },
   );
 }
+
+/** Up to where there may be WAL by now: on a standby what it has received or replayed. */
+export async function readWalEnd(session: Session, signal: AbortSignal): Promise<string> {
+  const [row] = await session.query<{ end: string }>(
+    `SELECT (CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+                  ELSE pg_current_wal_insert_lsn() END)::text AS "end"`,
+    [],
+    signal,
+  );
+  if (row === undefined) throw new Error('the server answered nothing');
+  return row.end;
+}

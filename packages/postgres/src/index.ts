@@ -1,5 +1,17 @@
 /** PostgreSQL as a clone meets it: sessions, backup, WAL, control file, tablespaces, configuration, servers. */
-export { type BackupStart, type BackupStop, startBackup, stopBackup } from './backup.ts';
+export {
+  type BackupStart,
+  type BackupStop,
+  readWalEnd,
+  startBackup,
+  stopBackup,
+} from './backup.ts';
+export {
+  formatManifest,
+  type ManifestContent,
+  type ManifestFile,
+  OUTSIDE_MANIFEST,
+} from './backup-manifest.ts';
 export { findBinDirectory } from './binaries.ts';
 export {
   appendSettings,
@@ -19,6 +31,14 @@ export {
   readControlFile,
 } from './control-file.ts';
 export { formatLsn, parseLsn, walBytesBetween } from './lsn.ts';
+export {
+  type CheckedFile,
+  type FileToCheck,
+  openPageChecker,
+  type PageChecker,
+  type Suspect,
+} from './page-check.ts';
+export { canJudgePages, judgePage } from './page-checksum.ts';
 export { formatPassfileLine } from './passfile.ts';
 export { isServerRunning, type PostmasterPid, parsePostmasterPid } from './postmaster-pid.ts';
 export { isInRecovery, promoted } from './promotion.ts';

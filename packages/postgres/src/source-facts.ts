@@ -44,6 +44,10 @@ export interface SourceFacts {
   readonly port: number;
   readonly walSegmentBytes: number;
   readonly dataChecksums: boolean;
+  /** `block_size`. */
+  readonly pageBytes: number;
+  /** How many pages a file of a relation holds at the most: `segment_size`. */
+  readonly segmentPages: number;
   readonly walLevel: string;
   /** On a standby: whether its primary wrote them at the checkpoint of the last restartpoint (R3.8). */
   readonly fullPageWrites: boolean;
@@ -85,6 +89,7 @@ export const STANDBY_MINIMUM_SETTINGS = [
 const SETTINGS_READ = [
   ...STANDBY_MINIMUM_SETTINGS,
   'archive_mode',
+  'block_size',
   'config_file',
   'data_checksums',
   'data_directory',
@@ -100,6 +105,7 @@ const SETTINGS_READ = [
   'max_slot_wal_keep_size',
   'max_wal_size',
   'port',
+  'segment_size',
   'shared_preload_libraries',
   'ssl',
   'ssl_ca_file',
@@ -204,6 +210,8 @@ export async function readSourceFacts(session: Session, signal: AbortSignal): Pr
     port: Number(value('port')),
     walSegmentBytes: Number(value('wal_segment_size')),
     dataChecksums: value('data_checksums') === 'on',
+    pageBytes: Number(value('block_size')),
+    segmentPages: Number(value('segment_size')),
     walLevel: value('wal_level'),
     archiveMode: value('archive_mode'),
     synchronousStandbyNames: value('synchronous_standby_names'),

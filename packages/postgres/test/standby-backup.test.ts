@@ -104,7 +104,7 @@ test('all WAL from a restartpoint far back to an end within a segment is collect
   expect(await readdir(directory)).toEqual(expect.arrayContaining([...needed]));
   await proveWal({
     ...{ binDirectory: standby.binDirectory, directory, timeline: 1, startLsn, stopLsn },
-    ...{ stallMs: 20_000, signal },
+    ...{ segmentBytes, stallMs: 20_000, signal },
   });
 });
 

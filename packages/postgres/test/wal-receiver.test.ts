@@ -136,13 +136,14 @@ test('the stream begins with the segment of the seed and covers the start of a b
     timeline,
     startLsn,
     stopLsn,
+    segmentBytes,
     stallMs,
     signal,
   });
   expect(await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
 });
 
-test('a segment that is missing, cut or has one page of zeros is found before anything is published', async () => {
+test('a segment that is missing, cut, or has a page of zeros or a flipped byte is found and named', async () => {
   await using _ = await pin();
   await using streaming = await stream();
   const { receiver, directory } = streaming;
@@ -158,6 +159,7 @@ test('a segment that is missing, cut or has one page of zeros is found before an
     timeline,
     startLsn,
     stopLsn,
+    segmentBytes,
     stallMs,
     signal,
   };
@@ -174,13 +176,19 @@ test('a segment that is missing, cut or has one page of zeros is found before an
       await using file = await open(path, 'r+');
       await file.write(Buffer.alloc(8192), 0, 8192, 5 * 8192);
     },
+    async () => {
+      await using file = await open(path, 'r+');
+      const { buffer } = await file.read({ buffer: Buffer.alloc(1), position: 9 * 8192 + 4000 });
+      await file.write(Buffer.of((buffer[0] ?? 0) ^ 1), 0, 1, 9 * 8192 + 4000);
+    },
   ];
   for (const damage of damages) {
     await copyFile(whole, path);
     await damage();
     await expect(proveWal(proof)).rejects.toMatchObject({
       code: 'WAL_INCOMPLETE',
-      facts: { startLsn, stopLsn, reason: expect.stringMatching(/error|fatal/) },
+      message: expect.stringContaining(`in ${victim}`),
+      facts: { startLsn, stopLsn, segment: victim, reason: expect.stringMatching(/error|fatal/) },
     });
   }
   await copyFile(whole, path);
@@ -208,6 +216,7 @@ test('a backup that ends on a boundary needs no segment behind it', async () => 
     timeline: 1,
     startLsn,
     stopLsn,
+    segmentBytes,
     stallMs,
     signal,
   });
@@ -278,6 +287,7 @@ test('a stream that breaks is taken up again without a hole', async () => {
     timeline: seed.timeline,
     startLsn,
     stopLsn,
+    segmentBytes,
     stallMs,
     signal,
   });

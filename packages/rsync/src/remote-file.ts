@@ -23,6 +23,27 @@ export async function readRemoteFile(
 }
 
 /**
+ * Pages of a file that somebody writes, each by one read(2) call.
+ *
+ * @returns What there is of them: less at the end of the file. Null if there is no such file.
+ * @throws {CloneError} `REMOTE_COMMAND_FAILED` if it cannot be read, and what the runner throws.
+ */
+export async function readRemotePages(
+  runner: CommandRunner,
+  o: {
+    readonly path: string;
+    readonly pageBytes: number;
+    /** The first one, counted from the beginning of the file. */
+    readonly first: number;
+    readonly count: number;
+    readonly signal: AbortSignal;
+  },
+): Promise<Buffer | null> {
+  const args = [o.path, ...[o.pageBytes, o.first, o.count].map(String)];
+  return await askRemote(runner, 'pages', args, { signal: o.signal, limitMs: FILE_LIMIT_MS });
+}
+
+/**
  * Whether there is anything of that name, a directory or a dangling link included.
  *
  * @throws {CloneError} `REMOTE_COMMAND_FAILED` if that cannot be told, and what the runner throws.

@@ -18,10 +18,10 @@ const SCRIPT = readFileSync(new URL('./remote.sh', import.meta.url), 'utf8');
 
 const MARKER = Buffer.from('\npgcloned answers\n');
 
-/** `read` exits with this when there is no such file. */
+/** `read` and `pages` exit with this when there is no such file. */
 const STATUS_MISSING = 44;
 
-export type Verb = 'probe' | 'exists' | 'read' | 'list' | 'serve' | 'sweep';
+export type Verb = 'probe' | 'exists' | 'read' | 'pages' | 'list' | 'serve' | 'sweep';
 
 /** The command line for the login shell of the source host. `args` are visible there to everybody: no secrets. */
 export function remoteCommand(verb: Verb, args: readonly string[]): string {
@@ -68,7 +68,7 @@ export async function askRemote(
 /** Like {@link askRemote}, for verbs that never say that something is missing. */
 export async function askRemoteText(
   runner: CommandRunner,
-  verb: Exclude<Verb, 'read'>,
+  verb: Exclude<Verb, 'read' | 'pages'>,
   args: readonly string[],
   options: AskOptions,
 ): Promise<string> {

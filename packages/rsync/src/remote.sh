@@ -63,6 +63,16 @@ read_file() { # PATH BYTES_MAX
   esac
 }
 
+# Pages of a file, each by one read(2), as many as there are.
+read_pages() { # PATH PAGE_BYTES FIRST COUNT
+  answer
+  if { problem=$(dd if="$1" bs="$2" skip="$3" count="$4" 2>&1 >&3); } 3>&1; then return; fi
+  case $problem in
+    *'No such file or directory' | *'Not a directory') exit $STATUS_MISSING ;;
+    *) fail "$problem" ;;
+  esac
+}
+
 # For each directory the word `root`, then one record per entry, its own first; everything ends in a NUL, because names
 # may hold any other byte. A directory that does not exist has no record, and what vanishes meanwhile is no error.
 list() { # DIRECTORY…
@@ -237,6 +247,7 @@ verb=$1
 shift
 case $verb in
   read) read_file "$@" ;;
+  pages) read_pages "$@" ;;
   probe | exists | list | serve | sweep) "$verb" "$@" ;;
   *) fail "unknown verb: $verb" ;;
 esac

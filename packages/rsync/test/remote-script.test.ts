@@ -11,7 +11,14 @@ import {
   writePartsFile,
 } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { listFiles, probeHost, readRemoteFile, remoteExists, sweepHost } from '../src/index.ts';
+import {
+  listFiles,
+  probeHost,
+  readRemoteFile,
+  readRemotePages,
+  remoteExists,
+  sweepHost,
+} from '../src/index.ts';
 import { type LocalRunner, localRunner, remoteTemporary } from './local-runner.ts';
 
 const { signal } = new AbortController();
@@ -169,6 +176,20 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
     expect(
       await readRemoteFile(runner, { path: join(data, 'none'), bytesMax: 1, signal }),
     ).toBeNull();
+  });
+
+  test('pages of a file are those asked for, as many as there are', async () => {
+    const path = join(data, '16384');
+    const content = Buffer.concat([1, 2, 3].map((byte) => Buffer.alloc(8192, byte)));
+    await writeFile(path, content.subarray(0, 20_000));
+    const read = async (first: number, count: number, file = path) =>
+      await readRemotePages(runner, { path: file, pageBytes: 8192, first, count, signal });
+
+    expect(await read(1, 1)).toEqual(content.subarray(8192, 16_384));
+    expect(await read(1, 100)).toEqual(content.subarray(8192, 20_000));
+    expect(await read(7, 2)).toEqual(Buffer.alloc(0));
+    expect(await read(0, 1, join(data, 'none'))).toBeNull();
+    await expect(read(0, 1, data)).rejects.toMatchObject({ code: 'REMOTE_COMMAND_FAILED' });
   });
 
   test('a file that cannot be read is an error, not a missing one', async () => {

@@ -40,6 +40,7 @@ export async function collectWal(
     timeline: start.timeline,
     startLsn: start.startLsn,
     stopLsn: stop.stopLsn,
+    segmentBytes: ready.facts.walSegmentBytes,
     stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });

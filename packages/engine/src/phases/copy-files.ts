@@ -10,7 +10,7 @@ import { realpath, rm, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
-import { readTablespaces } from '@pgcloned/postgres';
+import { type BackupStart, readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
   listFiles,
@@ -41,6 +41,12 @@ import { openRoad } from '../copy/road.ts';
 import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
 import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
 import { openTransport, type SourceDirectory, type Transport } from '../copy/transport.ts';
+import {
+  type CheckedRoot,
+  openVerification,
+  type Verification,
+  type Verified,
+} from '../copy/verification.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { claimTablespaces } from '../target/claim.ts';
@@ -66,7 +72,7 @@ const CHANNEL_LOSSES: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 /** A cut of half a minute ends the backup session as well, and then a new attempt is due (R3.2). */
 const CHANNEL_PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000];
 
-export interface Copy {
+export interface Copy extends Verified {
   readonly bytes: number;
   readonly files: number;
   /** Of `bytes`: what was here already and was not sent, whole files and parts of files. */
@@ -75,19 +81,21 @@ export interface Copy {
   readonly tablespaces: readonly TablespacePlace[];
 }
 
-interface Root extends SourceDirectory {
-  readonly destination: string;
-}
+type Root = SourceDirectory & CheckedRoot;
 
 /** What is to be done for one root. */
-interface RootPlan extends Root, Reconciliation {
+interface RootPlan extends SourceDirectory, CheckedRoot, Reconciliation {
   readonly directories: readonly ByteName[];
   readonly entries: ReadonlyMap<ByteName, SourceEntry>;
   /** What lies there now. */
   readonly localBytes: number;
 }
 
-export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
+export async function copyFiles(
+  run: CloneRun,
+  ready: Ready,
+  start: Pick<BackupStart, 'startLsn'>,
+): Promise<Copy> {
   const { signal, plan } = run;
   const tablespaces = await tablespacesNow(run, ready);
   const roots = rootsOf(ready, tablespaces);
@@ -119,8 +127,9 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
       run.observer.waiting(reason);
     },
   });
+  await using verification = openVerification(run, ready, start);
   const round = {
-    ...{ run, ready, tablespaces, roots, listings, journal },
+    ...{ verification, run, ready, tablespaces, roots, listings, journal },
     ...{ kept: { bytes: 0 }, bytesToCome, gate },
   };
   for (let losses = 0; ; losses += 1) {
@@ -148,6 +157,7 @@ export async function copyFiles(run: CloneRun, ready: Ready): Promise<Copy> {
  * complete, whatever became of the connection.
  */
 async function copyRound({
+  verification,
   run,
   ready,
   tablespaces,
@@ -160,6 +170,7 @@ async function copyRound({
   transport,
   isFirst,
 }: {
+  readonly verification: Verification;
   readonly run: CloneRun;
   readonly ready: Ready;
   readonly tablespaces: readonly TablespacePlace[];
@@ -223,6 +234,7 @@ async function copyRound({
     observer.workersChanged(workers());
   });
   observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
+  for (const root of plans) verification.kept({ root, files: root.kept });
   for (const { destination, whole, delta } of plans)
     bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
   await using road = openRoad(transport, transferControl);
@@ -244,6 +256,7 @@ async function copyRound({
       unsynced.abort(error);
     },
   );
+  let verified: Verified;
   try {
     await copyAll(queue, {
       workers,
@@ -290,6 +303,8 @@ async function copyRound({
           compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
           onBytes,
         });
+        const files = entries.filter(({ name }) => !outcome.again.includes(name));
+        verification.arrived({ root, files });
         // What is sent again was sent before, so what it finds here proves nothing.
         literalBytes += outcome.literalBytes;
         if (isDelta && why === null) {
@@ -300,6 +315,10 @@ async function copyRound({
         return outcome;
       },
     });
+    verified = await verification.finish(
+      plans.map((root) => ({ root, files: [...root.kept, ...root.delta, ...root.whole] })),
+      signal,
+    );
   } finally {
     await syncing.stop();
   }
@@ -309,6 +328,7 @@ async function copyRound({
     files: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
     tablespaces,
+    ...verified,
   };
 }
 
@@ -509,11 +529,17 @@ async function tablespacesNow(run: CloneRun, ready: Ready): Promise<readonly Tab
 /** R1.8: of a tablespace only the version directory; each root is a module of its own. */
 function rootsOf(ready: Ready, tablespaces: readonly TablespacePlace[]): readonly Root[] {
   return [
-    { module: 'pgdata', source: ready.facts.dataDirectory, destination: ready.data.build },
+    {
+      module: 'pgdata',
+      source: ready.facts.dataDirectory,
+      destination: ready.data.build,
+      prefix: '',
+    },
     ...tablespaces.map(({ oid, source, build }) => ({
       module: `tablespace-${oid}`,
       source: join(source, ready.facts.tablespaceDirectoryName),
       destination: build,
+      prefix: `pg_tblspc/${oid}/${ready.facts.tablespaceDirectoryName}/`,
     })),
   ];
 }

@@ -19,7 +19,7 @@ import {
   symlink,
   writeFile,
 } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import {
   type BackupStart,
@@ -32,8 +32,9 @@ import type { CloneRun } from '../clone-run.ts';
 import { removeCopyJournal } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { configureReplica } from '../replica/configure.ts';
-import { forgetNotedSlot } from '../replica/slot.ts';
+import { forgetNotedSlot, SLOT_NOTE } from '../replica/slot.ts';
 import type { Place } from '../target/layout.ts';
+import { writeManifest } from '../target/manifest.ts';
 import { writeMarker } from '../target/marker.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
@@ -95,6 +96,17 @@ export async function publish(
     await removeCopyJournal(directory);
     await syncDirectory(directory);
     if (places.some(({ old }) => old !== null)) await swap(run, ready, places);
+    if (run.plan.spec.verification.manifest) {
+      await writeManifest(ready.data.final, {
+        ...{ ...ready.facts, tablespaces: copy.tablespaces, sums: copy.sums, fileMode },
+        wal: { timeline: start.timeline, startLsn: start.startLsn, endLsn: stop.stopLsn },
+        becomes: new Map([
+          ['global/pgcloned.pg_control', 'global/pg_control'],
+          [SLOT_NOTE, null],
+          [relative(ready.data.build, ready.temporaryWalDirectory), null],
+        ]),
+      });
+    }
   } catch (error) {
     run.signal.throwIfAborted();
     throw asPublishError(error, ready);

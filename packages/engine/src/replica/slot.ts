@@ -14,7 +14,8 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Place } from '../target/layout.ts';
 import { isPublished } from '../target/marker.ts';
 
-const NOTE = 'pgcloned.replica-slot';
+/** Not in a clone that is published. */
+export const SLOT_NOTE = 'pgcloned.replica-slot';
 /** What the server says of a second slot of one name. */
 const DUPLICATE_OBJECT = '42710';
 
@@ -57,7 +58,7 @@ export async function makeReplicaSlot(
     readonly data: Place;
   },
 ): Promise<void> {
-  await writeDurably(join(data.build, NOTE), slotName);
+  await writeDurably(join(data.build, SLOT_NOTE), slotName);
   let isOurs = true;
   run.cleanup.onFailure({
     what: `replication slot ${slotName} on ${settings.host}:${String(settings.port)}`,
@@ -92,7 +93,7 @@ export async function makeReplicaSlot(
 /** The slot that an unfinished clone in this directory has made, or null. */
 export async function notedSlot(directory: string): Promise<string | null> {
   try {
-    return await readFile(join(directory, NOTE), 'utf8');
+    return await readFile(join(directory, SLOT_NOTE), 'utf8');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw error;
@@ -101,7 +102,7 @@ export async function notedSlot(directory: string): Promise<string | null> {
 
 /** The clone is published: the slot is the user's now. */
 export async function forgetNotedSlot(directory: string): Promise<void> {
-  await rm(join(directory, NOTE), { force: true });
+  await rm(join(directory, SLOT_NOTE), { force: true });
 }
 
 /** In a session of its own: the one that made it may be lost. Nothing to do if there is none. */

@@ -1,0 +1,117 @@
+/**
+ * What `verification` promises of a clone: faults are found and named, and nothing else is.
+ *
+ * The pages themselves are the matter of `packages/engine/test/verification.test.ts`, the WAL of
+ * `packages/postgres/test/wal-receiver.test.ts`.
+ */
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Finished } from '@pgcloned/process';
+import {
+  runAsPartsUser,
+  type ScratchDirectory,
+  type Source,
+  scratchDirectory,
+  startSource,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { runClone } from './run-clone.ts';
+
+let source: Source;
+let scratch: ScratchDirectory;
+/** Of a table in the tablespace `fast`, relative to the data directory. */
+let table: string;
+const at = (name: string) => join(scratch.path, name);
+
+beforeAll(async () => {
+  scratch = await scratchDirectory();
+  source = await startSource();
+  const { primary } = source;
+  await primary.createTablespace('fast', at('source fast'));
+  await primary.query(
+    'create table lying_still tablespace fast as select n, md5(n::text) from generate_series(1, 3000) n',
+  );
+  await primary.query('create index on lying_still (n)');
+  await primary.query('vacuum lying_still');
+  // From now on the server writes none of its pages, so that what is written below it stays.
+  await primary.query('checkpoint');
+  const [row] = await primary.query<{ path: string }>(
+    "select pg_relation_filepath('lying_still') as path",
+  );
+  table = row?.path ?? '';
+});
+afterAll(async () => {
+  await source[Symbol.asyncDispose]();
+  await scratch[Symbol.asyncDispose]();
+});
+
+const specOf = (name: string, verification: object = {}) => ({
+  target: {
+    dataDirectory: at(name),
+    tablespaces: { [at('source fast')]: at(`${name} fast`) },
+  },
+  verification,
+});
+
+async function flip(path: string, offset: number): Promise<void> {
+  await using file = await open(path, 'r+');
+  const { buffer } = await file.read({ buffer: Buffer.alloc(1), position: offset });
+  await file.write(Buffer.of((buffer[0] ?? 0) ^ 1), 0, 1, offset);
+}
+
+test('a page that is corrupt on the source is copied as it is, and named with its file', async () => {
+  const path = join(source.primary.dataDirectory, table);
+  await flip(path, 3 * 8192 + 5000);
+
+  const { status, result, error } = await runClone(source, specOf('corrupt'));
+
+  await flip(path, 3 * 8192 + 5000);
+  expect(error).toBeUndefined();
+  expect(status).toBe(0);
+  expect(result.result.verification).toMatchObject({
+    transfer: 'passed',
+    wal: 'passed',
+    pages: 'failed',
+  });
+  expect(result.result.warnings).toContain(
+    `block 3 of relation ${table} (file ${table}) is corrupt on the source: its checksum is wrong`,
+  );
+});
+
+test('a manifest is left that pg_verifybackup accepts, and by which it names what has changed since', async () => {
+  const { result, error } = await runClone(source, specOf('sound', { manifest: true }));
+
+  expect(error).toBeUndefined();
+  expect(result.result.verification).toMatchObject({ pages: 'passed' });
+  expect(await verifyBackup(at('sound'))).toMatchObject({ status: 0, stderr: '' });
+  await flip(join(at('sound'), table), 3 * 8192 + 5000);
+  const { status, stderr } = await verifyBackup(at('sound'));
+  expect(status).toBe(1);
+  expect(stderr).toContain(`checksum mismatch for file "${table}"`);
+});
+
+test('a manifest fits what took the place of an older cluster, too', async () => {
+  const spec = specOf('sound', { manifest: true, pages: false });
+
+  const { result, error } = await runClone(source, {
+    ...spec,
+    target: { ...spec.target, ifExists: 'replace' },
+    replica: { slot: 'for_the_replica' },
+  });
+
+  expect(error).toBeUndefined();
+  expect(result.result.verification).toMatchObject({ pages: 'skipped' });
+  expect(await verifyBackup(at('sound'))).toMatchObject({ status: 0, stderr: '' });
+});
+
+async function verifyBackup(directory: string): Promise<Finished> {
+  const program = (name: string) => join(source.primary.binDirectory, name);
+  const versionOf = async (name: string) =>
+    /\d+\.\d+/.exec((await runAsPartsUser([program(name), '--version'])).stdout.toString())?.[0];
+  // It takes only its twin, and on a machine they may come from two packages.
+  const isTwin = (await versionOf('pg_verifybackup')) === (await versionOf('pg_waldump'));
+  return await runAsPartsUser(
+    [program('pg_verifybackup'), ...(isTwin ? [] : ['--no-parse-wal']), directory],
+    { accept: 'any' },
+  );
+}
