@@ -28,6 +28,7 @@ export const RUNNING_CLONE_EXAMPLE = Clone.parse({
     filesDone: 2210,
     wireBytes: 1_289_104_211,
     keptBytes: 0,
+    compression: 'none',
     bytesPerSecond: 429_496_729,
     etaSeconds: 6,
     wal: { startLsn: '0/2000028', receivedLsn: '0/2A4F1C8' },

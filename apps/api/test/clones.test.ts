@@ -127,7 +127,6 @@ test.each([
     'NOT_SUPPORTED',
   ],
   ['method reflink', specFor('main', { method: 'reflink' }), 'NOT_SUPPORTED'],
-  ['compression auto', specFor('main', { transfer: { compression: 'auto' } }), 'NOT_SUPPORTED'],
   ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],
   ['a time to live', specFor('main', { ttl: 60 }), 'NOT_SUPPORTED'],

@@ -87,7 +87,7 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     option('--method <name>', 'method', 'rsync'),
     option('-j, --workers <number>', 'transfer.workers', 'rsyncs at a time (cores, ≤ 8)', 'number'),
     option('--max-rate <size>', 'transfer.maxRate', 'bytes per second of all together', 'bytes'),
-    option('--compression <name>', 'transfer.compression', 'none, lz4 or zstd (none)'),
+    option('--compression <name>', 'transfer.compression', 'none, lz4, zstd or auto (none)'),
     option('--checksum', 'transfer.checksum', 'compare contents, not size and time', {
       constant: true,
     }),

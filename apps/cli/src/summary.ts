@@ -31,11 +31,13 @@ export function formatResult({ result, instance, leftovers }: Outcome): readonly
 }
 
 function formatTotals(result: CloneResult): readonly string[] {
-  const { bytes, files, wireBytes, keptBytes, durationMs, startLsn, stopLsn, timeline } = result;
+  const { bytes, files, wireBytes, keptBytes, compression, durationMs } = result;
+  const { startLsn, stopLsn, timeline } = result;
+  const by = compression === null || compression === 'none' ? '' : `, compressed by ${compression}`;
   const rate = durationMs === 0 ? 0 : Math.round((bytes * 1000) / durationMs);
   return formatRows([
     ['copied', `${formatBytes(bytes)} in ${String(files)} files`],
-    ['over the wire', formatBytes(wireBytes)],
+    ['over the wire', `${formatBytes(wireBytes)}${by}`],
     ...(keptBytes === 0
       ? []
       : [['kept', `${formatBytes(keptBytes)} of an earlier attempt`] as const]),

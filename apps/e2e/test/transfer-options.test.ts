@@ -7,6 +7,7 @@ import {
   checkChecksums,
   compareTables,
   leftBehind,
+  runAsPartsUser,
   type Source,
   scratchDirectory,
   startCluster,
@@ -74,6 +75,32 @@ test.each(['lz4', 'zstd'])(
     await expectSound(compression, ended);
   },
 );
+
+test('with little to copy auto picks lz4 and says so, and the same arrives', async () => {
+  const ended = await cloneWith('auto', { compression: 'auto' });
+
+  const { bytes, wireBytes, compression } = ended.result.result;
+  expect(compression).toBe('lz4');
+  expect(wireBytes).toBeLessThan(bytes / 2);
+  await expectSound('auto', ended);
+});
+
+test('with more to copy auto tries what there is and says what it picks, and the same arrives', async () => {
+  const ballast = join(source.primary.dataDirectory, 'base/1/ballast');
+  await runAsPartsUser([
+    'sh',
+    '-c',
+    'for i in $(seq 300); do truncate -s 1M "$0.$i"; done',
+    ballast,
+  ]);
+
+  const ended = await cloneWith('auto with more', { compression: 'auto' });
+
+  await runAsPartsUser(['sh', '-c', 'rm "$0".*', ballast]);
+  expect(ended.result.result.bytes).toBeGreaterThan(300_000_000);
+  expect(ended.result.result.compression).toBeOneOf(['none', 'lz4', 'zstd']);
+  await expectSound('auto with more', ended);
+});
 
 test('by default nothing is compressed, and the wire carries hardly more than the files', async () => {
   const ended = await cloneWith('plain', {});

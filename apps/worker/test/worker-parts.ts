@@ -111,6 +111,7 @@ function someResult(plan: ClonePlan): CloneResult {
     files: 1,
     wireBytes: 100,
     keptBytes: 0,
+    compression: 'none',
     durationMs: 1,
     warnings: [],
     verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },

@@ -276,7 +276,7 @@ export interface components {
                  */
                 maxRate?: number | null;
                 /**
-                 * @description On the way; it pays where the network is slower than the disks
+                 * @description On the way; it pays where the network is slower than the disks, and takes cores of the source. auto: what turns out to be the fastest, by trying
                  * @default none
                  * @enum {string}
                  */
@@ -468,6 +468,8 @@ export interface components {
             wireBytes: number;
             /** @description Of `bytesDone`: what was here when the copy last began, and need not be sent again */
             keptBytes: number;
+            /** @description What files are compressed with on their way, for the most part; null before the copy, and until `auto` has picked something */
+            compression: ("none" | "lz4" | "zstd") | null;
             /** @description Of all workers together, as of late */
             bytesPerSecond: number;
             /** @description How long the rest of the copy will take at this rate */
@@ -504,6 +506,8 @@ export interface components {
             wireBytes: number;
             /** @description Of `bytes`: what was there already and was not sent, whole files and parts of files */
             keptBytes: number;
+            /** @description What files were compressed with, as in `progress` */
+            compression: ("none" | "lz4" | "zstd") | null;
             durationMs: number;
             warnings: string[];
             /** @description Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says */
@@ -645,7 +649,7 @@ export interface components {
                  */
                 maxRate: number | null;
                 /**
-                 * @description On the way; it pays where the network is slower than the disks
+                 * @description On the way; it pays where the network is slower than the disks, and takes cores of the source. auto: what turns out to be the fastest, by trying
                  * @default none
                  * @enum {string}
                  */
@@ -844,6 +848,7 @@ export interface components {
                  *         "filesDone": 0,
                  *         "wireBytes": 0,
                  *         "keptBytes": 0,
+                 *         "compression": null,
                  *         "bytesPerSecond": 0,
                  *         "etaSeconds": null,
                  *         "wal": {
@@ -993,6 +998,7 @@ export interface components {
                  *         "filesDone": 0,
                  *         "wireBytes": 0,
                  *         "keptBytes": 0,
+                 *         "compression": null,
                  *         "bytesPerSecond": 0,
                  *         "etaSeconds": null,
                  *         "wal": {
@@ -1325,6 +1331,7 @@ export interface components {
                  *         "filesDone": 2210,
                  *         "wireBytes": 1289104211,
                  *         "keptBytes": 0,
+                 *         "compression": "none",
                  *         "bytesPerSecond": 429496729,
                  *         "etaSeconds": 6,
                  *         "wal": {
@@ -1500,6 +1507,7 @@ export interface components {
                  *         "filesDone": 2210,
                  *         "wireBytes": 1289104211,
                  *         "keptBytes": 0,
+                 *         "compression": "none",
                  *         "bytesPerSecond": 429496729,
                  *         "etaSeconds": 6,
                  *         "wal": {
@@ -1656,6 +1664,7 @@ export interface components {
                  *         "filesDone": 2210,
                  *         "wireBytes": 1289104211,
                  *         "keptBytes": 0,
+                 *         "compression": "none",
                  *         "bytesPerSecond": 429496729,
                  *         "etaSeconds": 6,
                  *         "wal": {
@@ -1908,6 +1917,7 @@ export interface operations {
                      *             "filesDone": 2210,
                      *             "wireBytes": 1289104211,
                      *             "keptBytes": 0,
+                     *             "compression": "none",
                      *             "bytesPerSecond": 429496729,
                      *             "etaSeconds": 6,
                      *             "wal": {

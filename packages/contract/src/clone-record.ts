@@ -1,6 +1,6 @@
 /** The public record of a clone: what the API answers, the event stream sends and the worker writes. */
 import * as z from 'zod';
-import { CloneSpec, type TransferLimits } from './clone-spec.ts';
+import { CloneSpec, COMPRESSIONS, type TransferLimits } from './clone-spec.ts';
 import { STATES } from './clone-state.ts';
 import { CATALOGUE, type CloneError, type ErrorCode } from './errors.ts';
 import { PHASE_STATES, PHASES } from './phases.ts';
@@ -10,6 +10,7 @@ export const CloneId = z
   .regex(/^[0-9a-f]{32}$/, 'must be 32 hexadecimal digits')
   .meta({ description: 'Id of the clone: the 32 hexadecimal digits of a UUIDv7' });
 
+const Sent = z.enum(COMPRESSIONS).nullable();
 const Time = z.iso.datetime();
 const Bytes = z.int().nonnegative();
 const Lsn = z.string().regex(/^[0-9A-F]{1,8}\/[0-9A-F]{1,8}$/);
@@ -51,6 +52,10 @@ export const Progress = z
     keptBytes: Bytes.meta({
       description:
         'Of `bytesDone`: what was here when the copy last began, and need not be sent again',
+    }),
+    compression: Sent.meta({
+      description:
+        'What files are compressed with on their way, for the most part; null before the copy, and until `auto` has picked something',
     }),
     bytesPerSecond: Bytes.meta({ description: 'Of all workers together, as of late' }),
     etaSeconds: Bytes.nullable().meta({
@@ -94,6 +99,7 @@ export const CloneResult = z
       description:
         'Of `bytes`: what was there already and was not sent, whole files and parts of files',
     }),
+    compression: Sent.meta({ description: 'What files were compressed with, as in `progress`' }),
     durationMs: Bytes,
     warnings: z.array(z.string()),
     verification: z
@@ -179,6 +185,7 @@ export function noProgress(): Progress {
     filesDone: 0,
     wireBytes: 0,
     keptBytes: 0,
+    compression: null,
     bytesPerSecond: 0,
     etaSeconds: null,
     wal: { startLsn: null, receivedLsn: null },

@@ -19,6 +19,8 @@ export {
   CloneChange,
   CloneSpec,
   type CloneSpecInput,
+  COMPRESSIONS,
+  type Compression,
   RunSpec,
   refuseUnsupported,
   TransferLimits,

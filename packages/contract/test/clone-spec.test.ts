@@ -159,7 +159,6 @@ test('pgcloned run takes a source by name or spelled out, and needs no host', ()
 
 test.each([
   ['method', { method: 'reflink' }],
-  ['transfer.compression', { transfer: { compression: 'auto' } }],
   ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
   ['ttl', { ttl: 3600 }],

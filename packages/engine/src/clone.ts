@@ -178,6 +178,7 @@ async function runAttempt(
         bytes: copy.bytes,
         files: copy.files,
         keptBytes: copy.keptBytes,
+        compression: copy.compression,
         verification: { transfer: 'passed', wal: 'passed', pages: copy.pages, boot: 'skipped' },
       };
     }, reportLeftovers(observer));

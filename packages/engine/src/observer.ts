@@ -6,6 +6,7 @@
  */
 import type {
   CloneError,
+  Compression,
   ErrorFacts,
   Instance,
   Leftover,
@@ -44,6 +45,8 @@ export interface CloneObserver {
   }): void;
   /** So many bytes more need not be sent: of files whose differences were sent since the last call. */
   kept(bytes: number): void;
+  /** What most files are compressed with on their way, from now on. */
+  compression(compression: Compression): void;
   /** What went over the network since the last call. */
   sent(wireBytes: number): void;
   /** The clone now fills this directory: whoever puts away what a killed engine left has to know it. */

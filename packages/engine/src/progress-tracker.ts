@@ -18,6 +18,7 @@ type Tracked = Pick<
   | 'workersChanged'
   | 'kept'
   | 'copied'
+  | 'compression'
   | 'sent'
   | 'wal'
   | 'published'
@@ -87,6 +88,9 @@ export function trackProgress(before: Progress = noProgress()): ProgressTracker 
       },
       kept(bytes) {
         progress.keptBytes += bytes;
+      },
+      compression(compression) {
+        progress.compression = compression;
       },
       sent(wireBytes) {
         progress.wireBytes += wireBytes;

@@ -1,4 +1,5 @@
 /** What preflight has found and opened, and every later phase works with. */
+import type { Compression } from '@pgcloned/contract';
 import type { ConnectionSettings, Session, SourceFacts } from '@pgcloned/postgres';
 import type { HostProbe } from '@pgcloned/rsync';
 import type { PromotionWatch } from './promotion-watch.ts';
@@ -15,6 +16,8 @@ export interface Ready extends Claim {
   readonly settings: ConnectionSettings;
   readonly facts: SourceFacts;
   readonly probe: HostProbe;
+  /** What the rsyncs of both hosts know. */
+  readonly compressions: readonly Compression[];
   readonly binDirectory: string;
   readonly tablespaces: readonly TablespacePlace[];
   /** `postgresql.conf` of this host for the data directory, where it lies outside (Debian); null: there is none. */

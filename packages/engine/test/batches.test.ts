@@ -86,3 +86,27 @@ test('the parts of a batch hold each of its files once, and none is larger than 
     }),
   );
 });
+
+test('a sample is of files of middling size, and what is left is sent as ever', () => {
+  const sizes = [1024, 700, 9, 8, 7, 6, 5, 0.1, 0.01].map((mega) => mega * 1024 ** 2);
+  const files = sizes.map((bytes) => ({ name: String(bytes), bytes }));
+  const queue = queueBatches([files, files.slice(2)], { workers: () => 2 });
+
+  const sample = queue.sample(24 * 1024 ** 2, (root) => root === 1);
+
+  expect(sample).toEqual({
+    root: 1,
+    names: [9, 8, 7].map((mega) => String(mega * 1024 ** 2)),
+    bytes: 24 * 1024 ** 2,
+  });
+  expect(drain(queue).flatMap(({ names }) => names)).toHaveLength(2 * sizes.length - 2 - 3);
+});
+
+test('there is no sample where all files are large or tiny', () => {
+  const files = [1000, ...Array.from({ length: 50 }, () => 0.1)].map((mega, index) => ({
+    name: String(index),
+    bytes: mega * 1024 ** 2,
+  }));
+
+  expect(queueBatches([files], { workers: () => 1 }).sample(16 * 1024 ** 2, () => true)).toBeNull();
+});

@@ -177,6 +177,7 @@ const observer = {
   copyPlanned: () => {},
   workersChanged: () => {},
   kept: () => {},
+  compression: () => {},
   waiting: () => {},
   filling: () => {},
   log: () => {},

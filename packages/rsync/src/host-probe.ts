@@ -1,5 +1,7 @@
 /** What has to be known about the source host before anything is done there. Changes nothing. */
+import type { Compression } from '@pgcloned/contract';
 import type { CommandRunner } from '@pgcloned/process';
+import { compressionsIn } from './compressions.ts';
 import { askRemoteText } from './remote-script.ts';
 
 /** A shell and a few tools are started; a loaded host needs a second or two for that. */
@@ -8,6 +10,7 @@ const PROBE_LIMIT_MS = 30_000;
 export interface HostProbe {
   /** `3.2.7`; null if there is no rsync. */
   readonly rsyncVersion: string | null;
+  readonly compressions: readonly Compression[];
   /** Listing needs it. */
   readonly hasGnuFind: boolean;
   readonly user: string;
@@ -44,6 +47,7 @@ export async function probeHost(
   const [clientAddress, , serverAddress] = fact('connection').split(' ');
   return {
     rsyncVersion: fact('rsync') || null,
+    compressions: compressionsIn(fact('compressions')),
     hasGnuFind: fact('find').includes('GNU'),
     user: fact('user'),
     uid: Number(fact('uid')),

@@ -1,5 +1,6 @@
 /** The file channel to the source: a remote script, a daemon on a lease, and transfers. */
 export type { ByteName } from './byte-name.ts';
+export { localCompressions } from './compressions.ts';
 export { type DaemonRequest, type RsyncDaemon, startDaemon } from './daemon.ts';
 export type { TransferEndpoint } from './endpoint.ts';
 export { type HostProbe, probeHost } from './host-probe.ts';

@@ -26,6 +26,7 @@ fail() {
 
 probe() { # DATA_DIRECTORY
   readable=no
+  version=$(rsync --version 2>/dev/null)
   if [ -r "$1" ] && [ -x "$1" ] && [ -r "$1/PG_VERSION" ]; then readable=yes; fi
   answer
   # shellcheck disable=SC2185 # this find looks for nothing
@@ -33,7 +34,8 @@ probe() { # DATA_DIRECTORY
     "user=$(id -un 2>/dev/null || id -u)" \
     "uid=$(id -u)" \
     "now=$(date +%s%N)" \
-    "rsync=$(rsync --version 2>/dev/null | sed -n '1s/^rsync  *version v*\([0-9.]*\).*/\1/p')" \
+    "rsync=$(printf '%s\n' "$version" | sed -n '1s/^rsync  *version v*\([0-9.]*\).*/\1/p')" \
+    "compressions=$(printf '%s\n' "$version" | sed -n '/^Compress list:/{n;p;}')" \
     "find=$(find --version 2>/dev/null | sed -n 1p)" \
     "connection=${SSH_CONNECTION:-}" \
     "readable=$readable" \

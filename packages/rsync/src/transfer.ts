@@ -8,7 +8,7 @@
  * One call is one attempt. Whether it is worth another one is for the caller to decide.
  */
 import { addAbortListener } from 'node:events';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, type Compression } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
 import { approach, factsOf, type TransferEndpoint } from './endpoint.ts';
@@ -39,7 +39,7 @@ export interface TransferRequest {
   readonly send: 'whole' | 'delta' | 'rest';
   /** A directory that holds the directories of all names. */
   readonly destination: string;
-  readonly compression: 'none' | 'lz4' | 'zstd';
+  readonly compression: Compression;
   /**
    * Which files that are here already are fetched all the same. `quick`: those of another size or modification time, in
    * nanoseconds, which is safe only for what the same run has fetched (R6.9). `checksum`: those of other content.

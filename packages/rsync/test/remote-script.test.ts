@@ -13,6 +13,7 @@ import {
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
   listFiles,
+  localCompressions,
   probeHost,
   readRemoteFile,
   readRemotePages,
@@ -55,10 +56,12 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
       uid: partsUser.uid,
       dataDirectoryReadable: true,
       postmasterPid: ['4711', '/data', '1700000000', '5432'],
+      compressions: await localCompressions(signal),
       clientAddress: '127.0.0.1',
       serverAddress: '127.0.0.1',
     });
     expect(probe.rsyncVersion).toMatch(/^3\.\d+\.\d+$/);
+    expect(probe.compressions).toContain('zstd');
     expect(Math.abs(Number(probe.now / 1_000_000n) - Date.now())).toBeLessThan(60_000);
   });
 

@@ -22,11 +22,22 @@ const BATCH_BYTES_MIN = 64 * 1024 ** 2;
 const BATCH_FILES_MAX = 10_000;
 const BATCH_FILES_MIN = 500;
 
+/** Smaller ones tell how fast files are opened, and not how fast they travel. */
+const SAMPLE_FILE_BYTES_MIN = 128 * 1024;
+/** Of what was asked for; less tells nothing. */
+const SAMPLE_SHARE_MIN = 1 / 4;
+
 export interface BatchQueue {
   /** The next batch, or null if nothing is left. */
   readonly next: () => Batch | null;
   /** Cuts one that it has given out into so many, or as many as it has files, of about the same size. */
   readonly split: (batch: Batch, parts: number) => readonly Batch[];
+  /**
+   * Files of middling size, of so many bytes at most: enough to tell by how fast they travel. Null: there are too few.
+   *
+   * @param isWanted Whether they may be of this root.
+   */
+  readonly sample: (bytesMax: number, isWanted: (root: number) => boolean) => Batch | null;
   readonly bytesTotal: number;
   readonly filesTotal: number;
 }
@@ -91,6 +102,26 @@ export function queueBatches(
         share.bytes += sizes.get(name) ?? 0;
       }
       return shares.map((share) => ({ root, ...share }));
+    },
+    sample(bytesMax, isWanted) {
+      for (const [root, { files, position }] of queues.entries()) {
+        if (!isWanted(root)) continue;
+        const first = files.findIndex((file, index) => index >= position && file.bytes <= bytesMax);
+        if (first === -1) continue;
+        let bytes = 0;
+        let end = first;
+        for (; end < files.length && end - first < BATCH_FILES_MAX; end += 1) {
+          const fileBytes = files[end]?.bytes ?? 0;
+          if (fileBytes < SAMPLE_FILE_BYTES_MIN || bytes + fileBytes > bytesMax) break;
+          bytes += fileBytes;
+        }
+        if (bytes < bytesMax * SAMPLE_SHARE_MIN) continue;
+        const names = files.splice(first, end - first).map(({ name }) => name);
+        bytesLeft -= bytes;
+        filesLeft -= names.length;
+        return { root, names, bytes };
+      }
+      return null;
     },
   };
 }

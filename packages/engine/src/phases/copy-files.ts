@@ -9,7 +9,13 @@
 import { realpath, rm, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError, type ErrorCode, formatBytes, toCloneError } from '@pgcloned/contract';
+import {
+  CloneError,
+  type Compression,
+  type ErrorCode,
+  formatBytes,
+  toCloneError,
+} from '@pgcloned/contract';
 import { type BackupStart, readTablespaces } from '@pgcloned/postgres';
 import {
   type ByteName,
@@ -20,7 +26,12 @@ import {
   type TransferRequest,
 } from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
-import { type Batch, queueBatches } from '../copy/batches.ts';
+import { type Batch, type BatchQueue, queueBatches } from '../copy/batches.ts';
+import {
+  alwaysCompress,
+  type CompressionChoice,
+  chooseCompression,
+} from '../copy/choose-compression.ts';
 import { makeDirectories } from '../copy/directories.ts';
 import {
   type CopyJournal,
@@ -77,6 +88,8 @@ export interface Copy extends Verified {
   readonly files: number;
   /** Of `bytes`: what was here already and was not sent, whole files and parts of files. */
   readonly keptBytes: number;
+  /** What files were compressed with on their way, for the most part; null where nothing was picked. */
+  readonly compression: Compression | null;
   /** The tablespaces that were copied: the set at the start of the backup (R1.9). */
   readonly tablespaces: readonly TablespacePlace[];
 }
@@ -256,9 +269,10 @@ async function copyRound({
       unsynced.abort(error);
     },
   );
+  const compression = compressionFor(run, ready, sumOf(plans.flatMap(({ whole }) => whole)));
   let verified: Verified;
   try {
-    await copyAll(queue, {
+    await copyAll(sampled(queue, compression), {
       workers,
       onWorkersChange: transferControl.onChange,
       signal,
@@ -278,17 +292,21 @@ async function copyRound({
         const root = planOf(batch, plans);
         const entries = entriesOf(batch, root);
         if (why === null) await journal.add(root.destination, entries);
+        const isDelta = isOfDeltas(batch.root) || why === 'broke-off';
+        using sending = compression.begin({
+          bytes: batch.bytes,
+          files: batch.names.length,
+          isWhole: why === null && !isDelta,
+        });
         const request = {
           ...{ worker, from: root, through: await road.endpoint() },
           destination: root.destination,
-          compression:
-            plan.spec.transfer.compression === 'auto' ? 'none' : plan.spec.transfer.compression,
+          compression: sending.compression,
           timeoutMs: plan.host.stallMs,
           inheritedFds: run.locks.fds(),
           onWireBytes: run.sent,
           signal: batchSignal,
         } as const;
-        const isDelta = batch.root % 2 === 1 || why === 'broke-off';
         const short = isDelta ? await listShort(root.destination, entries) : [];
         let literalBytes = 0;
         if (short.length > 0) {
@@ -301,8 +319,12 @@ async function copyRound({
           names: batch.names,
           send: isDelta ? 'delta' : 'whole',
           compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
-          onBytes,
+          onBytes: (bytes) => {
+            sending.received(bytes);
+            onBytes(bytes);
+          },
         });
+        sending.ended();
         const files = entries.filter(({ name }) => !outcome.again.includes(name));
         verification.arrived({ root, files });
         // What is sent again was sent before, so what it finds here proves nothing.
@@ -327,12 +349,44 @@ async function copyRound({
     bytes: queue.bytesTotal + sumOf(complete),
     files: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
+    compression: compression.picked(),
     tablespaces,
     ...verified,
   };
 }
 
-/** Each has two queues: what is sent whole, and what is sent as differences. */
+/** What the caller asked for, or what turns out to be the fastest; either way the record says so. */
+function compressionFor({ plan, observer }: CloneRun, ready: Ready, bytes: number) {
+  const asked = plan.spec.transfer.compression;
+  if (asked !== 'auto') {
+    observer.compression(asked);
+    return alwaysCompress(asked);
+  }
+  return chooseCompression({
+    available: ready.compressions,
+    bytes,
+    tell: (picked, rates) => {
+      observer.compression(picked);
+      const usable = ready.compressions.join(', ');
+      observer.log('info', `compression auto picks ${picked}`, { usable, ...rates });
+    },
+  });
+}
+
+function sampled(queue: BatchQueue, compression: CompressionChoice): BatchQueue {
+  return {
+    ...queue,
+    next: () => {
+      const bytes = compression.sampleBytes();
+      const sample = bytes === null ? null : queue.sample(bytes, (root) => !isOfDeltas(root));
+      return sample ?? queue.next();
+    },
+  };
+}
+
+/** Each root of the copy has two of the queue: what is sent whole, and what is sent as differences. */
+const isOfDeltas = (root: number) => root % 2 === 1;
+
 function planOf({ root }: Pick<Batch, 'root'>, plans: readonly RootPlan[]): RootPlan {
   const plan = plans[Math.floor(root / 2)];
   if (plan === undefined) throw new Error('a batch without a root');

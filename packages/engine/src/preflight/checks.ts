@@ -16,11 +16,12 @@ import {
   type Session,
   type SourceFacts,
 } from '@pgcloned/postgres';
-import { type HostProbe, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
+import { type HostProbe, localCompressions, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { tryTransport } from '../copy/transport.ts';
+import { usableCompressions } from '../copy/usable-compressions.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
@@ -149,6 +150,15 @@ const transport = check('transport', ['host', 'facts', 'probe'], async (run, see
   await tryTransport(run, { ssh: seen.host.ssh(), dataDirectory });
 });
 
+const compression = check('compression', ['probe'], async ({ plan, signal }, { probe }) => ({
+  compressions: usableCompressions({
+    asked: plan.spec.transfer.compression,
+    here: await localCompressions(signal),
+    there: probe.compressions,
+    sourceHost: plan.source.ssh.host ?? plan.source.host,
+  }),
+}));
+
 const tablespaces = check(
   'tablespaces',
   ['claim', 'host', 'facts'],
@@ -213,7 +223,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [cluster, source],
   [slot],
   [sourceHost, programs, replication, ownWay],
-  [files, rsync],
+  [files, rsync, compression],
   [transport],
   [tablespaces],
   [contents],
