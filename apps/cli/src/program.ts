@@ -162,12 +162,12 @@ function addClones(program: Command, invocation: Invocation): void {
     .option(
       '--max-rate <size>',
       'bytes per second of all together; none: no limit',
-      orNull('none', parseBytes),
+      orWord('none', parseBytes),
     )
     .option(
       '-j, --workers <number>',
       'rsyncs at a time; auto: as many as the host has cores, at most 8',
-      orNull('auto', positiveInteger),
+      orWord('auto', positiveInteger),
     )
     .addHelpText(
       'after',
@@ -321,9 +321,12 @@ function positiveInteger(text: string): number {
   throw new CloneError('REQUEST_INVALID', `not a whole number: ${text}`, { hint: NUMBER_HINT });
 }
 
-/** An option whose value may also be a word for none at all. */
-function orNull(word: string, read: (text: string) => number): (text: string) => number | null {
-  return (text) => (text === word ? null : read(text));
+/** A number, or a word for none at all: commander does not let a parser answer null. */
+function orWord<Word extends string>(
+  word: Word,
+  read: (text: string) => number,
+): (text: string) => number | Word {
+  return (text) => (text === word ? word : read(text));
 }
 
 /** What `parseAsync` threw, as an error to tell; null if it was only the help or the version. */

@@ -11,7 +11,6 @@ import {
   hasEnded,
   LOG_LEVELS,
   type LogLevel,
-  type TransferLimits,
 } from '@pgcloned/contract';
 import { asCloneError, ask, findApi } from '../api-connection.ts';
 import { formatClone, formatCloneTable, formatLimits } from '../clone-text.ts';
@@ -115,10 +114,14 @@ export async function watchClone(
 
 export async function changeClone(
   { environment, signal }: Invocation,
-  { config, json, ...change }: GlobalOptions & Partial<TransferLimits>,
+  {
+    config,
+    json,
+    workers,
+    maxRate,
+  }: GlobalOptions & { readonly workers?: number | 'auto'; readonly maxRate?: number | 'none' },
   id: string,
 ): Promise<void> {
-  const { workers, maxRate } = change;
   if (workers === undefined && maxRate === undefined) {
     throw new CloneError('REQUEST_INVALID', 'nothing is to be changed', {
       hint: 'Give --max-rate, --workers or both.',
@@ -126,8 +129,8 @@ export async function changeClone(
   }
   const api = await findApi(environment, config);
   const transfer = {
-    ...(workers !== undefined && { workers }),
-    ...(maxRate !== undefined && { maxRate }),
+    ...(workers !== undefined && { workers: workers === 'auto' ? null : workers }),
+    ...(maxRate !== undefined && { maxRate: maxRate === 'none' ? null : maxRate }),
   };
   const clone = (await ask(signal, (limit) =>
     api.http.PATCH('/v1/clones/{id}', {
