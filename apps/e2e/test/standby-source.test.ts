@@ -15,6 +15,7 @@ import {
   type StandbySource,
   scratchDirectory,
   startSource,
+  startStandby,
   startStandbyOf,
   waitForReplay,
 } from '@pgcloned/testbed';
@@ -51,6 +52,20 @@ async function startHeldClone(
   return await startClone({ configuration }, spec, {
     env: { NODE_OPTIONS: `--import=${holdPhases.href}` },
   });
+}
+
+async function suspendCheckpointer({
+  query,
+}: PostgresServer): Promise<Disposable & { readonly goOn: () => void }> {
+  const [row] = await query<{ pid: number }>(
+    `SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`,
+  );
+  const pid = row?.pid ?? 0;
+  process.kill(pid, 'SIGSTOP');
+  const goOn = () => {
+    process.kill(pid, 'SIGCONT');
+  };
+  return { goOn, [Symbol.dispose]: goOn };
 }
 
 async function promote({ query }: PostgresServer): Promise<void> {
@@ -93,8 +108,8 @@ describe('promoted', () => {
       ).toEqual([]);
       const files = await readdir(target.dataDirectory, { recursive: true }).catch(() => []);
       expect(files).not.toContain('global/pg_control');
-      // A second time where there is most to build upon, and where the backup itself told.
-      if (phase !== 'copy-files' && phase !== 'stop-backup') return;
+      // A second time where there is most to build upon.
+      if (phase !== 'copy-files') return;
       const next = await runClone(from, {
         target,
         replica: { start: true, waitFor: 'streaming', port: await freePort() },
@@ -139,4 +154,105 @@ describe('promoted', () => {
       }),
     ).toEqual([]);
   });
+});
+
+test('a standby that neither replays nor has an upstream is cloned, and the clone has what the standby has received', async () => {
+  await using from = await startStandbyOf(source);
+  const { standby } = from;
+  const { primary } = source;
+  await standby.query('SELECT pg_wal_replay_pause()');
+  await primary.query('CREATE TABLE unreplayed AS SELECT generate_series(1, 50000) AS i');
+  const [end] = await primary.query<{ lsn: string }>('SELECT pg_current_wal_flush_lsn() AS lsn');
+  await expect
+    .poll(
+      async () =>
+        await standby.query('SELECT pg_last_wal_receive_lsn() >= $1 AS received', [end?.lsn]),
+    )
+    .toEqual([{ received: true }]);
+  await primary.stop('fast');
+  const dataDirectory = join(directory, 'paused', 'main');
+
+  const { stderr, result, name } = await runClone(from, {
+    target: { dataDirectory },
+    replica: { start: true, waitFor: 'streaming', slot: 'cascaded', port: await freePort() },
+  });
+
+  expect(stderr).toBe('');
+  expect(result.result.warnings).not.toContainEqual(expect.stringMatching(/slot/));
+  await using replica = await adoptServer(dataDirectory);
+  await primary.start();
+  expect(
+    await leftBehind({
+      names: [name],
+      servers: [standby, primary],
+      slotsKept: ['cascaded'],
+      pidsKept: [replica.pid],
+    }),
+  ).toEqual([]);
+  expect(await standby.query(`SELECT active FROM pg_replication_slots`)).toEqual([
+    { active: true },
+  ]);
+  await expect.poll(async () => await compareTables(primary, replica)).toEqual([]);
+});
+
+test('a standby that is restarted in the middle costs an attempt, also without a pin, and the copy is kept', async () => {
+  await using from = await startStandbyOf(source);
+  const dataDirectory = join(directory, 'restarted', 'main');
+  using caught = gate.catchAt('stopBackup');
+  const clone = await startHeldClone(from, {
+    target: { dataDirectory },
+    wal: { retention: 'none' },
+    replica: { start: true, waitFor: 'consistent', port: await freePort() },
+  });
+  await caught.held;
+
+  await from.standby.stop('fast');
+  await from.standby.start();
+  caught.letGo();
+
+  const { stderr, result } = await clone.ended;
+  expect(stderr).toBe('');
+  expect(result.result.keptBytes).toBeGreaterThan(result.result.bytes / 2);
+  await using replica = await adoptServer(dataDirectory);
+  await waitForReplay(source.primary, replica);
+  expect(await compareTables(source.primary, replica)).toEqual([]);
+});
+
+test('a standby that follows its upstream to a new timeline costs attempts until it has seen a checkpoint of that', async () => {
+  await using old = await startSource({ settings: { checkpoint_timeout: '1h' } });
+  await using successor = await startStandby(old.primary);
+  await using from = await startStandbyOf(old);
+  const { standby } = from;
+  const dataDirectory = join(directory, 'followed', 'main');
+  using caught = gate.catchAt('stopBackup');
+  const clone = await startHeldClone(from, {
+    target: { dataDirectory },
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+  await caught.held;
+
+  await old.primary.stop('fast');
+  // The checkpoint that follows a promotion may take its time.
+  using checkpointer = await suspendCheckpointer(successor);
+  await promote(successor);
+  await standby.query(
+    `ALTER SYSTEM SET primary_conninfo = 'host=${successor.socketDirectory} port=${String(successor.port)} user=postgres'`,
+  );
+  await standby.query('SELECT pg_reload_conf()');
+  await successor.query('CREATE TABLE on_new_timeline AS SELECT generate_series(1, 1000) AS i');
+  await waitForReplay(successor, standby);
+  // Its files are of the new timeline now, and its last restartpoint is of the old one.
+  await standby.query('CHECKPOINT');
+  caught.letGo();
+  await clone.said(/the source changed its timeline/);
+  await clone.said(/the source follows timeline 2/);
+  checkpointer.goOn();
+
+  const { stderr, result } = await clone.ended;
+  expect(stderr).toBe('');
+  expect(result.result.timeline).toBe(2);
+  expect(await readdir(join(dataDirectory, 'pg_wal'))).toContain('00000002.history');
+  await using replica = await adoptServer(dataDirectory);
+  await waitForReplay(successor, replica);
+  expect(await compareTables(successor, replica)).toEqual([]);
 });

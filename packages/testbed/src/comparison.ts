@@ -7,8 +7,8 @@ import type { PostgresServer } from './postgres-server.ts';
 const POLL_MS = 50;
 const STALL_MS = 30_000;
 
-/** What a standby answers until it is consistent. */
-const CANNOT_CONNECT_NOW = '57P03';
+/** What a standby answers until it is consistent, and while what it replays is in the way of a query. */
+const NOT_NOW = ['57P03', '40001'];
 
 /**
  * Waits until `standby` has replayed what `primary` has written up to now.
@@ -34,7 +34,7 @@ export async function waitForReplay(
         [goal?.lsn],
       )
       .catch((error: unknown) => {
-        if ((error as { code?: unknown }).code === CANNOT_CONNECT_NOW) return [];
+        if (NOT_NOW.includes((error as { code?: string }).code ?? '')) return [];
         throw error;
       });
     if (state?.done === true) return;

@@ -1,7 +1,7 @@
 /** Real standbys, made by pg_basebackup as a DBA makes them. */
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { runAsPartsUser } from './parts-user.ts';
+import { runAsPartsUser, writePartsFile } from './parts-user.ts';
 import { type PostgresServer, startCluster } from './postgres-server.ts';
 import { scratchDirectory } from './scratch-directory.ts';
 import type { Source } from './source.ts';
@@ -22,12 +22,18 @@ export async function startStandby(
   const { path } = parts.use(await scratchDirectory());
   const dataDirectory = join(path, 'data');
   const { binDirectory, socketDirectory, port } = upstream;
+  const conninfo = `host=${socketDirectory} port=${String(port)} user=postgres`;
   await runAsPartsUser([
-    ...[join(binDirectory, 'pg_basebackup'), '--pgdata', dataDirectory],
-    ...['--dbname', `host=${socketDirectory} port=${String(port)} user=postgres`],
-    ...['--write-recovery-conf', '--checkpoint=fast', '--no-sync'],
+    ...[join(binDirectory, 'pg_basebackup'), '--pgdata', dataDirectory, '--dbname', conninfo],
+    ...['--checkpoint=fast', '--no-sync'],
     ...Object.entries(tablespaces).map(([there, here]) => `--tablespace-mapping=${there}=${here}`),
   ]);
+  // Its own --write-recovery-conf names options that its libpq knows, and that of an older server may not.
+  await appendFile(
+    join(dataDirectory, 'postgresql.auto.conf'),
+    `primary_conninfo = '${conninfo}'\n`,
+  );
+  await writePartsFile(join(dataDirectory, 'standby.signal'), '');
   const server = parts.use(await startCluster(dataDirectory, { binDirectory, settings }));
   const owned = parts.move();
   return {

@@ -55,16 +55,14 @@ export async function stopBackup(
     },
     { signal },
   );
+  const isStandby = start.replayedTimeline !== null;
   // A standby that was promoted just now has the pg_control of a primary.
-  const isPromoted =
-    start.replayedTimeline !== null && !(await isInRecovery(ready.session, signal));
-  if (isPromoted) throw promoted(ready.session);
+  if (isStandby && !(await isInRecovery(ready.session, signal))) throw promoted(ready.session);
   refuseForeignControlFile(controlFile, ready, start);
   const { slot } = run.plan.spec.replica;
   if (slot !== null) await makeReplicaSlot(run, { ...ready, slotName: slot });
   const backup = await stop(ready.session, start, signal);
   await ready.promotion?.end();
-  const isStandby = start.replayedTimeline !== null;
   if (isStandby) refuseOtherTimelines(start, backup, controlFile);
   const tablespacesAfter = await readTablespaces(ready.session, signal);
   refuseOtherTablespaces(
@@ -86,7 +84,8 @@ function refuseOtherTimelines(
   backup: BackupStop,
   { minRecoveryTimeline }: ControlFile,
 ): void {
-  const others = [backup.timeline, backup.replayedTimeline, minRecoveryTimeline];
+  // One that was promoted right after the end replays none any more, which is no harm.
+  const others = [backup.timeline, backup.replayedTimeline ?? timeline, minRecoveryTimeline];
   const other = others.find((one) => one !== timeline);
   if (other === undefined) return;
   throw new CloneError('SOURCE_CHANGED', 'the source changed its timeline during the copy', {

@@ -57,6 +57,8 @@ export async function configureReplica(
   await put(`pgcloned.${AUTO_CONF}.original`, original);
   const settings: Record<string, string> = {
     ...HARMLESS,
+    // Gone with 16. A file that promotes the source would promote the clone on its host as well.
+    ...(ready.facts.major < 16 && { promote_trigger_file: '' }),
     ...(ready.hostConfiguration === null ? await workableSettings(run, ready) : {}),
     cluster_name: clusterNameOf(run),
     primary_slot_name: spec.replica.slot ?? '',
