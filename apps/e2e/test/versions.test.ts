@@ -91,7 +91,7 @@ describe.each(POSTGRES_MAJORS)('PostgreSQL %i', (major) => {
       const { primary } = source;
       await installAmcheck(primary);
       await primary.createTablespace('fast', at('primary fast'));
-      const load = await startWriteLoad(primary, { tablespaces: ['fast'] });
+      const load = await startWriteLoad(primary, { tablespaces: ['fast'], pauseMs: 200 });
       await using _ = load;
       await using from = await startStandbyOf(source, {
         settings: { wal_keep_size: '0', ...(major < 16 && { promote_trigger_file: '' }) },

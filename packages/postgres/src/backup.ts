@@ -79,7 +79,7 @@ export async function startBackup(
 ): Promise<BackupStart> {
   if (!LABEL.test(label)) throw new RangeError(`not a label for a backup: ${label}`);
   const [start] = await session
-    .query<BackupStart>(START, [label, fast], signal)
+    .query<BackupStart>(START, [label, fast], signal, { isRepeatable: false })
     .catch(async (error: unknown) => {
       throw isRuledOut(error) && (await isInRecovery(session, signal))
         ? fullPageWritesOff(error)
@@ -107,7 +107,7 @@ export async function stopBackup(
       label: Buffer;
       tablespaceMap: Buffer | null;
       replayedTimeline: number | null;
-    }>(STOP, [], signal)
+    }>(STOP, [], signal, { isRepeatable: false })
     .catch(async (error: unknown) => {
       if (start.replayedTimeline === null || !isRuledOut(error)) throw error;
       throw (await isInRecovery(session, signal)) ? fullPageWritesOff(error) : promoted(session);

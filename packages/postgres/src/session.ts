@@ -23,6 +23,11 @@ import {
 } from './connection-settings.ts';
 import { requireSupportedVersion } from './version.ts';
 
+export interface QueryOptions {
+  /** False: it may have done its work when it is cancelled, and must not do it again. */
+  readonly isRepeatable: boolean;
+}
+
 export interface Session extends AsyncDisposable {
   readonly settings: ConnectionSettings;
   readonly backendPid: number;
@@ -30,6 +35,9 @@ export interface Session extends AsyncDisposable {
   /** Our address as the server sees it; null over a unix socket. */
   readonly localAddress: string | null;
   /**
+   * On a standby replay cancels what is in its way, at once if it lags: a statement is then repeated, unless it says that it
+   * must not be.
+   *
    * @param signal Cancels the query on the server; the promise settles once it has ended there, or the session with it.
    * @throws {CloneError} `SOURCE_LOST` if the session has ended or recovery on a standby was in the way of the query, `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE`
    *   where the server says that its settings or state rule the call out. Other errors of the server are ours: plain.
@@ -38,6 +46,7 @@ export interface Session extends AsyncDisposable {
     sql: string,
     parameters: readonly unknown[],
     signal: AbortSignal,
+    options?: QueryOptions,
   ): Promise<readonly Row[]>;
   /** Settles with the reason when the session ends without being asked; else never. */
   readonly lost: Promise<CloneError>;
@@ -48,6 +57,11 @@ const HEARTBEAT_MS = 10_000;
 const ENDING_LIMIT_MS = 5_000;
 
 const CANCEL_REQUEST_CODE = 80_877_102;
+
+/** serialization_failure: none of our statements could fail so but by replay. */
+const IN_THE_WAY_OF_REPLAY = '40001';
+/** Ours take milliseconds, and one after the other is hit only where something else is wrong. */
+const REPETITIONS_MAX = 20;
 
 /** Set only where they exist: `transaction_timeout` came with 17, and a setting that is unknown would be an error. */
 const sessionSettings = (settings: ConnectionSettings): Readonly<Record<string, string>> => ({
@@ -202,6 +216,7 @@ function queryWith(
     sql: string,
     parameters: readonly unknown[],
     signal: AbortSignal,
+    { isRepeatable }: QueryOptions = { isRepeatable: true },
   ) => {
     let cancelling: Promise<void> | undefined;
     let limit: NodeJS.Timeout | undefined;
@@ -224,9 +239,17 @@ function queryWith(
         fail: connection.fail,
       });
       try {
-        const { rows } = await client.query<Row>(sql, [...parameters]);
-        signal.throwIfAborted();
-        return rows;
+        for (let repetitions = 0; ; repetitions++) {
+          try {
+            const { rows } = await client.query<Row>(sql, [...parameters]);
+            signal.throwIfAborted();
+            return rows;
+          } catch (error) {
+            signal.throwIfAborted();
+            const isInTheWay = sqlState(error) === IN_THE_WAY_OF_REPLAY;
+            if (!isRepeatable || !isInTheWay || repetitions === REPETITIONS_MAX) throw error;
+          }
+        }
       } finally {
         await watch.stop();
       }
@@ -280,8 +303,7 @@ async function explainQueryError(error: unknown, connection: Connection): Promis
       ...options,
       hint: 'Read the reason in the facts: it names the setting or state of the source.',
     });
-  // serialization_failure: what replay of a standby needed was in the way of the query, or the query in its.
-  if (state === '40001')
+  if (state === IN_THE_WAY_OF_REPLAY)
     return new CloneError('SOURCE_LOST', 'recovery on the source has cancelled a query', {
       ...options,
       hint: 'It is tried again by itself. If it goes on, raise max_standby_streaming_delay on the source, or set hot_standby_feedback = on there.',

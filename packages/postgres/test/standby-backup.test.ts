@@ -11,7 +11,7 @@ import {
   startStandby,
   waitForReplay,
 } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   checkSource,
   keepUnfinishedSegment,
@@ -144,29 +144,62 @@ test('WAL without full page images is refused with the commands that bring them 
   expect(checkSource(await readSourceFacts(last, signal), want).errors).toEqual([]);
 });
 
-test('a query that replay has cancelled is told as such, and its session goes on', async () => {
-  await using other = await startStandby(primary, {
-    settings: { max_standby_streaming_delay: '0' },
-  });
-  await using cancelled = await openSession(connectionTo(other), { applicationName: 'c', signal });
-  await primary.query('CREATE TABLE seen AS SELECT generate_series(1, 1000) AS i');
-  await waitForReplay(primary, other);
-  const query = cancelled.query('SELECT count(*), pg_sleep(60) FROM public.seen', [], signal);
-  const failing = expect(query).rejects.toMatchObject({
-    code: 'SOURCE_LOST',
-    facts: { sqlState: '40001' },
-    hint: expect.stringContaining('hot_standby_feedback'),
-  });
-  await expect
-    .poll(
-      async () => await other.query(`SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'`),
-    )
-    .toHaveLength(1);
+describe('a query in the way of replay', () => {
+  const own = new AsyncDisposableStack();
+  let other: PostgresServer;
+  let cancelled: Session;
 
-  await primary.query('DROP TABLE seen');
+  beforeAll(async () => {
+    await primary.query('CREATE TABLE seen AS SELECT generate_series(1, 1000) AS i');
+    other = own.use(
+      await startStandby(primary, { settings: { max_standby_streaming_delay: '0' } }),
+    );
+    cancelled = own.use(
+      await openSession(connectionTo(other), { applicationName: 'cancelled', signal }),
+    );
+    await waitForReplay(primary, other);
+  });
 
-  await failing;
-  expect(await cancelled.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+  afterAll(async () => {
+    await own.disposeAsync();
+  });
+
+  const COUNT = `
+    SELECT count(*)::int AS rows, pg_sleep(CASE WHEN count(*) > 0 THEN 60 ELSE 0 END) IS NULL
+      FROM public.seen`;
+
+  async function untilItSleeps(): Promise<void> {
+    await expect
+      .poll(
+        async () => await other.query(`SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'`),
+      )
+      .toHaveLength(1);
+  }
+
+  test('is told as such if it may not be repeated, and its session goes on', async () => {
+    const failing = expect(
+      cancelled.query(COUNT, [], signal, { isRepeatable: false }),
+    ).rejects.toMatchObject({
+      code: 'SOURCE_LOST',
+      facts: { sqlState: '40001' },
+      hint: expect.stringContaining('hot_standby_feedback'),
+    });
+    await untilItSleeps();
+
+    await primary.query('LOCK seen; INSERT INTO seen VALUES (0)');
+
+    await failing;
+    expect(await cancelled.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+  });
+
+  test('is repeated', async () => {
+    const counting = cancelled.query(COUNT, [], signal);
+    await untilItSleeps();
+
+    await primary.query('TRUNCATE seen');
+
+    expect(await counting).toMatchObject([{ rows: 0 }]);
+  });
 });
 
 test('the backup of a standby that is promoted ends with an error that says so', async () => {

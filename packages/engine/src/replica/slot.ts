@@ -80,6 +80,7 @@ export async function makeReplicaSlot(
       'SELECT pg_create_physical_replication_slot($1, true)',
       [slotName],
       run.signal,
+      { isRepeatable: false },
     );
   } catch (error) {
     if ((error as { readonly code?: unknown }).code !== DUPLICATE_OBJECT) throw error;
