@@ -90,6 +90,8 @@ async function sshServer(
   await writeFile(
     at('sshd_config'),
     [
+      // Several clones at a time open more connections than the default lets in. Of this keyword the last one wins.
+      'MaxStartups 100',
       ...(options.settings ?? []),
       `Port ${String(port)}`,
       ...addresses.map((address) => `ListenAddress ${address}`),
@@ -101,8 +103,6 @@ async function sshServer(
       'PrintMotd no',
       // The directory of the keys lies below /tmp, which everyone may write to.
       'StrictModes no',
-      // Several clones at a time open more connections than the default lets in.
-      'MaxStartups 100',
       '',
     ].join('\n'),
   );
