@@ -83,7 +83,8 @@ export async function playNothing(phase: PhaseName, stage: Stage): Promise<Held>
 
 async function strikeIn({ row, phase }: Cell, stage: Stage, target: Target): Promise<Clone> {
   using moment = catchIn(phase, stage);
-  const clone = await askForClone(stage, target, phase === 'copy-files' ? SLOW : {});
+  const pace = phase === 'copy-files' ? SLOW : {};
+  const clone = await askForClone(stage, target, { ...pace, ...row.transfer });
   await moment.reached(clone, AbortSignal.timeout(CAUGHT_WITHIN_MS));
   if (phase !== 'start-replica') await requireUnstartable(stage, target);
   const struck: Struck = { stage, clone, atMs: performance.now() };

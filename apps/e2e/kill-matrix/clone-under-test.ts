@@ -16,12 +16,17 @@ const CLONE_MS_MAX = 240_000;
 /** Some seconds for the copy, so that there is a middle. */
 export const SLOW = { maxRate: 14_000_000 };
 
+export interface Transfer {
+  readonly maxRate?: number;
+  readonly transport?: 'ssh';
+}
+
 export type Target = ReturnType<Stage['targetOf']>;
 
 export async function askForClone(
   stage: Stage,
   target: Target,
-  transfer: { readonly maxRate?: number } = {},
+  transfer: Transfer = {},
 ): Promise<Clone> {
   const body = {
     source: { name: 'orders' },

@@ -18,6 +18,7 @@ import {
   listProcesses,
   type TestFilesystem,
 } from '@pgcloned/testbed';
+import type { Transfer } from './clone-under-test.ts';
 import {
   complete,
   cutOff,
@@ -50,6 +51,8 @@ export interface Row {
   readonly mend: (struck: Struck, pids: readonly number[]) => Promise<void>;
   /** What is mended only when the clone has ended. */
   readonly mendAfterwards?: (stage: Stage) => Promise<void>;
+  /** Of the clone, beside what the phase needs. */
+  readonly transfer?: Transfer;
   /** Takes more than a minute: not for the sample and the random rounds. */
   readonly isLong?: boolean;
 }
@@ -90,6 +93,10 @@ export const ROWS: readonly Row[] = [
   ...SIGNALS.map((signal) => oneProcess('lease wrapper of rsyncd', signal, onlyInCopy, wrapper)),
   ...SIGNALS.map((signal) => oneProcess('guard of the lease', signal, onlyInCopy, guard)),
   ...SIGNALS.map((signal) => oneProcess('one rsync client', signal, onlyInCopy, rsyncClient)),
+  {
+    ...oneProcess('ssh client of a worker', 'SIGKILL', onlyInCopy, sshClient),
+    transfer: { transport: 'ssh' },
+  },
   ...SIGNALS.map((signal) => oneProcess('pg_receivewal', signal, whileWalStreams, receiver)),
   {
     name: 'backup session, pg_terminate_backend',
@@ -291,6 +298,11 @@ async function childOfWorker({ stage }: Struck, command: RegExp): Promise<readon
 /** The parent of the two processes that one transfer has comes first. */
 async function rsyncClient(struck: Struck): Promise<readonly number[]> {
   return await childOfWorker(struck, /^rsync .*--files-from/);
+}
+
+/** The connection of one worker, by which its rsyncs come. */
+async function sshClient(struck: Struck): Promise<readonly number[]> {
+  return await childOfWorker(struck, /^ssh .* -N /);
 }
 
 async function receiver(struck: Struck): Promise<readonly number[]> {
