@@ -1,19 +1,13 @@
 /**
- * Real rsyncs from a real daemon, whose number and rate are changed while they copy.
+ * Real rsyncs from a real daemon or through a real sshd, whose number and rate are changed while they copy.
  *
- * Between the daemon and the copy lies a slow line of our own, so that there is time for a change on any machine; no test
+ * Between the source and the copy lies a slow line of our own, so that there is time for a change on any machine; no test
  * measures time.
  */
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import {
-  listFiles,
-  type RsyncDaemon,
-  type SourceEntry,
-  startDaemon,
-  transfer,
-} from '@pgcloned/rsync';
+import { listFiles, type RsyncDaemon, type SourceEntry, startDaemon } from '@pgcloned/rsync';
 import { connectSsh, type SshConnection } from '@pgcloned/ssh';
 import {
   makeDirectory,
@@ -27,6 +21,7 @@ import { queueBatches } from '../src/copy/batches.ts';
 import { copyAll } from '../src/copy/pool.ts';
 import { startRateRelay } from '../src/copy/rate-relay.ts';
 import { openRoad } from '../src/copy/road.ts';
+import { fromDaemon, overSsh, type Transport } from '../src/copy/transport.ts';
 import { controlTransfer, workersOf } from '../src/transfer-control.ts';
 
 const FILES = 24;
@@ -86,9 +81,21 @@ beforeEach(async () => {
   };
 });
 
+async function byDaemon(): Promise<Transport> {
+  return await Promise.resolve(fromDaemon(daemon));
+}
+
+async function bySsh(): Promise<Transport> {
+  return await overSsh(ssh, { parent: scratch.path, silenceMs: 20_000 });
+}
+
 /** A copy that has begun, with what can be seen of it. */
-async function startCopy(limits: { readonly workers: number; readonly maxRate: number | null }) {
-  const line = await startRateRelay({ to: daemon, bytesPerSecond: LINE_BYTES_PER_SECOND });
+async function startCopy(
+  limits: { readonly workers: number; readonly maxRate: number | null },
+  open: () => Promise<Transport> = byDaemon,
+) {
+  const transport = await open();
+  const line = await startRateRelay({ to: transport, bytesPerSecond: LINE_BYTES_PER_SECOND });
   const control = controlTransfer(limits);
   const road = openRoad(line, control);
   const seen = { running: 0, straight: 0, capped: 0, wireBytes: 0, bytes: 0, files: 0 };
@@ -104,12 +111,12 @@ async function startCopy(limits: { readonly workers: number; readonly maxRate: n
     workers,
     onWorkersChange: control.onChange,
     admit: async () => await Promise.resolve(road.closed()),
-    transfer: async (batch, { repeat, onBytes, signal: batchSignal }) => {
+    transfer: async (batch, { worker, repeat, onBytes, signal: batchSignal }) => {
       const at = await road.endpoint();
       see({ running: 1, [at === line ? 'straight' : 'capped']: 1 });
       try {
-        return await transfer({
-          endpoint: { kind: 'daemon', ...daemon, ...at, module: 'pgdata' },
+        return await transport.transfer({
+          ...{ worker, through: at, from: { module: 'pgdata', source } },
           ...{ names: batch.names, destination: scratch.path },
           ...{ send: repeat === null ? 'whole' : 'delta', compare: 'quick', compression: 'none' },
           ...{ timeoutMs: 20_000, inheritedFds: [], signal: batchSignal },
@@ -153,6 +160,8 @@ async function startCopy(limits: { readonly workers: number; readonly maxRate: n
     [Symbol.asyncDispose]: async () => {
       await copying.catch(() => undefined);
       await road[Symbol.asyncDispose]();
+      // The daemon is for all of them.
+      if (open !== byDaemon) await transport[Symbol.asyncDispose]();
       await line[Symbol.asyncDispose]();
     },
   };
@@ -189,19 +198,25 @@ test('of four workers three stop at once, and the one that is left does their wo
   expect(seen.wireBytes).toBeLessThan((FILES + 12) * FILE_BYTES);
 });
 
-test('a limit on a copy that had none takes its rsyncs from the straight way, and they go on through the relay', async () => {
-  await using copy = await startCopy({ workers: 2, maxRate: null });
-  const { control, seen } = copy;
-  await copy.until(() => seen.wireBytes > FILE_BYTES);
-  const { straight } = seen;
+test.each([
+  ['a daemon', byDaemon],
+  ['SSH', bySsh],
+])(
+  'a limit on a copy by %s that had none takes its rsyncs from the straight way, and they go on through the relay',
+  async (_, open) => {
+    await using copy = await startCopy({ workers: 2, maxRate: null }, open);
+    const { control, seen } = copy;
+    await copy.until(() => seen.wireBytes > FILE_BYTES);
+    const { straight } = seen;
 
-  control.change({ workers: 2, maxRate: 300_000 });
-  await copy.until(() => seen.capped > 0 && seen.running === seen.capped);
-  const bytesSoFar = seen.wireBytes;
-  await copy.until(() => seen.wireBytes > bytesSoFar);
-  control.change({ workers: 2, maxRate: null });
-  await copy.finish();
+    control.change({ workers: 2, maxRate: 300_000 });
+    await copy.until(() => seen.capped > 0 && seen.running === seen.capped);
+    const bytesSoFar = seen.wireBytes;
+    await copy.until(() => seen.wireBytes > bytesSoFar);
+    control.change({ workers: 2, maxRate: null });
+    await copy.finish();
 
-  expect(seen.straight).toBe(straight);
-  expect(seen.wireBytes).toBeLessThan((FILES + 6) * FILE_BYTES);
-});
+    expect(seen.straight).toBe(straight);
+    expect(seen.wireBytes).toBeLessThan((FILES + 6) * FILE_BYTES);
+  },
+);

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
 import { type CloneError, WORKERS_MAX } from '@pgcloned/contract';
 import {
+  type RsyncDaemon,
   startDaemon,
   type TransferEndpoint,
   type TransferOutcome,
@@ -42,34 +43,35 @@ export interface DirectoryTransfer extends Omit<TransferRequest, 'endpoint'> {
 }
 
 export async function openTransport(
-  run: CloneRun,
-  ready: Ready,
-  directories: readonly SourceDirectory[],
-): Promise<Transport> {
-  return run.plan.spec.transfer.transport === 'ssh'
-    ? await openSshTransport(run, ready)
-    : await startDaemonTransport(run, ready, directories);
-}
-
-async function startDaemonTransport(
   { plan, name, signal }: CloneRun,
   { host, temporaryWalDirectory }: Ready,
   directories: readonly SourceDirectory[],
 ): Promise<Transport> {
+  if (plan.spec.transfer.transport === 'ssh')
+    return await overSsh(host.ssh(), {
+      parent: temporaryWalDirectory,
+      silenceMs: plan.host.stallMs,
+    });
   const { rsyncd } = plan.source;
   const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
-  const daemon = await startDaemon(host.ssh(), {
-    name,
-    modules: directories.map(({ module, source }) => ({ name: module, path: source })),
-    connectAddress: rsyncd.address ?? host.ssh().remoteAddress,
-    bindAddress: rsyncd.address,
-    ports: { first, last },
-    // All that may ever be in use may end at once, and come back before the other side has seen them end (R6.13).
-    connectionsMax: 2 * WORKERS_MAX,
-    leaseMs: plan.host.leaseMs,
-    directory: temporaryWalDirectory,
-    signal,
-  });
+  return fromDaemon(
+    await startDaemon(host.ssh(), {
+      name,
+      modules: directories.map(({ module, source }) => ({ name: module, path: source })),
+      connectAddress: rsyncd.address ?? host.ssh().remoteAddress,
+      bindAddress: rsyncd.address,
+      ports: { first, last },
+      // All that may ever be in use may end at once, and come back before the other side has seen them end (R6.13).
+      connectionsMax: 2 * WORKERS_MAX,
+      leaseMs: plan.host.leaseMs,
+      directory: temporaryWalDirectory,
+      signal,
+    }),
+  );
+}
+
+/** The daemon ends with it. */
+export function fromDaemon(daemon: RsyncDaemon): Transport {
   const { address, port, user, password, lost } = daemon;
   return {
     ...{ address, port, lost },
@@ -84,17 +86,15 @@ async function startDaemonTransport(
 }
 
 /**
- * One connection per worker, made when it has its first batch. rsync over SSH needs nothing to run on the source before.
+ * One connection per worker, made when it has its first batch: nothing runs on the source before.
+ *
+ * @param o As of `openBulkClient`.
  */
-async function openSshTransport(
-  { plan }: CloneRun,
-  { host, temporaryWalDirectory }: Ready,
+export async function overSsh(
+  { terms, closed }: SshConnection,
+  o: { readonly parent: string; readonly silenceMs: number },
 ): Promise<Transport> {
-  const { terms, closed } = host.ssh();
-  const client = await openBulkClient(terms, {
-    parent: temporaryWalDirectory,
-    silenceMs: plan.host.stallMs,
-  });
+  const client = await openBulkClient(terms, o);
   const connections = new Map<number, BulkConnection & { readonly through: Endpoint }>();
   const drop = async (worker: number) => {
     const connection = connections.get(worker);
