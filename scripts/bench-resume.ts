@@ -4,27 +4,20 @@
  * The bytes are those that the cable has carried, so that no figure rests on what the clone says of itself.
  * `apps/e2e/test/resume-figures.test.ts` promises the same on a small cluster.
  */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { text } from 'node:stream/consumers';
 import {
   adoptServer,
-  asPartsUser,
   createScattered,
   freePort,
   haltAt,
   killVictim,
-  type OtherHost,
   otherHost,
-  PGCLONED,
-  partsEnvironment,
   startSource,
   type VICTIMS,
-  writePartsFile,
   writeScattered,
 } from '@pgcloned/testbed';
+import { type Run, resultOf, startRun } from './clone-on-host.ts';
 
 /** Before the clone that was killed is taken up again. */
 const WRITTEN_SHARE = 0.02;
@@ -137,31 +130,4 @@ export async function measureResume(o: {
 interface Change {
   readonly target?: object;
   readonly [section: string]: unknown;
-}
-
-interface Run {
-  readonly process: { readonly pid: number };
-  readonly ended: Promise<string>;
-}
-
-/** Starts a clone on the other host. */
-async function startRun(host: OtherHost, specFile: string, spec: object): Promise<Run> {
-  await writePartsFile(specFile, JSON.stringify(spec));
-  const [file = '', ...args] = host.on(
-    asPartsUser([process.execPath, PGCLONED, '--json', 'run', '--file', specFile]),
-  );
-  const child = spawn(file, args, {
-    cwd: '/',
-    env: { ...partsEnvironment },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  await once(child, 'spawn');
-  return { process: { pid: child.pid ?? 0 }, ended: text(child.stdout) };
-}
-
-/** What a clone that has succeeded says last. */
-function resultOf(output: string): { readonly bytes: number; readonly durationMs: number } {
-  const last = JSON.parse(output.trimEnd().split('\n').at(-1) ?? '');
-  if (last.event !== 'result') throw new Error('the clone failed');
-  return last.result;
 }

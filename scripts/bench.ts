@@ -1,6 +1,6 @@
 /**
- * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run, and what
- * an interruption costs.
+ * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run, how well
+ * it uses a link of 1 Gbit/s, and what an interruption costs.
  *
  * Ratios count, never times: here everything shares the machine's cores, disk and page cache. Rounds alternate between the
  * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins. The bare rsyncs are the floor:
@@ -25,9 +25,10 @@ import {
   stopServer,
   writePartsFile,
 } from '@pgcloned/testbed';
+import { fillCluster } from './bench-cluster.ts';
+import { measureNetwork, type NetworkFigures } from './bench-network.ts';
 import { measureResume, type ResumeFigures } from './bench-resume.ts';
 
-const SMALL_TABLES_PER_GB = 750;
 const SYNC_INTERVAL_MS = 700;
 const WORKERS = Math.min(availableParallelism(), 8);
 
@@ -36,7 +37,10 @@ const { values: options } = parseArgs({
     rounds: { type: 'string', default: '3' },
     /** Of the cluster; half of them in one table, half in small ones. Default: 3.5, and 2 for what an interruption costs. */
     gigabytes: { type: 'string' },
-    /** `speed`: beside what else copies a cluster; `resume`: what an interruption costs, as root. Default: both. */
+    /**
+     * `speed`: beside what else copies a cluster; `network`: over 1 Gbit/s, as root; `resume`: what an interruption costs,
+     * as root. Default: all of them.
+     */
     only: { type: 'string', default: '' },
   },
 });
@@ -64,8 +68,12 @@ const baseBackups: number[] = [];
 const clones: CloneTimes[] = [];
 const rsyncs: RsyncTimes[] = [];
 const starts: CloneTimes[] = [];
-if (options.only !== 'resume') await measureSpeed();
-if (options.only === 'resume' || (options.only !== 'speed' && runsAsRoot))
+/** What needs root is left out without it, unless it was asked for by name. */
+const isWanted = (name: string) => options.only === name || (options.only === '' && runsAsRoot);
+if (options.only === '' || options.only === 'speed') await measureSpeed();
+if (isWanted('network'))
+  reportNetwork(await measureNetwork({ directory: replicas, gigabytes, rounds, workers: WORKERS }));
+if (isWanted('resume'))
   reportResume(
     await measureResume({
       directory: replicas,
@@ -80,7 +88,7 @@ async function measureSpeed(): Promise<void> {
     // autovacuum would write between the rounds.
     settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' },
   });
-  await fill(big);
+  await fillCluster(big.primary, gigabytes);
   await using empty = await startSource({ settings: { fsync: 'on' } });
   await using pgcloned = await startPgcloned(scratch.path, {
     worker: { dataRoots: [replicas] },
@@ -101,32 +109,6 @@ async function measureSpeed(): Promise<void> {
     );
   }
   report();
-}
-
-async function fill({ primary }: Source): Promise<void> {
-  const tables = Math.round(gigabytes * SMALL_TABLES_PER_GB);
-  const filler = 'repeat(md5(g::text), 30)';
-  // A kilobyte each: a heap of 0.7 MB with its index, its free space map and a TOAST table are five files.
-  await primary.query(`
-    DO $$ BEGIN
-      FOR i IN 1..${String(tables)} LOOP
-        EXECUTE format('CREATE TABLE small_%s (id int PRIMARY KEY, filler text)', i);
-        EXECUTE format('INSERT INTO small_%s SELECT g, ${filler} FROM generate_series(1, 600) g', i);
-        IF i % 100 = 0 THEN COMMIT; END IF;
-      END LOOP;
-    END $$`);
-  const rows = Math.round(gigabytes * 450_000);
-  await primary.query(
-    `CREATE TABLE large AS SELECT g, ${filler} FROM generate_series(1, ${String(rows)}) g`,
-  );
-  await primary.query('CHECKPOINT');
-  const [size] = await primary.query<{ gigabytes: string; files: string }>(
-    `select round(sum(pg_database_size(oid)) / 1e9, 2) as gigabytes,
-            (select count(*) from pg_class where relfilenode <> 0) as files from pg_database`,
-  );
-  console.log(
-    `${size?.gigabytes ?? ''} GB in some ${size?.files ?? ''} relations, ${String(WORKERS)} workers`,
-  );
 }
 
 /** Runs one contestant into a new directory, on an idle disk, and removes what it made. */
@@ -305,6 +287,52 @@ function report(): void {
   );
 }
 
+function reportNetwork(figures: NetworkFigures): void {
+  const { streamBytesPerSecond, baseBackups, compressedBaseBackups, clones } = figures;
+  const times = (runs: readonly { readonly totalMs: number }[]) =>
+    runs.map(({ totalMs }) => totalMs);
+  console.log('\nOver 1 Gbit/s, seconds: median, and each round');
+  line('pg_basebackup', times(baseBackups));
+  line('pg_basebackup, server-zstd:1', times(compressedBaseBackups));
+  for (const [name, runs] of clones) {
+    line(`pgcloned, ${name}`, times(runs));
+    line(
+      '  copy-files',
+      runs.map((run) => run.clone?.copyMs ?? Number.NaN),
+    );
+    console.log(`  picked ${runs.map((run) => run.clone?.compression ?? '').join(', ')}`);
+  }
+  const clusterBytes = [...clones.values()][0]?.[0]?.clone?.bytes ?? Number.NaN;
+  console.log(`\nOver the cable, as a share of the ${(clusterBytes / 1e9).toFixed(2)} GB`);
+  const carried = {
+    pg_basebackup: baseBackups,
+    'pg_basebackup, server-zstd:1': compressedBaseBackups,
+  };
+  for (const [name, runs] of [...Object.entries(carried), ...clones])
+    console.log(
+      `${name.padEnd(36)}${(median(runs.map((run) => run.carriedBytes)) / clusterBytes).toFixed(3).padStart(8)}`,
+    );
+  const wire = median(streamBytesPerSecond);
+  console.log(`\nA TCP stream brings ${(wire / 1e6).toFixed(1)} MB/s`);
+  const baseBackupMs = median(times(compressedBaseBackups));
+  for (const transport of ['rsyncd', 'ssh']) {
+    const plain = clones.get(`${transport} none`) ?? [];
+    const copySeconds = median(plain.map((run) => run.clone?.copyMs ?? Number.NaN)) / 1000;
+    const totalSeconds = median(times(plain)) / 1000;
+    verdict(
+      `${transport}: copy-files / the wire`,
+      clusterBytes / copySeconds / wire,
+      0.97,
+      'least',
+    );
+    console.log(
+      `${'  the whole clone / the wire'.padEnd(36)}${(clusterBytes / totalSeconds / wire).toFixed(2).padStart(8)}`,
+    );
+    const auto = median(times(clones.get(`${transport} auto`) ?? []));
+    verdict(`${transport}: auto / server-zstd:1`, auto / baseBackupMs, 0.6);
+  }
+}
+
 function reportResume(figures: ResumeFigures): void {
   const { full, resynced, resumed, shareAgain, batchesAgain } = figures;
   console.log('\nSeconds');
@@ -345,10 +373,15 @@ function line(name: string, timesMs: readonly number[]): void {
   console.log(`${name.padEnd(36)}${seconds(median(timesMs))}  ${timesMs.map(seconds).join('')}`);
 }
 
-function verdict(name: string, value: number, limit: number): void {
-  const isMet = value <= limit;
+function verdict(
+  name: string,
+  value: number,
+  limit: number,
+  bound: 'most' | 'least' = 'most',
+): void {
+  const isMet = bound === 'most' ? value <= limit : value >= limit;
   console.log(
-    `${name.padEnd(36)}${value.toFixed(2).padStart(8)}   at most ${limit.toFixed(2)}: ${isMet ? 'met' : 'MISSED'}`,
+    `${name.padEnd(36)}${value.toFixed(2).padStart(8)}   at ${bound} ${limit.toFixed(2)}: ${isMet ? 'met' : 'MISSED'}`,
   );
   if (!isMet) process.exitCode = 1;
 }

@@ -31,7 +31,8 @@ export interface OtherHost extends AsyncDisposable {
   reset(): Promise<void>;
 }
 
-export async function otherHost(): Promise<OtherHost> {
+/** @param link How much the cable carries each way; by default as much as the machine can. */
+export async function otherHost(link?: { readonly megabitsPerSecond: number }): Promise<OtherHost> {
   // Tests run side by side: the number is drawn, ip refuses a name that is taken, and each has its own subnet.
   const number = randomInt(50 * 250);
   const subnet = `10.${String(200 + Math.floor(number / 250))}.${String(number % 250)}`;
@@ -72,6 +73,12 @@ export async function otherHost(): Promise<OtherHost> {
   await ip('-n', name, 'address', 'add', `${clientAddress}/24`, 'dev', theirs);
   await ip('-n', name, 'link', 'set', theirs, 'up');
   await ip('-n', name, 'link', 'set', 'lo', 'up');
+  if (link !== undefined) {
+    // A few packets of the size that the kernel hands on, and no more delay than a switch has.
+    const rate = `rate ${String(link.megabitsPerSecond)}mbit burst 128kb latency 20ms`.split(' ');
+    await run('tc', 'qdisc', 'add', 'dev', ours, 'root', 'tbf', ...rate);
+    await run('tc', '-n', name, 'qdisc', 'add', 'dev', theirs, 'root', 'tbf', ...rate);
+  }
   const owned = undo.move();
   return {
     address,

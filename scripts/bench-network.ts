@@ -1,0 +1,191 @@
+/**
+ * How well a clone uses a link of 1 Gbit/s, beside what the link carries and beside pg_basebackup. Needs root, for the cable.
+ *
+ * What the link carries is the rate of one bulk TCP stream over the same cable in the same round. Both hosts share the cores
+ * of this machine, so that whoever compresses has fewer of them than on two machines.
+ */
+import { execFile } from 'node:child_process';
+import { once } from 'node:events';
+import { rm } from 'node:fs/promises';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { finished } from 'node:stream/promises';
+import { promisify } from 'node:util';
+import {
+  asPartsUser,
+  type OtherHost,
+  otherHost,
+  partsEnvironment,
+  runAsPartsUser,
+  type Source,
+  startSource,
+} from '@pgcloned/testbed';
+import { fillCluster } from './bench-cluster.ts';
+import { resultOf, startRun } from './clone-on-host.ts';
+
+const MEGABITS_PER_SECOND = 1000;
+const STREAM_BYTES = 500_000_000;
+const CHUNK = Buffer.alloc(2 ** 20, 1);
+/** One that hangs shall not hang for ever. */
+const TOOL_LIMIT_MS = 30 * 60_000;
+
+const TRANSPORTS = ['rsyncd', 'ssh'] as const;
+const COMPRESSIONS = ['none', 'auto'] as const;
+
+export interface NetworkRun {
+  readonly totalMs: number;
+  /** Over the cable, both ways. */
+  readonly carriedBytes: number;
+  /** Of a clone only. */
+  readonly clone: {
+    readonly bytes: number;
+    readonly copyMs: number;
+    /** What it was compressed with. */
+    readonly compression: string;
+  } | null;
+}
+
+export interface NetworkFigures {
+  readonly streamBytesPerSecond: readonly number[];
+  readonly baseBackups: readonly NetworkRun[];
+  readonly compressedBaseBackups: readonly NetworkRun[];
+  /** By transport and compression: `rsyncd none`. */
+  readonly clones: ReadonlyMap<string, readonly NetworkRun[]>;
+}
+
+export async function measureNetwork(o: {
+  readonly directory: string;
+  readonly gigabytes: number;
+  readonly rounds: number;
+  readonly workers: number;
+}): Promise<NetworkFigures> {
+  await using host = await otherHost({ megabitsPerSecond: MEGABITS_PER_SECOND });
+  await using source = await startSource(
+    { settings: { fsync: 'on', max_wal_size: '8GB', autovacuum: 'off', shared_buffers: '128MB' } },
+    host,
+  );
+  await fillCluster(source.primary, o.gigabytes);
+
+  const target = join(o.directory, 'network');
+  const measured = async (run: () => Promise<NetworkRun['clone']>): Promise<NetworkRun> => {
+    await runAsPartsUser(['sync']);
+    const carriedBefore = await host.carriedBytes();
+    const startedAt = performance.now();
+    const clone = await run();
+    const totalMs = performance.now() - startedAt;
+    const carriedBytes = (await host.carriedBytes()) - carriedBefore;
+    await rm(target, { recursive: true });
+    return { totalMs, carriedBytes, clone };
+  };
+  const streamBytesPerSecond: number[] = [];
+  const baseBackups: NetworkRun[] = [];
+  const compressedBaseBackups: NetworkRun[] = [];
+  const clones = new Map<string, NetworkRun[]>();
+  for (let round = 1; round <= o.rounds; round += 1) {
+    console.log(`Round ${String(round)} of ${String(o.rounds)} …`);
+    streamBytesPerSecond.push(await bulkStream(host));
+    baseBackups.push(await measured(async () => await baseBackup(host, source, target, [])));
+    for (const transport of TRANSPORTS)
+      for (const compression of COMPRESSIONS) {
+        const name = `${transport} ${compression}`;
+        const run = await measured(
+          async () =>
+            await clone(host, source, target, { workers: o.workers, transport, compression }),
+        );
+        clones.set(name, [...(clones.get(name) ?? []), run]);
+      }
+    compressedBaseBackups.push(
+      await measured(
+        async () => await baseBackup(host, source, target, ['--compress=server-zstd:1']),
+      ),
+    );
+  }
+  return { streamBytesPerSecond, baseBackups, compressedBaseBackups, clones };
+}
+
+/** What one TCP stream brings to the other host, from its first byte to its last. */
+async function bulkStream(host: OtherHost): Promise<number> {
+  const server = createServer((socket) => {
+    void pour(socket);
+  });
+  server.listen({ host: host.address, port: 0 });
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const receiver = `
+    let firstAt = 0, bytes = 0;
+    const socket = require('node:net').connect(${String(port)}, '${host.address}');
+    socket.on('data', (chunk) => { firstAt ||= performance.now(); bytes += chunk.length; });
+    socket.on('end', () => console.log(bytes / (performance.now() - firstAt) * 1000));`;
+  try {
+    return Number(await runThere(host, [process.execPath, '--eval', receiver]));
+  } finally {
+    server.close();
+  }
+}
+
+async function pour(socket: Socket): Promise<void> {
+  for (let sent = 0; sent < STREAM_BYTES; sent += CHUNK.length)
+    if (!socket.write(CHUNK)) await once(socket, 'drain');
+  socket.end();
+  await finished(socket.resume());
+}
+
+async function baseBackup(
+  host: OtherHost,
+  { primary, passFile, configuration }: Source,
+  target: string,
+  options: readonly string[],
+): Promise<null> {
+  await runThere(
+    host,
+    [
+      ...[join(primary.binDirectory, 'pg_basebackup'), '-D', target, '-X', 'stream', '-c', 'fast'],
+      ...['-h', configuration.host, '-p', String(configuration.port), '-U', configuration.user],
+      ...options,
+    ],
+    { PGPASSFILE: passFile },
+  );
+  return null;
+}
+
+async function clone(
+  host: OtherHost,
+  { configuration }: Source,
+  target: string,
+  transfer: object,
+): Promise<NonNullable<NetworkRun['clone']>> {
+  const run = await startRun(host, `${target}.json`, {
+    source: configuration,
+    target: { dataDirectory: target },
+    transfer,
+  });
+  const said = await run.ended;
+  const { bytes, compression } = resultOf(said);
+  return { bytes, compression: compression ?? 'nothing', copyMs: copyMsOf(said) };
+}
+
+/** How long the phase lasted, by the last thing that was said about it. */
+function copyMsOf(said: string): number {
+  const phases = said
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line).progress?.phases)
+    .findLast((one) => one !== undefined);
+  const copy = phases?.find(({ name }: { readonly name: string }) => name === 'copy-files');
+  return Date.parse(copy?.endedAt) - Date.parse(copy?.startedAt);
+}
+
+async function runThere(
+  host: OtherHost,
+  argv: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<string> {
+  const [file = '', ...args] = host.on(asPartsUser(argv));
+  const { stdout } = await promisify(execFile)(file, args, {
+    cwd: '/',
+    env: { ...partsEnvironment, ...env },
+    timeout: TOOL_LIMIT_MS,
+  });
+  return stdout;
+}
