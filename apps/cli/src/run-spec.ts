@@ -91,7 +91,7 @@ export async function readRunRequest({
   refuseSocketWithoutSsh(source);
   return {
     spec,
-    sourceName: named ? asked.name : source.host,
+    sourceName: named ? asked.name : (source.host ?? source.hosts?.join(', ') ?? ''),
     source,
     password: (!(named && source.passFile !== null) && environment.PGPASSWORD) || null,
   };
@@ -134,12 +134,14 @@ function applyVariables(
     const path = key.split('.');
     const text = environment[name];
     if (!text || getIn(content, path) !== undefined) continue;
+    if (name === 'PGHOST' && getIn(content, ['source', 'hosts']) !== undefined) continue;
     // A file that is named has the last word for the engine; for psql the variable has.
     if (name === 'PGPASSFILE' && environment.PGPASSWORD) continue;
     setIn(content, path, key === 'source.port' && Number(text) ? Number(text) : text);
     origins.set(key, `environment variable ${name}`);
   }
-  if (getIn(content, ['source', 'host']) === undefined) {
+  const isNamed = ['host', 'hosts'].some((key) => getIn(content, ['source', key]) !== undefined);
+  if (!isNamed) {
     throw new CloneError('REQUEST_INVALID', 'no source is named', {
       hint: 'Give --host (or PGHOST), --source with a name of the configuration, or a SPEC with -f.',
     });
@@ -177,7 +179,7 @@ function sourceOf(name: string, { sources, file }: Settings): SourceConfiguratio
 
 /** A directory of sockets is a fine host for psql, but SSH needs a name. */
 function refuseSocketWithoutSsh({ host, ssh }: SourceConfiguration): void {
-  if (!host.startsWith('/') || ssh.host !== null) return;
+  if (host?.startsWith('/') !== true || ssh.host !== null) return;
   throw new CloneError('REQUEST_INVALID', `source.host is the socket directory ${host}`, {
     hint: 'Name the SSH server of the source with --ssh-host, or give a host name with --host.',
   });

@@ -10,8 +10,14 @@ export interface SpecOption {
   /** Its place in the SPEC. */
   readonly path: readonly string[];
   readonly help: string;
-  /** How its text is read; `pairs`: repeatable A=B; a constant for an option without a value. */
-  readonly read: 'text' | 'number' | 'bytes' | 'pairs' | { readonly constant: string | boolean };
+  /** How its text is read; `list`: with commas; `pairs`: repeatable A=B; a constant for an option without a value. */
+  readonly read:
+    | 'text'
+    | 'number'
+    | 'bytes'
+    | 'list'
+    | 'pairs'
+    | { readonly constant: string | boolean };
 }
 
 const option = (
@@ -26,6 +32,14 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     option('--source <name>', 'source.name', 'a source of the configuration, instead of the rest'),
     option('-H, --host <name>', 'source.host', 'host of the source server (PGHOST)'),
     option('-p, --port <number>', 'source.port', 'its port (PGPORT, 5432)', 'number'),
+    option(
+      '--hosts <list>',
+      'source.hosts',
+      'several servers, of which one is copied: a,b:5433',
+      'list',
+    ),
+    option('--prefer <kind>', 'source.prefer', 'which of them: primary, standby (primary)'),
+    option('--max-lag <size>', 'source.maxLagBytes', 'how far that standby may be behind', 'bytes'),
     option('-U, --user <name>', 'source.user', 'whom to connect as (PGUSER, postgres)'),
     option('--database <name>', 'source.database', 'where to connect to (PGDATABASE, postgres)'),
     option('--pass-file <file>', 'source.passFile', 'file with passwords (PGPASSFILE, ~/.pgpass)'),
@@ -115,6 +129,7 @@ export function readOption({ read }: SpecOption, given: unknown): unknown {
   if (read === 'pairs') return Object.fromEntries((given as readonly string[]).map(splitPair));
   const text = String(given);
   if (read === 'bytes') return parseBytes(text);
+  if (read === 'list') return text.split(',').map((item) => item.trim());
   return read === 'number' && text.trim() !== '' && Number.isFinite(Number(text))
     ? Number(text)
     : text;

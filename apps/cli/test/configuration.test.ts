@@ -55,7 +55,9 @@ test('a mistake within a source names its line', async () => {
 test('what is missing names the line above it', async () => {
   const { error, file } = await start('sources:\n  orders:\n    port: 5432\n');
 
-  expect(error.message).toBe(`${file}:2: sources.orders.host: is missing`);
+  expect(error.message).toBe(
+    `${file}:2: sources.orders.host: is missing: name one server here, or several in \`hosts\``,
+  );
 });
 
 test('what is not YAML, and a key that stands twice, are told with their line', async () => {

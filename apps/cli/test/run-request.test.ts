@@ -55,6 +55,24 @@ test('options alone are enough, and the rest has the defaults of the contract', 
   expect(password).toBeNull();
 });
 
+test('several servers come from an option or the SPEC, and PGHOST is not one more', async () => {
+  const env = { PGHOST: 'elsewhere' };
+  const byOptions = await requested({
+    options: { hosts: 'db1, db2:5433', prefer: 'standby', maxLag: '1GB', dataDirectory: '/srv/a' },
+    env,
+  });
+  const bySpec = await requested({ spec: `source: {hosts: [db1]}\n${TARGET}`, env });
+
+  expect(byOptions.sourceName).toBe('db1, db2:5433');
+  expect(byOptions.source).toMatchObject({
+    host: null,
+    hosts: ['db1', 'db2:5433'],
+    prefer: 'standby',
+    maxLagBytes: 1024 ** 3,
+  });
+  expect(bySpec.source).toMatchObject({ host: null, hosts: ['db1'] });
+});
+
 test('an option overrides the SPEC, which overrides the PG variables', async () => {
   const { source } = await requested({
     spec: `source: {host: db2, port: 5002}\n${TARGET}`,

@@ -72,6 +72,45 @@ async function promote({ query }: PostgresServer): Promise<void> {
   await query('SELECT pg_promote()');
 }
 
+test('of several servers the standby is copied, the primary once it is gone, and the replica knows both', async () => {
+  await using from = await startStandbyOf(source);
+  const [standby, primary] = [from.standby, source.primary].map(
+    ({ port }) => `127.0.0.1:${String(port)}`,
+  );
+  const dataDirectory = join(directory, 'several', 'main');
+  const clone = await startClone(from, {
+    source: { host: null, hosts: [primary, standby], prefer: 'standby' },
+    target: { dataDirectory },
+    transfer: { maxRate: 10_000_000, workers: 2 },
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+  await clone.copied(0.3);
+  const name = `${clone.name()}_1`;
+  const pinned = 'SELECT FROM pg_replication_slots WHERE slot_name = $1';
+  const pins = await from.standby.query(pinned, [name]);
+
+  await from.standby.stop('immediate');
+  const { stderr, result } = await clone.ended;
+
+  expect(stderr).toBe('');
+  expect(pins).toHaveLength(1);
+  expect(result.result).toMatchObject({
+    source: { address: primary, role: 'primary' },
+    warnings: expect.arrayContaining([
+      expect.stringMatching(
+        new RegExp(`^no standby can be copied .*${String(standby)}: there is no answer`),
+      ),
+    ]),
+  });
+  expect(result.result.keptBytes).toBeGreaterThan(0);
+  await using replica = await adoptServer(dataDirectory);
+  const ports = [source.primary, from.standby].map(({ port }) => port).join(',');
+  expect(await replica.query('SHOW primary_conninfo')).toEqual([
+    { primary_conninfo: expect.stringMatching(`^host=127.0.0.1,127.0.0.1 port=${ports} `) },
+  ]);
+  expect(await compareTables(source.primary, replica)).toEqual([]);
+});
+
 describe('promoted', () => {
   test.each<[PhaseName, HoldName | null]>([
     ['preflight', 'refuseUnfitSettings'],

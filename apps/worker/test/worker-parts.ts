@@ -112,6 +112,7 @@ function someResult(plan: ClonePlan): CloneResult {
     wireBytes: 100,
     keptBytes: 0,
     compression: 'none',
+    source: { address: 'db1:5432', role: 'primary' },
     durationMs: 1,
     warnings: [],
     verification: { transfer: 'passed', wal: 'passed', pages: 'skipped', boot: 'skipped' },

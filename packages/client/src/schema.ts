@@ -496,6 +496,13 @@ export interface components {
         };
         CloneResult: {
             dataDirectory: string;
+            /** @description The server that was copied */
+            source: {
+                /** @description HOST:PORT */
+                address: string;
+                /** @enum {string} */
+                role: "primary" | "standby";
+            };
             systemIdentifier: string;
             timeline: number;
             startLsn: string;

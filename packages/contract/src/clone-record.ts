@@ -88,6 +88,12 @@ export type Verdict = z.output<typeof Verdict>;
 export const CloneResult = z
   .object({
     dataDirectory: z.string(),
+    source: z
+      .object({
+        address: z.string().meta({ description: 'HOST:PORT' }),
+        role: z.enum(['primary', 'standby']),
+      })
+      .meta({ description: 'The server that was copied' }),
     systemIdentifier: z.string(),
     timeline: z.int().positive(),
     startLsn: Lsn,

@@ -72,7 +72,7 @@ export const Configuration = z.strictObject({
   sources: z
     .record(
       z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'is not a name for a source'),
-      z.union([SourceConfiguration, LocalSource]),
+      z.union([LocalSource, SourceConfiguration]),
     )
     .default({}),
 });

@@ -77,7 +77,7 @@ export const CATALOGUE = {
   SOURCE_SETTINGS_UNSUITABLE: entry(422, 'refused', 'A setting of the source rules a clone out'),
   SOURCE_NO_WAL_SENDER: entry(422, 'refused', 'The source has no free WAL sender', true),
   SOURCE_LAYOUT_UNSUPPORTED: entry(422, 'refused', 'The files of the source cannot be copied'),
-  SOURCE_MISMATCH: entry(422, 'refused', 'SQL and files lead to different clusters'),
+  SOURCE_MISMATCH: entry(422, 'refused', 'The ways to the source lead to different clusters'),
   SSH_UNREACHABLE: entry(422, 'unavailable', 'The SSH server does not answer', true),
   SSH_AUTHENTICATION_FAILED: entry(422, 'access', 'The SSH server refuses the key'),
   SSH_HOST_KEY_UNKNOWN: entry(422, 'access', 'The SSH host key is not known'),

@@ -51,6 +51,11 @@ export { PHASE_STATES, PHASES, type PhaseName, type PhaseState } from './phases.
 export { Problem } from './problem.ts';
 export { Remedy } from './remedy.ts';
 export { refuseForbiddenSettings } from './settings.ts';
-export { SourceConfiguration } from './source.ts';
+export {
+  formatServer,
+  type ServerAddress,
+  SourceConfiguration,
+  serversOf,
+} from './source.ts';
 export { formatBytes, parseBytes } from './units.ts';
 export { CONTRACT_VERSION, VERSION } from './version.ts';

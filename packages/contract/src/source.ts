@@ -36,8 +36,29 @@ const Replication = z.strictObject({
   passFile: z.string().min(1).nullable().default(null),
 });
 
-export const SourceConfiguration = z.strictObject({
-  host: z.string().min(1),
+/** One machine; an IPv6 address has several colons. */
+const HostOnly = z
+  .string()
+  .min(1)
+  .refine((host) => !/^[^:]+:\d+$/.test(host), 'must not hold a port: that is `port`')
+  .refine((host) => !host.includes(','), 'must be one host: several are `hosts`');
+
+const Server = z
+  .string()
+  .regex(
+    /^(?:\[[0-9A-Fa-f:.]+\]|[^\s:,/[\]]+)(?::\d{1,5})?$/,
+    'must be HOST or HOST:PORT, an IPv6 address in brackets',
+  )
+  .refine((server) => {
+    const { port: number } = parseServer(server, 1);
+    return number >= 1 && number <= 65_535;
+  }, 'must have a port from 1 to 65535');
+
+const shape = z.strictObject({
+  host: HostOnly.nullable().default(null),
+  hosts: z.array(Server).min(1).nullable().default(null),
+  prefer: z.enum(['primary', 'standby']).nullable().default(null),
+  maxLagBytes: z.int().min(0).nullable().default(null),
   port: port.default(5432),
   user: z.string().min(1).default('postgres'),
   database: z.string().min(1).default('postgres'),
@@ -52,4 +73,65 @@ export const SourceConfiguration = z.strictObject({
   replication: Replication.prefault({}),
 });
 
+export const SourceConfiguration = shape.superRefine((source, context) => {
+  for (const { path, message } of brokenRules(source))
+    context.addIssue({ code: 'custom', path: [...path], message });
+});
+
 export type SourceConfiguration = z.output<typeof SourceConfiguration>;
+
+export interface ServerAddress {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** The servers that a source may be, in the order of the configuration. */
+export function serversOf({
+  host,
+  hosts,
+  port: defaultPort,
+}: Pick<SourceConfiguration, 'host' | 'hosts' | 'port'>): readonly ServerAddress[] {
+  if (host !== null) return [{ host, port: defaultPort }];
+  return (hosts ?? []).map((server) => parseServer(server, defaultPort));
+}
+
+/** `db1:5432`, for messages. */
+export function formatServer({ host, port: number }: ServerAddress): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${String(number)}`;
+}
+
+function parseServer(server: string, defaultPort: number): ServerAddress {
+  const [, bracketed, plain, number] = /^(?:\[(.*)\]|(.*?))(?::(\d+))?$/.exec(server) ?? [];
+  return {
+    host: bracketed ?? plain ?? '',
+    port: number === undefined ? defaultPort : Number(number),
+  };
+}
+
+interface BrokenRule {
+  readonly path: readonly (string | number)[];
+  readonly message: string;
+}
+
+function brokenRules(source: z.output<typeof shape>): readonly BrokenRule[] {
+  const { host, hosts, prefer, maxLagBytes, ssh, rsyncd } = source;
+  const broken: BrokenRule[] = [];
+  const refuse = (path: BrokenRule['path'], message: string, isBroken: boolean) => {
+    if (isBroken) broken.push({ path, message });
+  };
+  refuse(['host'], 'is missing: name one server here, or several in `hosts`', !host && !hosts);
+  refuse(['hosts'], 'cannot stand beside `host`', host !== null && hosts !== null);
+  const named = host === null ? serversOf(source).map(formatServer) : [];
+  for (const [index, server] of named.entries())
+    refuse(['hosts', index], `names ${server} again`, named.indexOf(server) < index);
+  refuse(['prefer'], 'chooses among `hosts`, and there are none', !hosts && prefer !== null);
+  refuse(
+    ['maxLagBytes'],
+    'is about `prefer: standby`, which is not asked for',
+    maxLagBytes !== null && prefer !== 'standby',
+  );
+  const own = 'belongs to one server, and cannot stand beside `hosts`';
+  refuse(['ssh', 'host'], own, hosts !== null && ssh.host !== null);
+  refuse(['rsyncd', 'address'], own, hosts !== null && rsyncd.address !== null);
+  return broken;
+}

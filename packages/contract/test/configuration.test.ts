@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { Configuration } from '../src/index.ts';
+import { Configuration, formatServer, SourceConfiguration, serversOf } from '../src/index.ts';
 
 const brokenPlaces = (configuration: unknown) =>
   (Configuration.safeParse(configuration).error?.issues ?? []).map(({ path }) => path.join('.'));
@@ -35,6 +35,40 @@ test('a source needs its host and nothing else', () => {
     rsyncd: { ports: '45000-45999', address: null },
     replication: { user: null, passFile: null },
   });
+});
+
+test.each([
+  ['host', {}],
+  ['host', { host: 'db1:5433' }],
+  ['host', { host: 'db1,db2' }],
+  ['hosts', { host: 'db1', hosts: ['db2'] }],
+  ['hosts.0', { hosts: ['db1:0'] }],
+  ['hosts.0', { hosts: ['::1'] }],
+  ['hosts.0', { hosts: ['/run/postgresql'] }],
+  ['hosts.1', { hosts: ['db1', 'db1:5432'] }],
+  ['prefer', { host: 'db1', prefer: 'standby' }],
+  ['maxLagBytes', { hosts: ['db1'], maxLagBytes: 0 }],
+  ['ssh.host', { hosts: ['db1'], ssh: { host: 'db2' } }],
+  ['rsyncd.address', { hosts: ['db1'], rsyncd: { address: '10.0.0.1' } }],
+])('of the servers of a source a mistake is found at %s', (place, source) => {
+  const { error } = SourceConfiguration.safeParse(source);
+
+  expect(error?.issues.map(({ path }) => path.join('.'))).toEqual([place]);
+});
+
+test('several servers are named with or without a port', () => {
+  const hosts = ['db1', 'db2:5433', '[::1]', '[fe80::1]:5434'];
+  const source = SourceConfiguration.parse({ hosts, prefer: 'standby', port: 5000 });
+
+  expect(serversOf(source).map(formatServer)).toEqual([
+    'db1:5000',
+    'db2:5433',
+    '[::1]:5000',
+    '[fe80::1]:5434',
+  ]);
+  expect(serversOf(SourceConfiguration.parse({ host: '::1' }))).toEqual([
+    { host: '::1', port: 5432 },
+  ]);
 });
 
 test.each(['127.0.0.1:7432', '0.0.0.0:80', '[::1]:7432', 'localhost:7432'])(

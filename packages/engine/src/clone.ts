@@ -10,6 +10,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import {
   CloneError,
   type CloneResult,
+  formatServer,
   type Leftover,
   type PhaseName,
   refuseForbiddenSettings,
@@ -67,7 +68,10 @@ export async function runClone(
         await locks[Symbol.asyncDispose]();
       },
     });
-    const budget = startRetryBudget({ isResumed: plan.attempt > 1 });
+    const budget = startRetryBudget({
+      isResumed: plan.attempt > 1,
+      picksAgain: plan.source.hosts !== null,
+    });
     for (let attempt = plan.attempt; ; attempt += 1) {
       try {
         const result = await runAttempt(
@@ -171,6 +175,10 @@ async function runAttempt(
 
       return {
         dataDirectory: ready.data.final,
+        source: {
+          address: formatServer(ready.settings),
+          role: ready.facts.inRecovery ? 'standby' : 'primary',
+        },
         systemIdentifier: ready.facts.systemIdentifier,
         timeline: start.timeline,
         startLsn: start.startLsn,

@@ -16,7 +16,7 @@ import { lstat, mkdir, mkdtemp, readdir, rmdir, unlink } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
-import { CloneError, type SourceConfiguration } from '@pgcloned/contract';
+import { CloneError, type ServerAddress, type SourceConfiguration } from '@pgcloned/contract';
 import type { ConnectionSettings } from '@pgcloned/postgres';
 import type { ForwardTarget } from '@pgcloned/ssh';
 import type { SourceHost, SourceRun } from './source-host.ts';
@@ -43,7 +43,7 @@ export async function openDatabaseTunnel(
   },
 ): Promise<ConnectionSettings> {
   const { source } = run.plan;
-  const target = targetOf(source);
+  const target = targetOf(source, address);
   refuseWeakerThanAsked(source, target);
   // Told here what is wrong with it: those that connect later only see that their socket is closed.
   (await host.ssh().forward(target, run.signal)).on('error', () => {}).destroy();
@@ -73,7 +73,7 @@ export async function openDatabaseTunnel(
   });
   server.listen(join(directory, `${SOCKET_PREFIX}${String(address.port)}`));
   await once(server, 'listening');
-  return { ...address, host: hostOfDatabase(source), tunnelDirectory: directory };
+  return { ...address, host: hostOfDatabase(source, address), tunnelDirectory: directory };
 }
 
 /** What a killed process has left. Whoever calls holds the lock on the data directory, and has no tunnel open. */
@@ -86,14 +86,14 @@ export async function removeDeadTunnels(dataDirectory: string): Promise<void> {
 }
 
 /** The name by which others than its SSH server reach the database, the replica for instance. */
-export function hostOfDatabase({ host, ssh }: SourceConfiguration): string {
-  return ssh.tunnelDatabase && isLoopback(host) ? (ssh.host ?? host) : host;
+function hostOfDatabase({ ssh }: SourceConfiguration, { host }: ServerAddress): string {
+  return isLoopback(host) ? (ssh.host ?? host) : host;
 }
 
 /** Holds a directory for each tunnel: their sockets may have one name. */
 const baseOf = async (dataDirectory: string) => await pathBesideLock(dataDirectory, 'tunnel');
 
-function targetOf({ host, port, ssh }: SourceConfiguration): ForwardTarget {
+function targetOf({ ssh }: SourceConfiguration, { host, port }: ServerAddress): ForwardTarget {
   return { host: ssh.host === null ? 'localhost' : host, port };
 }
 

@@ -13,6 +13,8 @@ export interface Ready extends Claim {
   readonly session: Session;
   /** Null: the source is a primary. */
   readonly promotion: PromotionWatch | null;
+  /** Where the source is by its configuration; `settings` is how it is connected to. */
+  readonly address: ConnectionSettings;
   readonly settings: ConnectionSettings;
   readonly facts: SourceFacts;
   readonly probe: HostProbe;

@@ -52,8 +52,17 @@ export interface RetryBudget {
   readonly pauseAfter: (failure: CloneError) => number | null;
 }
 
-/** @param o.isResumed Whether an attempt was made before, by a worker that has ended. */
-export function startRetryBudget({ isResumed }: { readonly isResumed: boolean }): RetryBudget {
+/**
+ * @param o.isResumed Whether an attempt was made before, by a worker that has ended.
+ * @param o.picksAgain Whether each attempt picks among several servers: then a promoted standby is no question for the caller.
+ */
+export function startRetryBudget({
+  isResumed,
+  picksAgain,
+}: {
+  readonly isResumed: boolean;
+  readonly picksAgain: boolean;
+}): RetryBudget {
   let hasWorked = isResumed;
   let begunFrom: 'primary' | 'standby' | null = null;
   let isPublished = false;
@@ -87,7 +96,7 @@ export function startRetryBudget({ isResumed }: { readonly isResumed: boolean })
       const mayPass =
         MAY_PASS.has(code) ||
         (hasWorked && MAY_PASS_WHERE_IT_WORKED.has(code)) ||
-        (begunFrom === 'primary' && code === 'SOURCE_PROMOTED');
+        ((begunFrom === 'primary' || picksAgain) && code === 'SOURCE_PROMOTED');
       if (isPublished || !mayPass) return null;
       hasWorked = true;
       // A file that grew since it was listed takes the sum beyond the total.

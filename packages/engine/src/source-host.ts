@@ -3,10 +3,13 @@
  *
  * The loss of a connection is no end by itself: it fails the commands that run over it, and whoever runs them decides.
  */
+import type { ServerAddress } from '@pgcloned/contract';
 import { connectSsh, type SshConnection } from '@pgcloned/ssh';
 import type { CloneRun } from './clone-run.ts';
 
 export interface SourceHost {
+  /** As it is connected to, for messages. */
+  readonly host: string;
   readonly ssh: () => SshConnection;
   /** Opens a new connection if the present one is lost. */
   readonly reopen: (signal: AbortSignal) => Promise<void>;
@@ -16,8 +19,13 @@ export interface SourceHost {
 /** What of a run it takes to reach a source. */
 export type SourceRun = Pick<CloneRun, 'plan' | 'signal' | 'cleanup'>;
 
-export async function openSourceHost(run: SourceRun): Promise<SourceHost> {
-  let current = await connect(run, run.signal);
+/** @param server The database, on whose host SSH is expected unless `ssh.host` says otherwise. */
+export async function openSourceHost(
+  run: SourceRun,
+  server: Pick<ServerAddress, 'host'>,
+): Promise<SourceHost> {
+  const host = run.plan.source.ssh.host ?? server.host;
+  let current = await connect(run, host, run.signal);
   let isLost = false;
   const watch = (connection: SshConnection) => {
     isLost = false;
@@ -28,11 +36,12 @@ export async function openSourceHost(run: SourceRun): Promise<SourceHost> {
   watch(current);
   const open = async (signal: AbortSignal) => {
     await current[Symbol.asyncDispose]();
-    current = await connect(run, signal);
+    current = await connect(run, host, signal);
     watch(current);
   };
   let opening: Promise<void> | null = null;
-  const host: SourceHost = {
+  const opened: SourceHost = {
+    host,
     ssh: () => current,
     reopen: async (signal) => {
       if (!isLost) return;
@@ -48,24 +57,27 @@ export async function openSourceHost(run: SourceRun): Promise<SourceHost> {
   run.cleanup.always({
     what: `SSH connection to ${current.label}`,
     remedy: `kill ${String(process.pid)}`,
-    undo: host.close,
+    undo: opened.close,
   });
-  return host;
+  return opened;
 }
 
-async function connect({ plan }: SourceRun, signal: AbortSignal): Promise<SshConnection> {
-  const { source, host } = plan;
+async function connect(
+  { plan: { source, host: policy } }: Pick<SourceRun, 'plan'>,
+  host: string,
+  signal: AbortSignal,
+): Promise<SshConnection> {
   return await connectSsh(
     {
-      host: source.ssh.host ?? source.host,
+      host,
       port: source.ssh.port,
       user: source.ssh.user,
       privateKeyFile: source.ssh.privateKeyFile,
-      defaultKeyFiles: source.ssh.privateKeyFile === null ? host.defaultSshKeyFiles : [],
-      agentSocket: source.ssh.agent ? host.sshAgentSocket : null,
+      defaultKeyFiles: source.ssh.privateKeyFile === null ? policy.defaultSshKeyFiles : [],
+      agentSocket: source.ssh.agent ? policy.sshAgentSocket : null,
       knownHostsFiles:
         source.ssh.knownHostsFile === null
-          ? host.defaultKnownHostsFiles
+          ? policy.defaultKnownHostsFiles
           : [source.ssh.knownHostsFile],
       insecure: source.ssh.insecure,
     },

@@ -10,11 +10,9 @@
  */
 import type { Leftover } from '@pgcloned/contract';
 import { quoteForShell } from '@pgcloned/process';
-import { withCleanup } from './cleanup.ts';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
-import { reachDatabase } from './reach-database.ts';
-import { dropSlot, notedSlot } from './replica/slot.ts';
+import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { isWithin, makeLockSet } from './target/locks.ts';
@@ -73,9 +71,9 @@ export async function sweepClone(
     const place = makePlace('data', dataDirectory, { cloneId: id, replaces });
     const marker = await readMarker(place.build, 'data');
     if (marker?.cloneId !== id || (await hasControlFile(place.build))) continue;
-    const slotName = await notedSlot(place.build);
-    if (slotName !== null)
-      leftovers.push(...(await dropNotedSlot(plan, { slotName, dataDirectory, signal })));
+    const noted = await notedSlot(place.build);
+    if (noted !== null)
+      leftovers.push(...(await dropNotedSlot({ plan, signal }, noted, dataDirectory)));
   }
   const published = await isPublished(dataDirectory, id);
   if (!published && becomes !== 'queued') {
@@ -124,38 +122,4 @@ async function removeOwn(directory: FilledDirectory, cloneId: string): Promise<v
   // What can be started is somebody's, whatever its marker says.
   if (kind === 'data' && (await hasControlFile(path))) return;
   if ((await readMarker(path, kind))?.cloneId === cloneId) await removePrepared(directory);
-}
-
-/** The source may be down just now; then whoever reads the record knows what to do. */
-async function dropNotedSlot(
-  plan: ClonePlan,
-  {
-    slotName,
-    dataDirectory,
-    signal,
-  }: {
-    readonly slotName: string;
-    readonly dataDirectory: string;
-    readonly signal: AbortSignal;
-  },
-): Promise<readonly Leftover[]> {
-  try {
-    await withCleanup(
-      async (cleanup) => {
-        const run = { plan, signal, cleanup };
-        const settings = await reachDatabase(run, dataDirectory);
-        const applicationName = `pgcloned_${plan.id}_${String(plan.attempt)}`;
-        await dropSlot(settings, { slotName, applicationName, signal });
-      },
-      () => {},
-    );
-    return [];
-  } catch {
-    return [
-      {
-        what: `replication slot ${slotName} on ${plan.source.host}:${String(plan.source.port)}`,
-        remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
-      },
-    ];
-  }
 }

@@ -244,6 +244,7 @@ async function copy(
     probe: { now: BigInt(Date.now() + 10_000) * 1_000_000n },
     host: { ssh: () => ssh },
     session: { query: () => Promise.resolve([tablespace]) },
+    address: { host: 'db1', port: 5432 },
     tablespaces: await claimTablespaces(run, claim, { ...facts, sameHost: true }),
     sameHost: true,
   } as unknown as Ready;

@@ -1,7 +1,7 @@
 /** The way to a real database through a real sshd. */
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { SourceConfiguration } from '@pgcloned/contract';
+import { SourceConfiguration, serversOf } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, probeReplication } from '@pgcloned/postgres';
 import { type Source, scratchDirectory, startSource } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -39,6 +39,11 @@ function runOf(cleanup: Cleanup, changes: object = {}, ssh: object = {}): Source
   return { plan, signal, cleanup };
 }
 
+async function reach(run: SourceRun): Promise<ConnectionSettings> {
+  const [server = { host: '', port: 0 }] = serversOf(run.plan.source);
+  return await reachDatabase(run, { server, dataDirectory: target });
+}
+
 async function throughTunnel(
   work: (settings: ConnectionSettings) => Promise<void>,
   ...how: [changes?: object, ssh?: object]
@@ -46,7 +51,7 @@ async function throughTunnel(
   const leftovers: unknown[] = [];
   await withCleanup(
     async (cleanup) => {
-      await work(await reachDatabase(runOf(cleanup, ...how), target));
+      await work(await reach(runOf(cleanup, ...how)));
     },
     (step, error) => leftovers.push([step, error]),
   );
@@ -138,7 +143,7 @@ test('what a killed process has left is removed by the next one', async () => {
         },
         onFailure: cleanup.onFailure,
       };
-      const settings = await reachDatabase(runOf(forgetful), target);
+      const settings = await reach(runOf(forgetful));
       directory = settings.tunnelDirectory ?? '';
     },
     () => {},

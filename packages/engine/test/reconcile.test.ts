@@ -18,7 +18,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { SourceEntry } from '@pgcloned/rsync';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { copiedCluster, openCopyJournal } from '../src/copy/journal.ts';
+import { copiedCluster, copiedServer, openCopyJournal } from '../src/copy/journal.ts';
 import {
   listLocal,
   listShort,
@@ -30,7 +30,7 @@ import {
 const SECOND_NS = 1_000_000_000n;
 const LISTED_AT_NS = 1_000_000n * SECOND_NS;
 const LONG_AGO_NS = LISTED_AT_NS - 100n * SECOND_NS;
-const identity = { systemIdentifier: '7', timeline: 1 };
+const identity = { systemIdentifier: '7', timeline: 1, server: 'db1:5432' };
 let directory = '';
 
 beforeEach(async () => {
@@ -112,8 +112,9 @@ describe('the journal', () => {
   });
 
   test.each([
-    ['another cluster', { systemIdentifier: '8', timeline: 1 }],
-    ['another timeline', { systemIdentifier: '7', timeline: 2 }],
+    ['another cluster', { ...identity, systemIdentifier: '8' }],
+    ['another timeline', { ...identity, timeline: 2 }],
+    ['another server of the cluster', { ...identity, server: 'db2:5432' }],
   ])('of %s is not believed', async (_case, other) => {
     {
       await using journal = await open();
@@ -123,6 +124,7 @@ describe('the journal', () => {
     await using later = await open(LISTED_AT_NS, other);
     expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
     expect(await copiedCluster(directory)).toBe(other.systemIdentifier);
+    expect(await copiedServer(directory)).toBe(other.server);
   });
 
   test('of a timeline that was left meanwhile is not believed any more', async () => {

@@ -18,7 +18,7 @@ function failure(code: ErrorCode = 'SOURCE_LOST'): CloneError {
 
 /** The failures of attempts that leave so much of so much missing, up to the one that ends the clone. */
 function attemptsOf(missing: (attempt: number) => { readonly of: number; readonly bytes: number }) {
-  const budget = startRetryBudget({ isResumed: false });
+  const budget = startRetryBudget({ isResumed: false, picksAgain: false });
   for (let attempt = 1; attempt < 1_000; attempt += 1) {
     const watched = budget.watch(observer);
     const { of, bytes } = missing(attempt);
@@ -49,23 +49,28 @@ test.each([
 test.each<ErrorCode>(['TARGET_NO_SPACE', 'CANCELLED', 'WORKER_STOPPED', 'TARGET_OTHER_CLUSTER'])(
   '%s is not tried again',
   (code) => {
-    expect(startRetryBudget({ isResumed: true }).pauseAfter(failure(code))).toBeNull();
+    expect(
+      startRetryBudget({ isResumed: true, picksAgain: false }).pauseAfter(failure(code)),
+    ).toBeNull();
   },
 );
 
 test('a promotion is waited out where a failover has led to the standby, and told where a standby was asked for', () => {
-  const failover = startRetryBudget({ isResumed: false });
+  const failover = startRetryBudget({ isResumed: false, picksAgain: false });
   failover.copies('primary');
   failover.copies('standby');
-  const standby = startRetryBudget({ isResumed: false });
+  const standby = startRetryBudget({ isResumed: false, picksAgain: false });
   standby.copies('standby');
 
   expect(failover.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
   expect(standby.pauseAfter(failure('SOURCE_PROMOTED'))).toBeNull();
+  const oneOfSeveral = startRetryBudget({ isResumed: false, picksAgain: true });
+  oneOfSeveral.copies('standby');
+  expect(oneOfSeveral.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
 });
 
 test('nothing is tried again once the clone is published, in whatever phase its loss is noticed', () => {
-  const budget = startRetryBudget({ isResumed: false });
+  const budget = startRetryBudget({ isResumed: false, picksAgain: false });
   budget.watch(observer).published();
 
   expect(budget.pauseAfter(failure())).toBeNull();
@@ -73,24 +78,28 @@ test('nothing is tried again once the clone is published, in whatever phase its 
 
 describe.each<ErrorCode>(['RSYNCD_FAILED', 'SOURCE_MISMATCH', 'TARGET_BUSY'])('%s', (code) => {
   test('is not tried again where nothing has worked yet', () => {
-    expect(startRetryBudget({ isResumed: false }).pauseAfter(failure(code))).toBeNull();
+    expect(
+      startRetryBudget({ isResumed: false, picksAgain: false }).pauseAfter(failure(code)),
+    ).toBeNull();
   });
 
   test('is tried again once files came over', () => {
-    const budget = startRetryBudget({ isResumed: false });
+    const budget = startRetryBudget({ isResumed: false, picksAgain: false });
     budget.watch(observer).copied({ worker: 0, bytes: 1, files: 0 });
 
     expect(budget.pauseAfter(failure(code))).not.toBeNull();
   });
 
   test('is tried again in an attempt that follows another', () => {
-    const budget = startRetryBudget({ isResumed: false });
+    const budget = startRetryBudget({ isResumed: false, picksAgain: false });
     budget.pauseAfter(failure());
 
     expect(budget.pauseAfter(failure(code))).not.toBeNull();
   });
 
   test('is tried again by the worker that comes after another', () => {
-    expect(startRetryBudget({ isResumed: true }).pauseAfter(failure(code))).not.toBeNull();
+    expect(
+      startRetryBudget({ isResumed: true, picksAgain: false }).pauseAfter(failure(code)),
+    ).not.toBeNull();
   });
 });

@@ -5,6 +5,7 @@
  * after everything else. So settings are appended there and nothing that stands in the files is ever edited (R9.4).
  */
 import { join } from 'node:path';
+import type { ServerAddress } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 import type { ConnectionSettings } from './connection-settings.ts';
 
@@ -41,15 +42,19 @@ export function appendSettings(
  * The value of `primary_conninfo`: how the standby reaches its primary. It never holds a password, since everybody who may
  * read settings reads it; a passfile that only the server's own user may read does (R9.5).
  *
+ * @param servers Tried in this order.
  * @param passFile Where the standby finds its password, or null where it needs none.
  */
 export function primaryConninfo(
-  settings: Pick<ConnectionSettings, 'host' | 'port' | 'user' | 'sslmode' | 'sslRootCertFile'>,
-  { passFile }: { readonly passFile: string | null },
+  settings: Pick<ConnectionSettings, 'user' | 'sslmode' | 'sslRootCertFile'>,
+  {
+    servers,
+    passFile,
+  }: { readonly servers: readonly ServerAddress[]; readonly passFile: string | null },
 ): string {
   const keywords: Record<string, string | null> = {
-    host: settings.host,
-    port: String(settings.port),
+    host: servers.map(({ host }) => host).join(','),
+    port: servers.map(({ port }) => String(port)).join(','),
     user: settings.user,
     passfile: passFile,
     sslmode: settings.sslmode,
@@ -61,7 +66,7 @@ export function primaryConninfo(
 }
 
 function quoteConninfo(value: string): string {
-  return /^[A-Za-z0-9_./:@-]+$/.test(value) ? value : `'${value.replace(/[\\']/g, '\\$&')}'`;
+  return /^[A-Za-z0-9_./:@,-]+$/.test(value) ? value : `'${value.replace(/[\\']/g, '\\$&')}'`;
 }
 
 /**

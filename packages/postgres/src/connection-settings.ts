@@ -7,7 +7,7 @@
 import { access } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { CloneError, type SourceConfiguration } from '@pgcloned/contract';
+import { CloneError, type ServerAddress, type SourceConfiguration } from '@pgcloned/contract';
 import { findPassword, type PassfileKey, readPassfile } from './passfile.ts';
 
 export interface ConnectionSettings {
@@ -35,10 +35,8 @@ export interface ConnectionSettings {
  * @throws {CloneError} `CONFIGURATION_INVALID` if a file that was asked for by name cannot be used.
  */
 export async function resolveConnection(
-  source: Pick<
-    SourceConfiguration,
-    'host' | 'port' | 'user' | 'database' | 'passFile' | 'sslmode' | 'sslRootCertFile'
-  >,
+  source: ServerAddress &
+    Pick<SourceConfiguration, 'user' | 'database' | 'passFile' | 'sslmode' | 'sslRootCertFile'>,
   fallback: { readonly password?: string; readonly passFile?: string } = {},
 ): Promise<ConnectionSettings> {
   const { host, port, user, database, sslmode } = source;

@@ -130,7 +130,10 @@ test('a standby reaches its primary by the connection string, blanks and quotes 
     ),
   });
 
-  const conninfo = primaryConninfo(connectionTo(server, { user: 'cloner' }), { passFile });
+  const conninfo = primaryConninfo(connectionTo(server, { user: 'cloner' }), {
+    servers: [server],
+    passFile,
+  });
   const { stdout } = await runAsPartsUser([
     join(binDirectory, 'psql'),
     '-XAtc',

@@ -3,8 +3,8 @@
  *
  * It lies in the unfinished clone and is what a later attempt may rely on: a file that is still the same on the source
  * (inode, size, modification and change time, all by the source's clock) and complete here need not be sent again (R6.9).
- * It is believed only for the same cluster and timeline, and only if this host has not been restarted since: then an
- * entry may be on the disk although the file that it stands for is not. Of another timeline, as after a failover, and of
+ * It is believed only for the same server and timeline of the cluster, and only if this host has not been restarted since: then
+ * an entry may be on the disk although the file that it stands for is not. Of another one, as after a failover, and of
  * before a restart, it still says of which cluster the files are, so that only what differs has to be sent. Where
  * there is none nothing is kept: it is taken away when the disk has lost writes, because what is read then may be what
  * the disk never got.
@@ -23,6 +23,8 @@ export const journalPath = (directory: string) => join(directory, '.pgcloned-jou
 export interface CopyIdentity {
   readonly systemIdentifier: string;
   readonly timeline: number;
+  /** The name of the server that is copied: inodes and times are those of its host. */
+  readonly server: string;
 }
 
 type Stamp = Pick<SourceEntry, 'inode' | 'bytes' | 'mtimeNs' | 'ctimeNs'>;
@@ -105,6 +107,12 @@ export async function copiedCluster(directory: string): Promise<string | null> {
   return clusterOf(await readWholeLines(journalPath(directory)));
 }
 
+/** The name of the server that was last copied from into an unfinished clone, or null. */
+export async function copiedServer(directory: string): Promise<string | null> {
+  const lines = await readWholeLines(journalPath(directory));
+  return lines.findLast((line) => 'begin' in line)?.begin.server ?? null;
+}
+
 function clusterOf(lines: readonly (BeginLine | BatchLine)[]): string | null {
   const last = lines.findLast((line) => 'begin' in line);
   return last?.begin.systemIdentifier ?? null;
@@ -123,10 +131,10 @@ interface BatchLine {
   readonly files: readonly (readonly [string, string, number, string, string])[];
 }
 
-/** @returns Null if what was written last is of another cluster, timeline or boot, or there is nothing. */
+/** @returns Null if what was written last is of another cluster, timeline, server or boot, or there is nothing. */
 function believe(
   lines: readonly (BeginLine | BatchLine)[],
-  { systemIdentifier, timeline, bootId }: CopyIdentity & { readonly bootId: string },
+  { systemIdentifier, timeline, server, bootId }: CopyIdentity & { readonly bootId: string },
 ): ReadonlyMap<string, Vouched> | null {
   const known = new Map<string, Vouched>();
   let listedAtNs: bigint | null = null;
@@ -136,6 +144,7 @@ function believe(
       const isOurs =
         begin.systemIdentifier === systemIdentifier &&
         begin.timeline === timeline &&
+        begin.server === server &&
         begin.bootId === bootId;
       listedAtNs = isOurs ? BigInt(begin.listedAtNs) : null;
       // What came before may have been overwritten since.

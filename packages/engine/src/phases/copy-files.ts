@@ -14,6 +14,7 @@ import {
   type Compression,
   type ErrorCode,
   formatBytes,
+  formatServer,
   toCloneError,
 } from '@pgcloned/contract';
 import { type BackupStart, readTablespaces } from '@pgcloned/postgres';
@@ -34,6 +35,7 @@ import {
 } from '../copy/choose-compression.ts';
 import { makeDirectories } from '../copy/directories.ts';
 import {
+  type CopyIdentity,
   type CopyJournal,
   journalPath,
   openCopyJournal,
@@ -127,7 +129,7 @@ export async function copyFiles(
   if (ready.data.takesOver) await takeOver(run, ready, { tablespaces, roots, listings });
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
   await using journal = await openCopyJournal(ready.data.build, {
-    identity: ready.facts,
+    identity: copyIdentity(ready),
     listedAtNs: ready.probe.now,
   });
   const bytesToCome = new Map<string, number>();
@@ -435,6 +437,12 @@ async function planCopy({
   return plans;
 }
 
+const copyIdentity = ({ facts, address }: Ready): CopyIdentity => ({
+  systemIdentifier: facts.systemIdentifier,
+  timeline: facts.timeline,
+  server: formatServer(address),
+});
+
 async function refuseIfFull(plans: readonly RootPlan[], { facts }: Ready): Promise<void> {
   await refuseIfTooLarge(
     plans.map(({ destination, kept, delta, whole, localBytes }) => ({
@@ -476,7 +484,7 @@ async function takeOver(
       beginJournal: async () => {
         await removeCopyJournal(data.final);
         await using _ = await openCopyJournal(data.final, {
-          identity: facts,
+          identity: copyIdentity(ready),
           listedAtNs: ready.probe.now,
         });
       },

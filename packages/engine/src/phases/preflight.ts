@@ -16,7 +16,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const seen = await runChecks(CHECKS, run, (stage) => {
     endAtError(run, stage);
   });
-  const { claim, address: _, ...ready } = seen as Seen;
+  const { claim, ...ready } = seen as Seen;
   const promotion = ready.facts.inRecovery ? watchPromotion(run, ready.session) : null;
   return { ...claim, ...ready, promotion };
 }

@@ -6,7 +6,6 @@
  * preflight alone find all there is to find.
  */
 import type { Notice } from '@pgcloned/contract';
-import type { ConnectionSettings } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import type { Claim } from '../target/claim.ts';
@@ -14,8 +13,6 @@ import type { Claim } from '../target/claim.ts';
 /** What checks find or open, for later ones and for the clone. */
 export interface Seen extends Omit<Ready, keyof Claim | 'promotion'> {
   readonly claim: Claim;
-  /** Where the source is by its configuration; `settings` is how it is connected to. */
-  readonly address: ConnectionSettings;
 }
 
 export interface Findings {

@@ -3,7 +3,7 @@
  *
  * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
  */
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, formatServer, serversOf } from '@pgcloned/contract';
 import {
   type ConnectionSettings,
   checkSource,
@@ -12,29 +12,25 @@ import {
   parsePostmasterPid,
   probeReplication,
   readSourceFacts,
-  resolveConnection,
   type Session,
   type SourceFacts,
 } from '@pgcloned/postgres';
 import { type HostProbe, localCompressions, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
-import { copiedCluster } from '../copy/journal.ts';
+import { copiedCluster, copiedServer } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { tryTransport } from '../copy/transport.ts';
 import { usableCompressions } from '../copy/usable-compressions.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
+import { pickServer } from '../pick-server.ts';
+import { addressOf } from '../reach-database.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
-import { dropSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
+import { dropNotedSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
-import {
-  type Claim,
-  claimTablespaces,
-  claimTarget,
-  refuseUnknownLocations,
-} from '../target/claim.ts';
+import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
 import { readMarker } from '../target/marker.ts';
 import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
 import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
@@ -46,15 +42,30 @@ const target = check('target', [], async (run) => {
   return { claim };
 });
 
-const connection = check('connection', [], async ({ plan }) => ({
-  address: await resolveConnection(
-    plan.source,
-    plan.password === null ? {} : { password: plan.password },
-  ),
-}));
+const connection = check('connection', ['claim'], async (run, { claim }, { notice }) => {
+  const { plan, observer } = run;
+  const [only] = serversOf(plan.source);
+  if (plan.source.hosts === null && only !== undefined)
+    return { address: await addressOf(plan, only) };
+  const { server, role, isFallback, passedOver } = await pickServer(run, {
+    dataDirectory: claim.data.final,
+    former: await copiedServer(claim.data.build),
+  });
+  const name = formatServer(server);
+  observer.log('info', `the ${role} ${name} is copied`, passedOver);
+  if (isFallback) {
+    const reasons = Object.entries(passedOver).map(([other, why]) => `${other}: ${why}`);
+    notice({
+      code: 'SOURCE_FALLBACK',
+      message: `no standby can be copied (${reasons.join('; ')}), so the primary ${name} is`,
+      facts: passedOver,
+    });
+  }
+  return { address: await addressOf(plan, server) };
+});
 
-const ssh = check('ssh', [], async (run, _seen, { notice }) => {
-  const host = await openSourceHost(run);
+const ssh = check('ssh', ['address'], async (run, { address }, { notice }) => {
+  const host = await openSourceHost(run, address);
   if (run.plan.source.ssh.insecure) {
     notice({
       code: 'HOST_KEY_UNCHECKED',
@@ -94,8 +105,8 @@ const facts = check('facts', ['session'], async ({ signal }, { session }) => ({
   facts: await readSourceFacts(session, signal),
 }));
 
-const cluster = check('cluster', ['claim', 'facts'], async (run, seen, { notice }) => {
-  await refuseSwitchedSource(run, seen.claim, seen.facts);
+const cluster = check('cluster', ['claim', 'settings', 'facts'], async (run, seen, { notice }) => {
+  await refuseSwitchedSource(run, seen);
   const { takesOver, final } = seen.claim.data;
   if (!takesOver) return;
   for (const one of await refuseOtherSystem(final, seen.facts, run.signal)) notice(one);
@@ -110,12 +121,15 @@ const source = check('source', ['facts'], async ({ plan: { spec } }, seen, findi
   for (const warning of warnings) findings.notice(warning);
 });
 
-const slot = check('slot', ['claim', 'session', 'settings'], async (run, seen) => {
+const slot = check('slot', ['claim', 'session'], async (run, seen) => {
   const slotName = run.plan.spec.replica.slot;
   if (slotName === null) return;
   // One that an earlier attempt has made is in nobody's use.
-  if ((await notedSlot(seen.claim.data.build)) === slotName)
-    await dropSlot(seen.settings, { slotName, applicationName: run.name, signal: run.signal });
+  const noted = await notedSlot(seen.claim.data.build);
+  if (noted?.slotName === slotName) {
+    for (const leftover of await dropNotedSlot(run, noted, seen.claim.data.final))
+      run.observer.leftover(leftover);
+  }
   await refuseExistingSlot(seen.session, slotName, run.signal);
 });
 
@@ -133,8 +147,8 @@ const replication = check('replication', ['settings'], async ({ name, signal }, 
 
 const ownWay = check('own-way', ['settings'], checkOwnWay);
 
-const files = check('files', ['probe', 'facts'], async (run, seen) => {
-  refuseUnfitHost(run, seen.probe, seen.facts);
+const files = check('files', ['host', 'probe', 'facts'], async (run, seen) => {
+  refuseUnfitHost(seen);
   refuseOtherCluster(run, seen.probe, seen.facts);
 });
 
@@ -150,12 +164,12 @@ const transport = check('transport', ['host', 'facts', 'probe'], async (run, see
   await tryTransport(run, { ssh: seen.host.ssh(), dataDirectory });
 });
 
-const compression = check('compression', ['probe'], async ({ plan, signal }, { probe }) => ({
+const compression = check('compression', ['host', 'probe'], async ({ plan, signal }, seen) => ({
   compressions: usableCompressions({
     asked: plan.spec.transfer.compression,
     here: await localCompressions(signal),
-    there: probe.compressions,
-    sourceHost: plan.source.ssh.host ?? plan.source.host,
+    there: seen.probe.compressions,
+    sourceHost: seen.host.host,
   }),
 }));
 
@@ -236,17 +250,19 @@ export const CHECKS: readonly (readonly Check[])[] = [
 /** Behind the address of a source another cluster may answer by now: what was copied is of no use for it. */
 async function refuseSwitchedSource(
   { plan }: CloneRun,
-  { data }: Claim,
-  { systemIdentifier }: SourceFacts,
+  {
+    claim: { data },
+    settings: server,
+    facts: { systemIdentifier },
+  }: Pick<Seen, 'claim' | 'settings' | 'facts'>,
 ): Promise<void> {
   const copied = await copiedCluster(data.build);
   if (copied === null || copied === systemIdentifier) return;
   // That of another clone that did not end well makes room for this one.
   if ((await readMarker(data.build, 'data'))?.cloneId !== plan.id) return;
-  const { host, port } = plan.source;
   throw new CloneError(
     'TARGET_OTHER_CLUSTER',
-    `the clone was begun from cluster ${copied}, and at ${host}:${String(port)} is cluster ${systemIdentifier} now`,
+    `the clone was begun from cluster ${copied}, and at ${formatServer(server)} is cluster ${systemIdentifier} now`,
     {
       facts: {
         path: data.build,
@@ -294,8 +310,12 @@ async function openBackupSession(
   return session;
 }
 
-function refuseUnfitHost({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
-  const host = plan.source.ssh.host ?? plan.source.host;
+function refuseUnfitHost({
+  host: sourceHost,
+  probe,
+  facts,
+}: Pick<Seen, 'host' | 'probe' | 'facts'>): void {
+  const { host } = sourceHost;
   if (!probe.dataDirectoryReadable) {
     throw new CloneError(
       'SOURCE_RIGHTS_MISSING',

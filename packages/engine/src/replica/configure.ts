@@ -5,9 +5,16 @@
  * All of ours is appended to `postgresql.auto.conf`, which the server reads last, so nothing in the other files can
  * undo it (R9.4). The source's own text of that file is kept beside it.
  */
+import { lookup } from 'node:dns/promises';
 import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
-import { appendSettings, primaryConninfo, resolveConnection } from '@pgcloned/postgres';
+import { type ServerAddress, serversOf } from '@pgcloned/contract';
+import {
+  appendSettings,
+  formatPassfileLine,
+  primaryConninfo,
+  resolveConnection,
+} from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
@@ -142,23 +149,58 @@ async function workableSettings(
   return replaced;
 }
 
-/** With the password in a file that only the server's own user may read (R9.5). */
+/**
+ * With the password in a file that only the server's own user may read (R9.5).
+ *
+ * The server that was copied comes first, then the others of the source, so that the replica finds one after a failover.
+ */
 async function standbyConninfo(run: CloneRun, ready: Ready): Promise<string> {
   const { source } = run.plan;
   const user = source.replication.user ?? source.user;
   const configured = source.replication.passFile ?? source.passFile;
   const settings = { ...ready.settings, user };
-  if (configured !== null) return primaryConninfo(settings, { passFile: configured });
-  const { password } =
-    user === source.user
-      ? ready.settings
-      : await resolveConnection({ ...source, user, passFile: null }, {});
-  if (password === null) return primaryConninfo(settings, { passFile: null });
-  const entry = [settings.host, String(settings.port), '*', user, password]
-    .map((field) => (field === '*' ? field : field.replace(/[\\:]/g, '\\$&')))
-    .join(':');
-  await writeFile(join(ready.data.build, OWN_PASSFILE), `${entry}\n`, { mode: 0o600 });
-  return primaryConninfo(settings, { passFile: join(ready.data.final, OWN_PASSFILE) });
+  const servers = await upstreamsOf(run, ready);
+  if (configured !== null) return primaryConninfo(settings, { servers, passFile: configured });
+  // That of the environment is the cloning user's.
+  const given = user === source.user ? run.plan.password : null;
+  const lines = await Promise.all(
+    servers.map(async (server) => {
+      const { password } = await resolveConnection(
+        { ...source, ...server, user, passFile: null },
+        given === null ? {} : { password: given },
+      );
+      return password === null
+        ? ''
+        : formatPassfileLine({ ...server, database: '*', user }, password);
+    }),
+  );
+  const content = lines.join('');
+  if (content === '') return primaryConninfo(settings, { servers, passFile: null });
+  await writeFile(join(ready.data.build, OWN_PASSFILE), content, { mode: 0o600 });
+  const passFile = join(ready.data.final, OWN_PASSFILE);
+  return primaryConninfo(settings, { servers, passFile });
+}
+
+/**
+ * The server of this very host is left out unless it is what was copied: the replica takes its place, and would find itself
+ * where the others do not answer.
+ */
+async function upstreamsOf(
+  { plan }: CloneRun,
+  { settings: { host, port }, sameHost }: Ready,
+): Promise<readonly ServerAddress[]> {
+  const others: ServerAddress[] = [];
+  for (const server of serversOf(plan.source)) {
+    if (plan.source.hosts === null || (server.host === host && server.port === port)) continue;
+    if (sameHost || !(await isHere(server.host))) others.push(server);
+  }
+  return [{ host, port }, ...others];
+}
+
+async function isHere(host: string): Promise<boolean> {
+  // A name that nobody knows just now may be known when it is needed.
+  const found = await lookup(host, { all: true }).catch(() => []);
+  return found.some(({ address }) => isOwnAddress(address));
 }
 
 const listOf = (setting: string) =>

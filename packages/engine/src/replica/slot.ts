@@ -7,10 +7,12 @@
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, formatServer, type Leftover, type ServerAddress } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
 import { writeDurably } from '@pgcloned/process';
+import { withCleanup } from '../cleanup.ts';
 import type { CloneRun } from '../clone-run.ts';
+import { reachDatabase } from '../reach-database.ts';
 import type { Place } from '../target/layout.ts';
 import { isPublished } from '../target/marker.ts';
 
@@ -49,20 +51,24 @@ export async function makeReplicaSlot(
   {
     session,
     settings,
+    address,
     slotName,
     data,
   }: {
     readonly session: Session;
     readonly settings: ConnectionSettings;
+    /** The server by its configuration. */
+    readonly address: ServerAddress;
     readonly slotName: string;
     readonly data: Place;
   },
 ): Promise<void> {
-  await writeDurably(join(data.build, SLOT_NOTE), slotName);
+  const { host, port } = address;
+  const noted: NotedSlot = { slotName, server: { host, port } };
+  await writeDurably(join(data.build, SLOT_NOTE), JSON.stringify(noted));
   let isOurs = true;
   run.cleanup.onFailure({
-    what: `replication slot ${slotName} on ${settings.host}:${String(settings.port)}`,
-    remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
+    ...leftoverOf(noted),
     undo: async (signal) => {
       if (!isOurs) return;
       await dropSlot(settings, { slotName, applicationName: run.name, signal });
@@ -91,15 +97,55 @@ export async function makeReplicaSlot(
   }
 }
 
+export interface NotedSlot {
+  readonly slotName: string;
+  /** Where it was made: a later attempt may copy another server. */
+  readonly server: ServerAddress;
+}
+
 /** The slot that an unfinished clone in this directory has made, or null. */
-export async function notedSlot(directory: string): Promise<string | null> {
+export async function notedSlot(directory: string): Promise<NotedSlot | null> {
   try {
-    return await readFile(join(directory, SLOT_NOTE), 'utf8');
+    return JSON.parse(await readFile(join(directory, SLOT_NOTE), 'utf8')) as NotedSlot;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw error;
   }
 }
+
+/**
+ * Drops it where it was made. That server may be down just now: then whoever reads the record knows what to do.
+ *
+ * @param dataDirectory The target, which must be locked.
+ * @returns What is left.
+ */
+export async function dropNotedSlot(
+  { plan, signal }: Pick<CloneRun, 'plan' | 'signal'>,
+  noted: NotedSlot,
+  dataDirectory: string,
+): Promise<readonly Leftover[]> {
+  const { slotName, server } = noted;
+  try {
+    await withCleanup(
+      async (cleanup) => {
+        const settings = await reachDatabase({ plan, signal, cleanup }, { server, dataDirectory });
+        const applicationName = `pgcloned_${plan.id}_${String(plan.attempt)}`;
+        await dropSlot(settings, { slotName, applicationName, signal });
+      },
+      // A socket of a tunnel at the most, which the next clone of the directory removes.
+      () => {},
+    );
+    return [];
+  } catch {
+    signal.throwIfAborted();
+    return [leftoverOf(noted)];
+  }
+}
+
+const leftoverOf = ({ slotName, server }: NotedSlot): Leftover => ({
+  what: `replication slot ${slotName} on ${formatServer(server)}`,
+  remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
+});
 
 /** The clone is published: the slot is the user's now. */
 export async function forgetNotedSlot(directory: string): Promise<void> {
@@ -107,7 +153,7 @@ export async function forgetNotedSlot(directory: string): Promise<void> {
 }
 
 /** In a session of its own: the one that made it may be lost. Nothing to do if there is none. */
-export async function dropSlot(
+async function dropSlot(
   settings: ConnectionSettings,
   {
     slotName,
