@@ -110,7 +110,7 @@ async function startCopy(
   const copying = copyAll(queueBatches([entries], { workers }), {
     workers,
     onWorkersChange: control.onChange,
-    admit: async () => await Promise.resolve(road.closed()),
+    admit: async () => await Promise.resolve([road.closed()]),
     transfer: async (batch, { worker, repeat, onBytes, signal: batchSignal }) => {
       const at = await road.endpoint();
       see({ running: 1, [at === line ? 'straight' : 'capped']: 1 });

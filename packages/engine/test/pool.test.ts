@@ -1,4 +1,8 @@
 /** The pool with a transfer of our own making: what it does when batches break off, change, or cannot be sent. */
+import { once } from 'node:events';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { CloneError } from '@pgcloned/contract';
 import { unlessAborted } from '@pgcloned/process';
 import { describe, expect, test } from 'vitest';
@@ -20,7 +24,7 @@ async function copy(
   {
     signal = new AbortController().signal,
     workers = 2,
-    admit = async () => await Promise.resolve(new AbortController().signal),
+    admit = async () => await Promise.resolve([]),
     control = controlTransfer({ workers, maxRate: null }),
   }: Partial<
     Pick<PoolOptions, 'signal' | 'admit'> & { workers: number; control: TransferControl }
@@ -90,12 +94,43 @@ describe('the pool', () => {
         workers: 1,
         admit: async () => {
           halt = new AbortController();
-          return await Promise.resolve(halt.signal);
+          return await Promise.resolve([halt.signal]);
         },
       },
     );
 
     expect(repeats).toEqual([null, ...Array.from({ length: 9 }, () => 'broke-off')]);
+    expect(copied).toEqual({ bytes: 2 ** 27, files: 1 });
+  });
+
+  test('takes a batch back also when whoever has told it so is gone and forgotten', async () => {
+    setFlagsFromString('--expose-gc');
+    const forget = runInNewContext('gc') as () => void;
+    let halt: AbortController | null = null;
+    let tries = 0;
+
+    const { copied } = await copy(
+      1,
+      async (batch, { signal }) => {
+        tries += 1;
+        if (tries === 2) return outcome(batch);
+        const aborted = once(signal, 'abort');
+        halt?.abort(new Error('not now'));
+        halt = null;
+        await aborted;
+        await nextTurn();
+        forget();
+        return await Promise.reject(signal.reason as Error);
+      },
+      {
+        workers: 1,
+        admit: async () => {
+          halt = new AbortController();
+          return await Promise.resolve([new AbortController().signal, halt.signal]);
+        },
+      },
+    );
+
     expect(copied).toEqual({ bytes: 2 ** 27, files: 1 });
   });
 

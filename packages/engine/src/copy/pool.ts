@@ -26,10 +26,11 @@ export interface PoolOptions {
   /** Calls back after each change of that number, until it is disposed of. */
   readonly onWorkersChange: (changed: () => void) => Disposable;
   /**
-   * Settles when a batch may be sent. When the signal that it gives aborts, the batch is taken back and waits for its
-   * turn again, which is no failure.
+   * Settles when a batch may be sent. When one of the signals that it gives aborts, the batch is taken back and waits for
+   * its turn again, which is no failure. They are several, since a signal made of others holds them weakly: when one of
+   * them is gone, with whoever has aborted it, it no longer knows of that.
    */
-  readonly admit: (batch: Batch, signal: AbortSignal) => Promise<AbortSignal>;
+  readonly admit: (batch: Batch, signal: AbortSignal) => Promise<readonly AbortSignal[]>;
   /** One rsync. `repeat` tells why the batch is sent again, if it is. */
   readonly transfer: (
     batch: Batch,
@@ -188,10 +189,10 @@ async function sendStubbornly(
 ): Promise<TransferOutcome | null> {
   const signal = AbortSignal.any([options.signal, stop]);
   while (!stop.aborted) {
-    let halt: AbortSignal | undefined;
+    let halts: readonly AbortSignal[] | undefined;
     let reported = 0;
     try {
-      halt = await options.admit(task.pending, signal);
+      halts = await options.admit(task.pending, signal);
       return await options.transfer(task.pending, {
         worker: options.worker,
         repeat: task.round > 1 ? 'changed' : task.hasBegun ? 'broke-off' : null,
@@ -199,13 +200,13 @@ async function sendStubbornly(
           reported += bytes;
           options.copied(bytes);
         },
-        signal: AbortSignal.any([signal, halt]),
+        signal: AbortSignal.any([signal, ...halts]),
       });
     } catch (error) {
       options.signal.throwIfAborted();
       options.copied(-reported);
-      task.hasBegun ||= halt !== undefined;
-      if (stop.aborted || halt?.aborted === true) continue;
+      task.hasBegun ||= halts !== undefined;
+      if (stop.aborted || halts?.some(({ aborted }) => aborted) === true) continue;
       if (!mayPass(error) || task.attempt === ATTEMPTS_MAX) throw error;
       options.log('warn', 'a batch broke off and is sent again', {
         code: error.code,

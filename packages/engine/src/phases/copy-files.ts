@@ -280,7 +280,7 @@ async function copyRound({
       signal,
       admit: async (batch, batchSignal) => {
         const shortage = await gate.enter(planOf(batch, plans).destination, batchSignal);
-        return AbortSignal.any([shortage, road.closed()]);
+        return [shortage, road.closed()];
       },
       copied: ({ root, ...step }) => {
         const { destination } = planOf({ root }, plans);
