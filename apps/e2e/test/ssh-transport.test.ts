@@ -21,7 +21,7 @@ import { type Ended, type Running, runClone, startClone } from './run-clone.ts';
 
 const OVER_SSH = { transport: 'ssh', workers: 2 };
 /** A cluster of 30 MB takes some seconds at this rate. */
-const SLOW = { ...OVER_SSH, maxRate: 6_000_000 };
+const SLOW = { ...OVER_SSH, maxRate: 8_000_000 };
 
 const owned = new AsyncDisposableStack();
 let source: Source;

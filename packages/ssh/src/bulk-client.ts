@@ -71,7 +71,7 @@ export async function openBulkClient(
   terms: SshTerms,
   options: { readonly parent: string; readonly silenceMs: number },
 ): Promise<BulkClient> {
-  const directory = await mkdtemp(join(options.parent, 'ssh-'));
+  const directory = await mkdtemp(join(options.parent, 'pgcloned-ssh-'));
   const { hostKey, privateKeyFile } = terms;
   const dispose = async () => {
     await rm(directory, { recursive: true, force: true });
