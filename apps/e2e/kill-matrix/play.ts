@@ -6,6 +6,7 @@
 import { cp, mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { inspect } from 'node:util';
 import { unlessAborted } from '@pgcloned/process';
 import { prepareStage, type Stage } from './stage.ts';
 
@@ -83,6 +84,6 @@ async function keepLogs(name: string, stage: Stage, error: Error): Promise<strin
   await cp(stage.pgcloned.logFile, join(directory, 'pgcloned.log'));
   await cp(stage.source.primary.logFile, join(directory, 'primary.log'));
   await cp(stage.source.sshd.logFile, join(directory, 'sshd.log'));
-  await writeFile(join(directory, 'error'), `${String(error.stack)}\n`);
+  await writeFile(join(directory, 'error'), `${inspect(error)}\n`);
   return directory;
 }

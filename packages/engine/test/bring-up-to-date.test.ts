@@ -241,7 +241,7 @@ async function copy(
     ...claim,
     facts,
     // Nothing is written to while it is copied: as if all of it had been listed when it was old enough.
-    probe: { now: BigInt(Date.now() + 10_000) * 1_000_000n },
+    probe: { now: BigInt(Date.now() + 100_000) * 1_000_000n },
     host: { ssh: () => ssh },
     session: { query: () => Promise.resolve([tablespace]) },
     address: { host: 'db1', port: 5432 },

@@ -15,8 +15,11 @@ import { type FileHandle, open, readFile, rm, truncate } from 'node:fs/promises'
 import { join } from 'node:path';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 
-/** Kernels stamp times in ticks of milliseconds; what changed so shortly before the listing may have changed after it. */
-const SETTLED_NS = 2_000_000_000n;
+/**
+ * A write stamps the file before it brings the bytes, and page by page: a server that is held up in between, throttled,
+ * starved or by a slow disk, goes on after the listing with no new stamp. What changed shortly before it may have done so.
+ */
+const SETTLED_NS = 60_000_000_000n;
 
 export const journalPath = (directory: string) => join(directory, '.pgcloned-journal');
 
