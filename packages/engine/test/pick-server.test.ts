@@ -18,7 +18,7 @@ const { signal } = new AbortController();
 async function pick(
   source: Source,
   ports: readonly number[],
-  how: { readonly prefer?: string; readonly maxLagBytes?: number } = {},
+  how: { readonly prefer?: string; readonly maxLagBytes?: number; readonly ssh?: object } = {},
 ) {
   const { host: _, ...configuration } = source.configuration;
   const parsed = SourceConfiguration.parse({
@@ -26,7 +26,8 @@ async function pick(
     ...how,
     hosts: ports.map((port) => `127.0.0.1:${String(port)}`),
   });
-  const plan = { source: parsed, password: null } as unknown as ClonePlan;
+  const host = { defaultSshKeyFiles: [], defaultKnownHostsFiles: [], sshAgentSocket: null };
+  const plan = { source: parsed, password: null, host } as unknown as ClonePlan;
   const run = { plan, name: 'pgcloned_pick', signal };
   return await pickServer(run, { dataDirectory: '/nowhere', former: null });
 }
@@ -63,6 +64,14 @@ describe('of real servers', () => {
       isFallback: false,
       passedOver: { [`127.0.0.1:${String(primary)}`]: 'it is the primary' },
     });
+  });
+
+  test('all are asked through tunnels, if their ports are closed', async () => {
+    const ssh = { ...source.configuration.ssh, tunnelDatabase: true };
+
+    const picked = await pick(source, [primary, standby], { prefer: 'standby', ssh });
+
+    expect(picked).toMatchObject({ server: { port: standby }, role: 'standby' });
   });
 
   test('a standby alone knows by its stream how far it is behind', async () => {
