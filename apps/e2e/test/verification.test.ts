@@ -4,18 +4,27 @@
  * The pages themselves are the matter of `packages/engine/test/verification.test.ts`, the WAL of
  * `packages/postgres/test/wal-receiver.test.ts`.
  */
-import { open } from 'node:fs/promises';
+import { existsSync, readFileSync } from 'node:fs';
+import { chmod, open, readdir, rm, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Finished } from '@pgcloned/process';
 import {
+  adoptServer,
+  compareTables,
+  freePort,
+  leftBehind,
+  makeDirectory,
   runAsPartsUser,
   type ScratchDirectory,
   type Source,
   scratchDirectory,
+  startCluster,
   startSource,
+  waitForReplay,
+  writePartsFile,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { runClone } from './run-clone.ts';
+import { runClone, startClone } from './run-clone.ts';
 
 let source: Source;
 let scratch: ScratchDirectory;
@@ -102,6 +111,103 @@ test('a manifest fits what took the place of an older cluster, too', async () =>
   expect(error).toBeUndefined();
   expect(result.result.verification).toMatchObject({ pages: 'skipped' });
   expect(await verifyBackup(at('sound'))).toMatchObject({ status: 0, stderr: '' });
+  await source.primary.query("select pg_drop_replication_slot('for_the_replica')");
+});
+
+test('a clone that was booted stands its test, and then streams as any other', async () => {
+  const { primary } = source;
+  await primary.query(`create database "it's = \\ odd"`);
+  await primary.query('create extension amcheck', [], "it's = \\ odd");
+  const spec = specOf('booted', { boot: true });
+
+  const { result, error, name } = await runClone(source, {
+    ...spec,
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+
+  expect(error).toBeUndefined();
+  expect(result.result.verification).toMatchObject({ pages: 'passed', boot: 'passed' });
+  expect(result.result.warnings).toContainEqual(
+    expect.stringMatching(/^tables and indexes were not checked in template1, postgres: CREATE/),
+  );
+  await using standby = await adoptServer(at('booted'));
+  expect(
+    await leftBehind({
+      names: [name, scratch.path],
+      servers: [primary],
+      pidsKept: [standby.pid, primary.pid],
+    }),
+  ).toEqual([]);
+  await waitForReplay(primary, standby);
+  expect(await compareTables(primary, standby)).toEqual([]);
+});
+
+test('a relation whose file is missing is named, and no server is left', async () => {
+  const { primary } = source;
+  await primary.query('create table lost as select 1');
+  await primary.query('checkpoint');
+  const [row] = await primary.query<{ path: string }>(
+    "select pg_relation_filepath('lost') as path",
+  );
+  const lost = row?.path ?? '';
+  await rm(join(primary.dataDirectory, lost));
+
+  const { error, status } = await runClone(source, specOf('incomplete', { boot: true }));
+
+  await primary.query('drop table lost');
+  expect(status).toBe(8);
+  expect(error).toMatchObject({
+    code: 'VERIFICATION_FAILED',
+    phase: 'start-replica',
+    facts: { verification: 'boot', published: true, relations: `public.lost (${lost})` },
+  });
+  expect(existsSync(join(at('incomplete'), 'global/pg_control'))).toBe(true);
+  expect(existsSync(join(at('incomplete'), 'postmaster.pid'))).toBe(false);
+});
+
+test('of a clone that is killed while it is booted no server is left, and it can be started', async () => {
+  const { primary } = source;
+  await primary.query('create extension amcheck');
+  const bin = at(`bin/${String(primary.major)}`);
+  await makeDirectory(bin);
+  for (const program of await readdir(primary.binDirectory))
+    await symlink(join(primary.binDirectory, program), join(bin, program));
+  await rm(join(bin, 'pg_amcheck'));
+  await writePartsFile(join(bin, 'pg_amcheck'), `#!/bin/sh\n: >'${bin}/begun'\nexec sleep 100\n`);
+  await chmod(join(bin, 'pg_amcheck'), 0o755);
+  const clone = await startClone(source, specOf('killed', { boot: true }), {
+    env: { PGCLONED_WORKER_POSTGRES_BIN: at('bin/{major}') },
+  });
+  await expect.poll(() => existsSync(join(bin, 'begun')), { timeout: 60_000 }).toBe(true);
+
+  const server = readFileSync(join(at('killed'), 'postmaster.pid'), 'utf8').split('\n')[0] ?? '';
+  const commandLine = readFileSync(`/proc/${server}/cmdline`, 'utf8');
+  const [, socketDirectory = ''] = /unix_socket_directories=([^\0]+)/.exec(commandLine) ?? [];
+  process.kill(clone.process.pid, 'SIGKILL');
+  await clone.ended;
+
+  await expect
+    .poll(
+      async () =>
+        await leftBehind({
+          names: [at('killed'), clone.name()],
+          servers: [primary],
+          pidsKept: [primary.pid],
+        }),
+      { timeout: 30_000 },
+    )
+    .toEqual([]);
+  // Until somebody has taken note of its end its number looks like that of a living one.
+  await expect.poll(() => existsSync(`/proc/${server}`), { timeout: 30_000 }).toBe(false);
+  {
+    await using standby = await startCluster(at('killed'));
+    await waitForReplay(primary, standby);
+  }
+  expect(existsSync(socketDirectory)).toBe(true);
+  const spec = specOf('killed');
+  const next = await runClone(source, { target: { ...spec.target, ifExists: 'replace' } });
+  expect(next.error).toBeUndefined();
+  expect(existsSync(socketDirectory)).toBe(false);
 });
 
 async function verifyBackup(directory: string): Promise<Finished> {

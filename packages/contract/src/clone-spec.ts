@@ -248,8 +248,6 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source' | 'target'>): v
   if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
   if (spec.replica.waitFor === 'writable')
     refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
-  if (spec.verification.boot)
-    refuse('verification.boot', 'true', 'Start the clone and check it yourself.');
   if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');

@@ -171,7 +171,9 @@ async function runAttempt(
       );
       // A hold of hours must not hang on a connection that nobody needs any more.
       if (ready.settings.tunnelDirectory === null) await ready.host.close();
-      await phase('start-replica', () => startReplica(run, ready, { stream, stop, published }));
+      const boot = await phase('start-replica', () =>
+        startReplica(run, ready, { stream, stop, published }),
+      );
 
       return {
         dataDirectory: ready.data.final,
@@ -187,7 +189,7 @@ async function runAttempt(
         files: copy.files,
         keptBytes: copy.keptBytes,
         compression: copy.compression,
-        verification: { transfer: 'passed', wal: 'passed', pages: copy.pages, boot: 'skipped' },
+        verification: { transfer: 'passed', wal: 'passed', pages: copy.pages, boot },
       };
     }, reportLeftovers(observer));
   } catch (error) {

@@ -12,6 +12,7 @@ import type { Leftover } from '@pgcloned/contract';
 import { quoteForShell } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
+import { removeBootDirectory } from './replica/boot.ts';
 import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
@@ -60,6 +61,7 @@ export async function sweepClone(
   await locks.take([...new Set([...finals, ...elsewhere.map(({ final }) => final)])], signal);
 
   await removeDeadTunnels(dataDirectory);
+  await removeBootDirectory(dataDirectory);
   await recoverSwap(dataDirectory);
   const leftovers: Leftover[] = [];
   for (const replaces of [false, true]) {

@@ -8,6 +8,7 @@ const PROGRAMS = ['postgres', 'pg_ctl', 'pg_receivewal', 'pg_waldump'];
 
 /**
  * @param template The path of the directory, with `{major}` where the version goes.
+ * @param more Programs that are needed besides.
  * @throws {CloneError} `TOOL_MISSING` if a program is not there, or is one of another version: pg_receivewal and the
  *   server refuse what is not of their own major version (R4.12).
  */
@@ -15,9 +16,10 @@ export async function findBinDirectory(
   template: string,
   major: number,
   signal: AbortSignal,
+  more: readonly string[] = [],
 ): Promise<string> {
   const directory = template.replaceAll('{major}', String(major));
-  for (const program of PROGRAMS) {
+  for (const program of [...PROGRAMS, ...more]) {
     const file = join(directory, program);
     try {
       await access(file, constants.X_OK);

@@ -41,6 +41,7 @@ export {
 export { canJudgePages, judgePage } from './page-checksum.ts';
 export { formatPassfileLine } from './passfile.ts';
 export { isServerRunning, type PostmasterPid, parsePostmasterPid } from './postmaster-pid.ts';
+export { type PrivateServer, startPrivateServer } from './private-server.ts';
 export { isInRecovery, promoted } from './promotion.ts';
 export {
   type ReplicaStatus,

@@ -9,7 +9,7 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
   effectiveSettings,
   isServerRunning,
@@ -21,6 +21,7 @@ import {
 import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
+import { bootClone } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import type { Published } from './publish.ts';
@@ -37,9 +38,12 @@ interface Done {
   readonly published: Published;
 }
 
-export async function startReplica(run: CloneRun, ready: Ready, done: Done): Promise<void> {
-  const { replica } = run.plan.spec;
+/** @returns What became of `verification.boot`. */
+export async function startReplica(run: CloneRun, ready: Ready, done: Done): Promise<Verdict> {
+  const { replica, verification } = run.plan.spec;
+  let boot: Verdict = 'skipped';
   try {
+    if (verification.boot) boot = await bootClone(run, ready, done.stop);
     if (replica.start) await start(run, ready);
     if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
   } catch (error) {
@@ -49,6 +53,7 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
   }
   await done.stream.pin?.release();
   await removeReplaced(run, done.published);
+  return boot;
 }
 
 async function start(run: CloneRun, ready: Ready): Promise<void> {

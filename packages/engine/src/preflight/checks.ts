@@ -25,6 +25,7 @@ import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
 import { pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
+import { removeBootDirectory } from '../replica/boot.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
 import { refuseUnfitSettings } from '../replica/required-settings.ts';
@@ -39,6 +40,7 @@ import { type Check, check, type Seen } from './check.ts';
 const target = check('target', [], async (run) => {
   const claim = await claimTarget(run);
   await removeDeadTunnels(claim.data.final);
+  await removeBootDirectory(claim.data.final);
   return { claim };
 });
 
@@ -138,7 +140,12 @@ const sourceHost = check('source-host', ['host', 'facts'], async ({ signal }, se
 }));
 
 const programs = check('programs', ['facts'], async ({ plan, signal }, seen) => ({
-  binDirectory: await findBinDirectory(plan.host.postgresBin, seen.facts.major, signal),
+  binDirectory: await findBinDirectory(
+    plan.host.postgresBin,
+    seen.facts.major,
+    signal,
+    plan.spec.verification.boot ? ['pg_amcheck'] : [],
+  ),
 }));
 
 const replication = check('replication', ['settings'], async ({ name, signal }, { settings }) => {

@@ -1,0 +1,264 @@
+/**
+ * Proves that a published clone comes up (`verification.boot`): a private server replays its WAL, and then what it holds is
+ * looked at (R8.4, R8.5).
+ *
+ * Nobody else reaches that server, it gets no WAL from the source, and it has ended before anybody may start the clone as
+ * a standby. A server of our own is used also where we start the replica: whether the source's pg_hba.conf lets a superuser in
+ * from here is not for us to rely on.
+ */
+import { lstat, mkdir, rm } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError, toCloneError, type Verdict } from '@pgcloned/contract';
+import {
+  isServerRunning,
+  libpqEnvironment,
+  openSession,
+  type PrivateServer,
+  replicaStatus,
+  startPrivateServer,
+  walBytesBetween,
+} from '@pgcloned/postgres';
+import { runProcess } from '@pgcloned/process';
+import type { CloneRun } from '../clone-run.ts';
+import type { Stop } from '../phases/stop-backup.ts';
+import type { Ready } from '../ready.ts';
+import { pathBesideLock } from '../target/locks.ts';
+import { readRecovery, startupActivity } from './recovery.ts';
+
+const POLL_INTERVAL_MS = 50;
+const JOBS_MAX = 8;
+const NAMED_MAX = 10;
+
+/** R8.5. A file that is missing says nothing by itself: to the server it is a relation without rows. */
+const MISSING_FILES = `
+  SELECT oid::regclass::text AS "relation", pg_relation_filepath(oid) AS "path"
+    FROM pg_class
+   WHERE relkind IN ('r', 'i', 't', 'm', 'S') AND relpersistence = 'p'
+     AND pg_relation_filepath(oid) IS NOT NULL
+     AND (pg_stat_file(pg_relation_filepath(oid), true)).size IS NULL
+   ORDER BY oid`;
+
+/**
+ * @returns `skipped` if the server became consistent but takes no sessions for now, which a warning tells.
+ * @throws {CloneError} `VERIFICATION_FAILED`; the server has ended then, and the clone is as it was found.
+ */
+export async function bootClone(run: CloneRun, ready: Ready, stop: Stop): Promise<Verdict> {
+  const dataDirectory = ready.data.final;
+  try {
+    const directory = await makeDirectory(run, dataDirectory);
+    const server = await startPrivateServer({
+      binDirectory: ready.binDirectory,
+      dataDirectory,
+      configFile: ready.hostConfiguration,
+      directory,
+      inheritedFds: run.locks.fds(),
+    });
+    let verdict: Verdict;
+    try {
+      verdict = (await waitForSessions(run, ready, server))
+        ? await check(run, ready, { server, stop })
+        : 'skipped';
+    } catch (error) {
+      await server.abandon();
+      throw error;
+    }
+    await server.stop();
+    return verdict;
+  } catch (error) {
+    run.signal.throwIfAborted();
+    const { code, message, facts } = toCloneError(error);
+    if (code === 'VERIFICATION_FAILED' || code === 'INTERNAL') throw error;
+    throw failed(ready, message, facts, error);
+  }
+}
+
+/** What a killed process has left. Whoever calls holds the lock on the data directory. */
+export async function removeBootDirectory(dataDirectory: string): Promise<void> {
+  const directory = await pathBesideLock(dataDirectory, 'boot');
+  const found = await lstat(directory).catch(() => null);
+  if (found?.isDirectory() === true && found.uid === process.getuid?.())
+    await rm(directory, { recursive: true });
+}
+
+/** Beside the lock, as a socket needs a short path; others may not look into it. */
+async function makeDirectory(run: CloneRun, dataDirectory: string): Promise<string> {
+  const directory = await pathBesideLock(dataDirectory, 'boot');
+  run.cleanup.always({
+    what: `directory ${directory}`,
+    remedy: `rm -r ${directory}`,
+    undo: async () => {
+      await removeBootDirectory(dataDirectory);
+    },
+  });
+  await mkdir(directory, { mode: 0o700 });
+  return directory;
+}
+
+/** @returns False if it is consistent and yet takes none. */
+async function waitForSessions(
+  { plan, signal, warn }: CloneRun,
+  ready: Ready,
+  server: PrivateServer,
+): Promise<boolean> {
+  const dataDirectory = ready.data.final;
+  let hasEnded = false;
+  void server.exited.then(() => {
+    hasEnded = true;
+  });
+  let mark = '';
+  let movedAtMs = performance.now();
+  for (;;) {
+    signal.throwIfAborted();
+    const postmaster = await isServerRunning(dataDirectory);
+    if (postmaster?.pid === server.pid && postmaster.status === 'ready') return true;
+    if (hasEnded) throw failed(ready, 'the clone ended while it recovered', { log: server.log() });
+    const recovery = await readRecovery(dataDirectory, signal);
+    const now = JSON.stringify([postmaster?.status, recovery, await startupActivity(server.pid)]);
+    if (now !== mark) movedAtMs = performance.now();
+    mark = now;
+    if (performance.now() - movedAtMs > plan.host.stallMs) {
+      if (!recovery.isConsistent)
+        throw failed(ready, 'the clone does not become consistent', { log: server.log() });
+      warn(
+        'the clone is consistent, but takes no sessions as long as transactions with many subtransactions of the time of the copy are open; nothing more was checked (verification.boot)',
+      );
+      return false;
+    }
+    await delay(POLL_INTERVAL_MS, undefined, { signal });
+  }
+}
+
+async function check(
+  run: CloneRun,
+  ready: Ready,
+  { server, stop }: { readonly server: PrivateServer; readonly stop: Stop },
+): Promise<Verdict> {
+  const { signal } = run;
+  const as = { applicationName: run.name, signal };
+  const { user, database } = ready.settings;
+  let superuser: string | undefined;
+  let databases: readonly string[] = [];
+  {
+    await using session = await openSession(server.connection({ user, database }), as);
+    const status = await replicaStatus(session, signal);
+    const isBehind =
+      status.replayLsn === null ||
+      walBytesBetween({ from: stop.stopLsn, to: status.replayLsn }) < 0n;
+    if (
+      !status.inRecovery ||
+      isBehind ||
+      status.systemIdentifier !== ready.facts.systemIdentifier
+    ) {
+      throw failed(ready, 'the clone is not where its backup ends', {
+        inRecovery: status.inRecovery,
+        replayLsn: status.replayLsn,
+        stopLsn: stop.stopLsn,
+        systemIdentifier: status.systemIdentifier,
+      });
+    }
+    const [found] = await session.query<{ superuser: string | null; databases: string[] }>(
+      `SELECT (SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin
+                ORDER BY oid LIMIT 1) AS "superuser",
+              (SELECT array_agg(datname::text ORDER BY oid) FROM pg_database
+                WHERE datallowconn) AS "databases"`,
+      [],
+      signal,
+    );
+    superuser = found?.superuser ?? undefined;
+    databases = found?.databases ?? [];
+  }
+  if (superuser === undefined) {
+    run.warn(
+      'no superuser of the cluster may log in, so the relations of the clone were not looked at (verification.boot)',
+    );
+    return 'skipped';
+  }
+  const without: string[] = [];
+  for (const one of databases) {
+    const connection = server.connection({ user: superuser, database: one });
+    const hasAmcheck = await lookInto(ready, connection, as);
+    if (hasAmcheck) await runAmcheck(run, ready, connection);
+    else without.push(one);
+  }
+  if (without.length > 0) {
+    run.warn(
+      `tables and indexes were not checked in ${without.join(', ')}: CREATE EXTENSION amcheck on the source makes it possible (verification.boot)`,
+    );
+  }
+  return 'passed';
+}
+
+/** @returns Whether the database has amcheck. */
+async function lookInto(
+  ready: Ready,
+  connection: ReturnType<PrivateServer['connection']>,
+  as: { readonly applicationName: string; readonly signal: AbortSignal },
+): Promise<boolean> {
+  await using session = await openSession(connection, as);
+  const missing = await session.query<{ relation: string; path: string }>(
+    MISSING_FILES,
+    [],
+    as.signal,
+  );
+  if (missing.length > 0) {
+    throw failed(ready, `files of relations are missing in database ${connection.database}`, {
+      count: missing.length,
+      relations: missing
+        .slice(0, NAMED_MAX)
+        .map(({ relation, path }) => `${relation} (${path})`)
+        .join(', '),
+    });
+  }
+  const found = await session.query(
+    `SELECT FROM pg_extension WHERE extname = 'amcheck'`,
+    [],
+    as.signal,
+  );
+  return found.length > 0;
+}
+
+/** It reads all tables and indexes: no limit in time, and what it does it does in the server, which ends if it hangs up. */
+async function runAmcheck(
+  { name, signal }: CloneRun,
+  ready: Ready,
+  connection: ReturnType<PrivateServer['connection']>,
+): Promise<void> {
+  const { status, stdout, stderr } = await runProcess(
+    {
+      file: join(ready.binDirectory, 'pg_amcheck'),
+      args: [
+        '--heapallindexed',
+        '--no-password',
+        `--jobs=${String(Math.min(availableParallelism(), JOBS_MAX))}`,
+        // As a conninfo: it would take some names for one.
+        `dbname='${connection.database.replace(/[\\']/g, '\\$&')}'`,
+      ],
+      env: libpqEnvironment(connection, {
+        applicationName: name,
+        // 18's says by a notice which indexes it skips.
+        options: '-c client_min_messages=warning',
+      }),
+    },
+    { signal, accept: 'any' },
+  );
+  if (status === 0) return;
+  const said = `${stdout.toString()}${stderr}`.trim();
+  throw failed(ready, `pg_amcheck finds faults in database ${connection.database}`, {
+    said: said.split('\n').slice(0, NAMED_MAX).join('\n'),
+  });
+}
+
+function failed(
+  { data }: Ready,
+  message: string,
+  facts: CloneError['facts'],
+  cause?: unknown,
+): CloneError {
+  return new CloneError('VERIFICATION_FAILED', message, {
+    facts: { verification: 'boot', dataDirectory: data.final, published: true, ...facts },
+    hint: `The clone is complete in ${data.final} and was left stopped. See whether the source has the same fault before you use it, and clone again if it has not.`,
+    cause,
+  });
+}
