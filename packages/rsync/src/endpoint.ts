@@ -10,7 +10,7 @@ import type { ErrorFacts } from '@pgcloned/contract';
 import { quoteForShell } from '@pgcloned/process';
 import { rsyncUrl } from './rsync-url.ts';
 
-export interface DaemonEndpoint {
+interface DaemonEndpoint {
   readonly kind: 'daemon';
   /** Where to connect: the daemon itself, or what forwards to it. */
   readonly address: string;
@@ -20,7 +20,7 @@ export interface DaemonEndpoint {
   readonly module: string;
 }
 
-export interface SshEndpoint {
+interface SshEndpoint {
   readonly kind: 'ssh';
   /** What runs a command on the source host, as `rsync --rsh` takes it. */
   readonly remoteShell: string;

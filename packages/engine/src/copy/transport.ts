@@ -35,7 +35,7 @@ export interface Transport extends Endpoint, AsyncDisposable {
   readonly transfer: (request: DirectoryTransfer) => Promise<TransferOutcome>;
 }
 
-export interface DirectoryTransfer extends Omit<TransferRequest, 'endpoint'> {
+interface DirectoryTransfer extends Omit<TransferRequest, 'endpoint'> {
   readonly worker: number;
   readonly from: SourceDirectory;
   /** Where to connect: the transport's own address, or what forwards to it. */
