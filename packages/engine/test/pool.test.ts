@@ -286,6 +286,28 @@ describe('a pool whose workers change', () => {
     expect(held.begun).toHaveLength(1);
   });
 
+  test('leaves the last batch alone when nothing but the rate changes', async () => {
+    const control = controlTransfer({ workers: 2, maxRate: null });
+    const held = heldTransfers();
+    const copying = copy(9, held.transfer, { control });
+    await held.until(2);
+    const [last] = held.running.keys();
+    const others = () => [...held.running].filter(([batch]) => batch !== last);
+    while (others().length > 0) {
+      for (const [, { resolve }] of others()) resolve();
+      await nextTurn();
+    }
+
+    control.change({ workers: 2, maxRate: 10_000 });
+    await nextTurn();
+
+    expect([...held.running.keys()]).toEqual([last]);
+    expect(last?.names.length).toBeGreaterThan(1);
+    await held.letGo(copying);
+    expect((await copying).copied).toEqual({ bytes: 9 * 2 ** 27, files: 9 });
+    expect(held.begun.every(({ repeat }) => repeat === null)).toBe(true);
+  });
+
   test('gives back at once what surplus workers have, and goes on with it as with what broke off', async () => {
     const control = controlTransfer({ workers: 4, maxRate: null });
     const held = heldTransfers();

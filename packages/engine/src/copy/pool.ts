@@ -119,12 +119,15 @@ export async function copyAll(queue: BatchQueue, options: PoolOptions): Promise<
       start(index, task);
     }
   };
+  let workersBefore = options.workers();
   const change = () => {
     const workers = options.workers();
+    const hasGrown = workers > workersBefore;
+    workersBefore = workers;
     for (const [index, { stop }] of crew) if (index >= workers) stop.abort();
     staff();
     // Those that start now would find nothing to do.
-    if (crew.size < workers) share(Math.ceil(workers / crew.size));
+    if (hasGrown && crew.size < workers) share(Math.ceil(workers / crew.size));
   };
   const share = (parts: number) => {
     for (const worker of crew.values()) {
