@@ -91,7 +91,7 @@ export async function buildApi({
   await app.register(cloneRoutes, { prefix: '/v1', store });
   await app.register(cloneChangeRoutes, { prefix: '/v1', store });
   await app.register(cloneEventRoutes, { prefix: '/v1', store });
-  await app.register(preflightRoutes, { prefix: '/v1' });
+  await app.register(preflightRoutes, { prefix: '/v1', store });
   await app.register(hostRoutes, { prefix: '/v1', store });
   await app.ready();
   return app;

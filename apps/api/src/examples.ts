@@ -1,5 +1,5 @@
 /** Examples for the OpenAPI document. They are made from the schemas, so they cannot be wrong. */
-import { Clone, CloneSpec, Host, newClone } from '@pgcloned/contract';
+import { Clone, CloneSpec, Host, newClone, PreflightReport } from '@pgcloned/contract';
 
 const ID = '0193465f0d6d7a7e8f4d3a1c5b6e7f80';
 
@@ -73,3 +73,44 @@ export const LOG_LINE_EXAMPLE = {
   message: 'backup started',
   fields: { startLsn: '0/2000028' },
 };
+
+export const PREFLIGHT_EXAMPLE = PreflightReport.parse({
+  ready: false,
+  findings: [
+    {
+      severity: 'error',
+      check: 'source',
+      code: 'SOURCE_RIGHTS_MISSING',
+      message: 'cloner may not replicate',
+      hint: 'Run as superuser in database postgres of the source: ALTER ROLE cloner REPLICATION;',
+      facts: { user: 'cloner', database: 'postgres', grant: 'ALTER ROLE cloner REPLICATION;' },
+      remedies: [
+        { kind: 'sql', on: 'source', where: 'postgres', text: 'ALTER ROLE cloner REPLICATION;' },
+      ],
+    },
+  ],
+  notChecked: [],
+  facts: {
+    source: {
+      version: '15.18',
+      systemIdentifier: '7710193196751962146',
+      timeline: 1,
+      bytes: 3_758_096_384,
+      tablespaces: [],
+      rsyncVersion: '3.5.0',
+    },
+    host: {
+      rsyncVersion: '3.5.0',
+      filesystems: [
+        {
+          path: '/var/lib/postgresql',
+          freeBytes: 85_899_345_920,
+          neededBytes: 4_831_838_208,
+          reserveBytes: 1_073_741_824,
+        },
+      ],
+    },
+    estimate: { bytesPerSecond: 429_496_729, seconds: 9, probedBytes: 67_108_864 },
+  },
+  durationMs: 1840,
+});

@@ -221,7 +221,7 @@ test.each([
   ['GET', '/v1/nothing', 404, 'NOT_FOUND'],
   ['PUT', '/v1/clones', 405, 'METHOD_NOT_ALLOWED'],
   ['OPTIONS', '/v1/hosts/x', 405, 'METHOD_NOT_ALLOWED'],
-  ['POST', '/v1/preflights', 422, 'NOT_SUPPORTED'],
+  ['POST', '/v1/preflights', 400, 'REQUEST_MALFORMED'],
 ] as const)('%s %s is %i', async (method, url, status, code) => {
   await using product = await openProduct();
   const response = await product.app.inject({ method, url, headers: asAdmin });

@@ -56,6 +56,7 @@ export async function openProduct() {
           concurrency: 1,
           facts: async () => await Promise.resolve(FACTS),
           run: async () => {},
+          preflight: () => Promise.reject(new Error('no test asks for it')),
           onCancelRequested: () => {},
           onTransferWished: () => {},
           onFenceLost: () => {},

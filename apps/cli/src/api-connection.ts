@@ -81,15 +81,16 @@ export async function ask<Body>(
   signal: AbortSignal,
   call: (signal: AbortSignal) => Parameters<typeof answerOf<Body>>[0],
   placeOf?: PlaceOf,
+  timeoutMs = ANSWER_TIMEOUT_MS,
 ): Promise<Body> {
-  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  const timeout = AbortSignal.timeout(timeoutMs);
   try {
     return await answerOf(call(AbortSignal.any([signal, timeout])));
   } catch (error) {
     signal.throwIfAborted();
     if (timeout.aborted) {
       throw new CloneError('API_UNREACHABLE', 'the API took too long to answer', {
-        facts: { seconds: ANSWER_TIMEOUT_MS / 1000 },
+        facts: { seconds: timeoutMs / 1000 },
         cause: error,
       });
     }

@@ -36,6 +36,7 @@ export function buildProgram(invocation: Invocation): Command {
   addDaemons(program, invocation);
   addRun(program, invocation);
   addClones(program, invocation);
+  addPreflight(program, invocation);
   addHosts(program, invocation);
   addTokens(program, invocation);
   addTopics(program);
@@ -80,6 +81,7 @@ function addRun(program: Command, invocation: Invocation): void {
     .command('run')
     .description('make one clone now, in this process: no Redis, no API')
     .option('-f, --file <spec>', 'SPEC in YAML or JSON; - is standard input')
+    .option('--preflight', 'only find what stands against the clone, and how it is mended')
     .option('--keep-temporary', 'keep the directory in which WAL was collected');
   addProgressOptions(run);
   for (const [group, options] of Object.entries(SPEC_OPTIONS)) {
@@ -194,6 +196,22 @@ function addClones(program: Command, invocation: Invocation): void {
     });
 }
 
+function addPreflight(program: Command, invocation: Invocation): void {
+  program
+    .command('preflight')
+    .description('find what stands against a clone, and how it is mended, through the API')
+    .requiredOption('-f, --file <spec>', 'SPEC in YAML or JSON; - is standard input')
+    .addHelpText('after', API_HELP)
+    .addHelpText(
+      'after',
+      '\nWithout an API: pgcloned run --preflight. Nothing is changed in either case.',
+    )
+    .action(async (_options, command: Command) => {
+      const { preflight } = await import('./commands/preflight.ts');
+      await preflight(invocation, command.optsWithGlobals());
+    });
+}
+
 function addHosts(program: Command, invocation: Invocation): void {
   program
     .command('host')
@@ -255,7 +273,7 @@ const TOPICS: Readonly<Record<string, () => string>> = {
       'Environment variables; those of the configuration override the file:',
       ...[
         ['PGCLONED_CONFIG', 'the configuration file'],
-        ['PGCLONED_URL', 'the API, for clone and host'],
+        ['PGCLONED_URL', 'the API, for clone, preflight and host'],
         ['PGCLONED_TOKEN', 'the token for it'],
         ['PGCLONED_LOG_LEVEL', `one of ${LOG_LEVELS.join(', ')}`],
         ...overrideVariables().map(({ name, key }) => [name, key]),

@@ -8,7 +8,16 @@
  */
 
 import { existsSync } from 'node:fs';
-import { chmod, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  copyFile,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { ErrorCode } from '@pgcloned/contract';
@@ -579,24 +588,27 @@ test('a source with wal_level minimal is refused with the statement that raises 
 });
 
 test('a library that the source loads and this host lacks is refused by name', async () => {
+  await using libraries = await scratchDirectory();
+  const ours = join(libraries.path, 'ours.so');
+  const [file, ...args] = [join(source.primary.binDirectory, 'pg_config'), '--pkglibdir'] as const;
+  const directory = (await runAsPartsUser([file, ...args])).stdout.toString().trim();
+  await copyFile(join(directory, 'auto_explain.so'), ours);
   await using preloading = await startSource({
-    settings: { shared_preload_libraries: 'pg_stat_statements' },
+    settings: {
+      shared_preload_libraries: 'ours',
+      dynamic_library_path: `${libraries.path}:$libdir`,
+    },
   });
-  await using programs = await scratchDirectory();
-  const { major, binDirectory } = preloading.primary;
-  await makeDirectory(join(programs.path, String(major)));
-  await symlink(binDirectory, join(programs.path, String(major), 'bin'));
+  await rm(ours);
 
-  const { error, status } = await runClone(
-    preloading,
-    { target: { dataDirectory: at('new', 'main') } },
-    { env: { PGCLONED_WORKER_POSTGRES_BIN: join(programs.path, '{major}', 'bin') } },
-  );
+  const { error, status } = await runClone(preloading, {
+    target: { dataDirectory: at('new', 'main') },
+  });
 
   expect(error).toMatchObject({
     code: 'TOOL_MISSING',
     phase: 'preflight',
-    message: 'the library pg_stat_statements is not installed on this host',
+    message: 'the library ours is not installed on this host',
     hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
   });
   expect(status).toBe(7);

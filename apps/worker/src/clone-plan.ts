@@ -25,7 +25,10 @@ export interface HostConfiguration {
 }
 
 /** @throws {CloneError} `SOURCE_UNKNOWN`, `NOT_SUPPORTED` for a source on this host. */
-export function planClone(clone: Clone, host: HostConfiguration): ClonePlan {
+export function planClone(
+  clone: Pick<Clone, 'id' | 'attempt' | 'spec'>,
+  host: HostConfiguration,
+): ClonePlan {
   const { source: wanted, ...spec } = clone.spec;
   const source = Object.hasOwn(host.sources, wanted.name) ? host.sources[wanted.name] : undefined;
   if (source === undefined) {

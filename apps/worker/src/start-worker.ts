@@ -11,13 +11,14 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
-import { runClone, sweepClone } from '@pgcloned/engine';
+import { runClone, runPreflight, sweepClone } from '@pgcloned/engine';
 import { type FileLock, lockFile } from '@pgcloned/process';
 import { type HostQueue, openHostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { type CloneJob, type CloneToMake, startCloneJob } from './clone-job.ts';
 import type { HostConfiguration } from './clone-plan.ts';
 import { readHostFacts, readMachineId } from './host-facts.ts';
+import { openPreflights } from './preflights.ts';
 import { openRunJournal, type RunJournal } from './run-journal.ts';
 import { makeSlots } from './slots.ts';
 import { claimInterruptedRuns, reportEndedRuns, sweepInterruptedRuns } from './sweep.ts';
@@ -39,6 +40,7 @@ export interface WorkerOptions extends HostConfiguration {
 /** What makes clones. */
 export interface Engine {
   readonly runClone: typeof runClone;
+  readonly runPreflight: typeof runPreflight;
   readonly sweepClone: typeof sweepClone;
 }
 
@@ -54,7 +56,7 @@ export type RunningWorker = AsyncDisposable;
  */
 export async function startWorker(
   options: WorkerOptions,
-  engine: Engine = { runClone, sweepClone },
+  engine: Engine = { runClone, runPreflight, sweepClone },
 ): Promise<RunningWorker> {
   const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
   const log = options.logger.child({ part: 'worker' });
@@ -96,6 +98,7 @@ export async function startWorker(
     await job.reported;
     jobs.delete(id);
   };
+  const preflights = openPreflights(options, engine.runPreflight);
   const run = async (clone: Clone, contract: number): Promise<void> => {
     // It stays queued, and the next worker of this host gives it a job again.
     if (!stopping) await make({ clone, contract, before: null });
@@ -120,6 +123,7 @@ export async function startWorker(
           runningClones: [...jobs].filter(([, job]) => job.isRunning()).map(([id]) => id),
         }),
       run,
+      preflight: preflights.look,
       onCancelRequested: (id) => {
         jobs.get(id)?.cancel();
       },
@@ -139,6 +143,7 @@ export async function startWorker(
   parts.defer(async () => {
     stopping = true;
     await queue.stopTaking();
+    await preflights[Symbol.asyncDispose]();
     const running = [...jobs.values()];
     for (const job of running) job.suspend();
     await Promise.all(running.map(async ({ finished }) => await finished));

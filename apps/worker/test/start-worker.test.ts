@@ -787,6 +787,7 @@ async function openOther({ workerId }: { readonly workerId: string }): Promise<H
     concurrency: 1,
     facts: () => Promise.resolve({ ...factsOfAnother, workerId }),
     run: () => Promise.resolve(),
+    preflight: () => Promise.reject(new Error('no test asks for it')),
     onCancelRequested: () => {},
     onTransferWished: () => {},
     onFenceLost: () => {},

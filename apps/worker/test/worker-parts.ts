@@ -86,6 +86,7 @@ export function playedEngine(): Engine & {
       calls.push({ plan, observer, signal, transferControl, succeed, fail: reject });
       return await promise;
     },
+    runPreflight: () => Promise.reject(new Error('no test asks for it')),
     sweepClone: (plan, { becomes }) => {
       swept.push(`${plan.id} ${becomes}`);
       return Promise.resolve({ published: false, leftovers: [] });

@@ -176,8 +176,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Check a clone without making it (not supported yet)
-         * @description Role: `operator`.
+         * Find what stands against a clone
+         * @description Takes the body of `POST /v1/clones` and has the worker of the target host look at source, target and itself, all at once, without changing anything. Answers when it is done: within seconds, or within a minute where something does not answer. Each finding comes with the commands that mend it.
+         *
+         *     Role: `operator`.
          */
         post: operations["createPreflight"];
         delete?: never;
@@ -404,7 +406,7 @@ export interface components {
              * @description What to decide by
              * @enum {string}
              */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             /** @description What happened this time */
             detail?: string;
             /** @description What can be done about it */
@@ -538,7 +540,7 @@ export interface components {
         };
         CloneFailure: {
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -575,6 +577,90 @@ export interface components {
             fields: {
                 [key: string]: string | number | boolean | null;
             };
+        };
+        PreflightReport: {
+            /** @description Whether no finding is an error */
+            ready: boolean;
+            /** @description Most severe first */
+            findings: components["schemas"]["Finding"][];
+            /** @description Checks that could not be made before the errors are mended */
+            notChecked: string[];
+            facts: {
+                /** @description null: it could not be asked */
+                source: {
+                    /** @description Such as 15.18 */
+                    version: string;
+                    systemIdentifier: string;
+                    timeline: number;
+                    /** @description Of everything that is copied; null: not known */
+                    bytes: number | null;
+                    tablespaces: {
+                        name: string;
+                        location: string;
+                        bytes: number | null;
+                    }[];
+                    rsyncVersion: string | null;
+                } | null;
+                host: {
+                    rsyncVersion: string | null;
+                    /** @description Those that the clone would write; empty if that is not known */
+                    filesystems: {
+                        /** @description Where it is mounted */
+                        path: string;
+                        freeBytes: number;
+                        /** @description With the reserve */
+                        neededBytes: number;
+                        /** @description What a clone leaves free there */
+                        reserveBytes: number;
+                    }[];
+                };
+                /** @description null: nothing could be fetched */
+                estimate: {
+                    /** @description As measured, within `transfer.maxRate` */
+                    bytesPerSecond: number;
+                    /** @description How long the copy would take at this rate */
+                    seconds: number;
+                    /** @description What was fetched to measure it, and thrown away */
+                    probedBytes: number;
+                } | null;
+            };
+            durationMs: number;
+        };
+        Finding: {
+            /**
+             * @description error: a clone would fail with `code`; warning: it would warn
+             * @enum {string}
+             */
+            severity: "error" | "warning" | "info";
+            /** @description Which check found it */
+            check: string;
+            /** @enum {string} */
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            message: string;
+            /** @description What can be done about it */
+            hint: string | null;
+            /** @description What was observed */
+            facts: {
+                [key: string]: string | number | boolean | null;
+            };
+            /** @description What mends it, all of it in this order; empty where that needs a decision */
+            remedies: components["schemas"]["Remedy"][];
+        };
+        Remedy: {
+            /**
+             * @description sql: run `text` as superuser in the database `where`; shell: run it as the user `where`; prepend, append: put it as a line at the beginning or the end of the file `where`; request: merge this JSON into the request
+             * @enum {string}
+             */
+            kind: "sql" | "shell" | "prepend" | "append" | "request";
+            /**
+             * @description source: on the source; primary: on its primary, where the source is a standby; host: on the target host; caller: where the request is
+             * @enum {string}
+             */
+            on: "source" | "primary" | "host" | "caller";
+            /** @description Database, file or user, as `kind` says; null if it is not known */
+            where: string | null;
+            /** @description The exact command, line or JSON */
+            text: string;
         };
         HostList: {
             hosts: components["schemas"]["Host"][];
@@ -1775,6 +1861,70 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description Everything that was found; `ready` says whether a clone can be made. */
+        Preflight: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "ready": false,
+                 *       "findings": [
+                 *         {
+                 *           "severity": "error",
+                 *           "check": "source",
+                 *           "code": "SOURCE_RIGHTS_MISSING",
+                 *           "message": "cloner may not replicate",
+                 *           "hint": "Run as superuser in database postgres of the source: ALTER ROLE cloner REPLICATION;",
+                 *           "facts": {
+                 *             "user": "cloner",
+                 *             "database": "postgres",
+                 *             "grant": "ALTER ROLE cloner REPLICATION;"
+                 *           },
+                 *           "remedies": [
+                 *             {
+                 *               "kind": "sql",
+                 *               "on": "source",
+                 *               "where": "postgres",
+                 *               "text": "ALTER ROLE cloner REPLICATION;"
+                 *             }
+                 *           ]
+                 *         }
+                 *       ],
+                 *       "notChecked": [],
+                 *       "facts": {
+                 *         "source": {
+                 *           "version": "15.18",
+                 *           "systemIdentifier": "7710193196751962146",
+                 *           "timeline": 1,
+                 *           "bytes": 3758096384,
+                 *           "tablespaces": [],
+                 *           "rsyncVersion": "3.5.0"
+                 *         },
+                 *         "host": {
+                 *           "rsyncVersion": "3.5.0",
+                 *           "filesystems": [
+                 *             {
+                 *               "path": "/var/lib/postgresql",
+                 *               "freeBytes": 85899345920,
+                 *               "neededBytes": 4831838208,
+                 *               "reserveBytes": 1073741824
+                 *             }
+                 *           ]
+                 *         },
+                 *         "estimate": {
+                 *           "bytesPerSecond": 429496729,
+                 *           "seconds": 9,
+                 *           "probedBytes": 67108864
+                 *         }
+                 *       },
+                 *       "durationMs": 1840
+                 *     }
+                 */
+                "application/json": components["schemas"]["PreflightReport"];
+            };
+        };
     };
     parameters: never;
     requestBodies: never;
@@ -2287,8 +2437,32 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody?: never;
+        /** @description What is to be cloned, where to, and how */
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "source": {
+                 *         "name": "orders"
+                 *       },
+                 *       "target": {
+                 *         "host": "replica-1",
+                 *         "dataDirectory": "/var/lib/postgresql/15/main"
+                 *       },
+                 *       "replica": {
+                 *         "start": true,
+                 *         "waitFor": "streaming"
+                 *       },
+                 *       "labels": {
+                 *         "team": "billing"
+                 *       }
+                 *     }
+                 */
+                "application/json": components["schemas"]["CloneSpec"];
+            };
+        };
         responses: {
+            200: components["responses"]["Preflight"];
             400: components["responses"]["Malformed"];
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];

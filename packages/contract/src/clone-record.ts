@@ -16,7 +16,7 @@ const Bytes = z.int().nonnegative();
 const Lsn = z.string().regex(/^[0-9A-F]{1,8}\/[0-9A-F]{1,8}$/);
 
 export const ERROR_CODES = Object.keys(CATALOGUE) as [ErrorCode, ...ErrorCode[]];
-const Facts = z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()]));
+export const Facts = z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()]));
 
 export const RecordError = z
   .object({

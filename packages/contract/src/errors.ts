@@ -63,6 +63,7 @@ export const CATALOGUE = {
   STATE_DIRECTORY_BUSY: entry(409, 'conflict', 'Another pgcloned uses this state directory'),
 
   // Our own parts.
+  HOST_UNAVAILABLE: entry(503, 'unavailable', 'The worker of the host does not answer', true),
   QUEUE_UNAVAILABLE: entry(503, 'unavailable', 'Redis does not answer', true),
   API_UNREACHABLE: entry(503, 'unavailable', 'The API does not answer', true),
   CONFIGURATION_INVALID: entry(500, 'usage', 'The configuration is not valid'),
@@ -93,6 +94,8 @@ export const CATALOGUE = {
   TARGET_NOT_WRITABLE: entry(422, 'refused', 'The target cannot be written'),
   TARGET_NO_SPACE: entry(422, 'refused', 'The target has too little space', true),
   REPLICA_SETTINGS_TOO_LOW: entry(422, 'refused', 'The replica could not start with its settings'),
+
+  PREFLIGHT_FAILED: entry(422, 'refused', 'Something stands against the clone'),
 
   // What went wrong on the way.
   SOURCE_LOST: entry(500, 'failed', 'The connection to the source was lost', true),

@@ -1,40 +1,36 @@
 /**
- * What stands against a clone, or should be known before it: an error of the catalogue or a notice, and the commands that
- * mend it.
+ * What is told of a clone although it can be made, with the commands that mend it.
  *
- * An error rules the clone out and carries the code with which the clone would fail. A notice does not: its code is one
- * of those below. Both kinds of codes are promises.
+ * What rules a clone out is an error of the catalogue. A notice does not, and has a code of its own: a promise as well.
  */
 import type { ErrorFacts } from './errors.ts';
 import type { Remedy } from './remedy.ts';
 
-/** What is told although a clone can be made. */
-export const NOTICE_CODES = [
-  'ARCHIVER_FAILING',
-  'COLLATION_DIFFERS',
-  'COLLATION_STALE',
-  'FEW_WAL_SENDERS',
-  'HOST_KEY_UNCHECKED',
-  'NOT_CHECKED',
-  'NO_SLOT_FREE',
-  'OLD_CONTENTS_LOST',
-  'REPLICA_HAS_NO_WAY',
-  'RSYNC_VULNERABLE',
-  'SLOT_TIMEOUT_SHORT',
-  'SOURCE_FALLBACK',
-  'SSLMODE_NOT_IN_TUNNEL',
-  'STANDBY_SYNCHRONOUS',
-  'TABLESPACES_SHARED',
-  'TIMELINE_UNKNOWN',
-  'WAL_LIMIT_LOW',
-] as const;
+/** How much it matters: a clone warns of a `warning`, and keeps an `info` to itself. */
+export const NOTICES = {
+  ARCHIVER_FAILING: 'warning',
+  COLLATION_DIFFERS: 'warning',
+  COLLATION_STALE: 'warning',
+  FEW_WAL_SENDERS: 'warning',
+  HOST_KEY_UNCHECKED: 'warning',
+  NO_SLOT_FREE: 'warning',
+  NOT_CHECKED: 'info',
+  OLD_CONTENTS_LOST: 'warning',
+  REPLICA_HAS_NO_WAY: 'warning',
+  RSYNC_VULNERABLE: 'warning',
+  SLOT_TIMEOUT_SHORT: 'warning',
+  SOURCE_FALLBACK: 'warning',
+  SSLMODE_NOT_IN_TUNNEL: 'warning',
+  STANDBY_SYNCHRONOUS: 'warning',
+  TABLESPACES_SHARED: 'warning',
+  TIMELINE_UNKNOWN: 'warning',
+  WAL_LIMIT_LOW: 'warning',
+} as const satisfies Record<string, 'warning' | 'info'>;
 
-export type NoticeCode = (typeof NOTICE_CODES)[number];
+export type NoticeCode = keyof typeof NOTICES;
 
-/** Something that does not rule a clone out. */
 export interface Notice {
   readonly code: NoticeCode;
-  /** A sentence. */
   readonly message: string;
   readonly facts?: ErrorFacts;
   readonly hint?: string;

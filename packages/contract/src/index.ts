@@ -45,11 +45,20 @@ export {
   toCloneError,
 } from './errors.ts';
 export { LOG_LEVELS, type LogLevel, LogLine, type StreamEvent } from './events.ts';
-export { NOTICE_CODES, type Notice, type NoticeCode } from './finding.ts';
+export { NOTICES, type Notice } from './finding.ts';
 export { Host, HostFacts } from './host-record.ts';
 export { PHASE_STATES, PHASES, type PhaseName, type PhaseState } from './phases.ts';
+export {
+  bySeverity,
+  Finding,
+  findingOfError,
+  findingOfNotice,
+  PreflightAnswer,
+  PreflightQuestion,
+  PreflightReport,
+} from './preflight-report.ts';
 export { Problem } from './problem.ts';
-export { Remedy } from './remedy.ts';
+export { changeRequest, Remedy } from './remedy.ts';
 export { refuseForbiddenSettings } from './settings.ts';
 export {
   formatServer,

@@ -20,6 +20,8 @@ export interface CloneRun {
   /** Runs at the end of the last attempt: what the next one can use. */
   readonly lasting: Cleanup;
   readonly locks: LockSet;
+  /** A preflight alone: nothing is changed, not even what an interrupted clone has left. */
+  readonly looksOnly: boolean;
   /** Directories that an attempt of this clone has begun to fill. */
   readonly filled: Set<string>;
   /** Counts what went over the network, failed transfers included. */

@@ -138,6 +138,7 @@ async function runAttempt(
         plan,
         signal,
         cleanup,
+        looksOnly: false,
         name: `pgcloned_${plan.id}_${String(plan.attempt)}`,
         watch: (lost) => watch(lost, loss),
       };

@@ -236,7 +236,10 @@ async function copy(
     ...{ tablespaceDirectoryName: VERSION_DIRECTORY, tablespaces: [tablespace] },
     ...{ walSegmentBytes: 2 ** 20, settings: {} },
   };
-  const claim = await claimTarget(run);
+  const claim = await claimTarget(run, (error) => {
+    throw error;
+  });
+  if (claim === null) throw new Error('nothing was refused');
   const ready = {
     ...claim,
     facts,

@@ -1,7 +1,7 @@
 /** Finds the programs of one major version of PostgreSQL on this host. */
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, type Remedy } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 
 const PROGRAMS = ['postgres', 'pg_ctl', 'pg_receivewal', 'pg_waldump'];
@@ -39,6 +39,27 @@ export async function findBinDirectory(
   });
 }
 
+/** Where the packages of the distributions put them, and what those are called. */
+const PACKAGED: readonly (readonly [directory: RegExp, install: (major: string) => string])[] = [
+  [/^\/usr\/lib\/postgresql\/\d+\/bin$/, (major) => `apt-get install -y postgresql-${major}`],
+  [/^\/usr\/pgsql-\d+\/bin$/, (major) => `dnf install -y postgresql${major}-server`],
+];
+
+function installation({
+  directory,
+  major,
+}: {
+  readonly directory: string;
+  readonly major: number;
+}): readonly Remedy[] {
+  return PACKAGED.filter(([place]) => place.test(directory)).map(([, install]) => ({
+    kind: 'shell',
+    on: 'host',
+    where: 'root',
+    text: install(String(major)),
+  }));
+}
+
 function missing(
   message: string,
   facts: { readonly major: number; readonly directory: string; readonly program?: string },
@@ -47,6 +68,7 @@ function missing(
   return new CloneError('TOOL_MISSING', message, {
     facts,
     hint: `Install PostgreSQL ${String(facts.major)} with its client programs on this host, or set worker.postgresBin to where they are.`,
+    remedies: installation(facts),
     cause,
   });
 }

@@ -7,7 +7,7 @@
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
-import { CloneError, type ErrorFacts } from '@pgcloned/contract';
+import { CloneError, type ErrorFacts, type Remedy } from '@pgcloned/contract';
 import { Client, type ClientConfig, DatabaseError } from 'pg';
 import {
   type ConnectionSettings,
@@ -137,8 +137,12 @@ function explainRefusal(
     ? `${host}/.s.PGSQL.${String(port)}`
     : `${host}:${String(port)}`;
   const facts: ErrorFacts = { host, port, user, database, reason: error.message };
-  const fail = (code: CloneError['code'], message: string, hint: string) =>
-    new CloneError(code, message, { facts, hint, cause: error });
+  const fail = (
+    code: CloneError['code'],
+    message: string,
+    hint: string,
+    remedies: readonly Remedy[] = [],
+  ) => new CloneError(code, message, { facts, hint, remedies, cause: error });
 
   switch (sqlState(error)) {
     case '28P01':
@@ -153,17 +157,20 @@ function explainRefusal(
             'SOURCE_RIGHTS_MISSING',
             `the server at ${where} admits no replication connection of ${user}`,
             `Add this line to pg_hba.conf of the source, then run SELECT pg_reload_conf(): ${hbaLine('replication', settings, error)}`,
+            admit('replication', settings, error),
           )
         : fail(
             'SOURCE_AUTHENTICATION_FAILED',
             `the server at ${where} does not admit ${user} to database ${database}`,
             `Check the user, or add this line to pg_hba.conf of the source, then run SELECT pg_reload_conf(): ${hbaLine(database, settings, error)}`,
+            admit(database, settings, error),
           );
     case '42501':
       return fail(
         'SOURCE_RIGHTS_MISSING',
         `${user} may not connect for replication`,
         `Run on the source: ALTER ROLE ${quoteIdentifier(user)} REPLICATION;`,
+        [sql(`ALTER ROLE ${quoteIdentifier(user)} REPLICATION;`, database)],
       );
     case '3D000':
       return fail(
@@ -222,13 +229,39 @@ function passwordHint({ passFileRefused, user }: ConnectionSettings): string {
   return passFileRefused === null ? hint : `${hint} Not used: ${passFileRefused}.`;
 }
 
+const sql = (text: string, database: string): Remedy => ({
+  kind: 'sql',
+  on: 'source',
+  where: database,
+  text,
+});
+
+/** The first line that fits decides, so ours stands before all others. */
+function admit(database: string, settings: ConnectionSettings, error: Error): readonly Remedy[] {
+  const text = hbaLine(database, settings, error);
+  return [
+    { kind: 'prepend', on: 'source', where: 'pg_hba.conf', text },
+    sql('SELECT pg_reload_conf();', 'postgres'),
+  ];
+}
+
 /** The server says from which address it sees us; the quotes around it depend on its language. */
 function hbaLine(database: string, { host, user }: ConnectionSettings, error: Error): string {
-  if (isSocketDirectory(host)) return `local ${database} ${user} peer`;
+  const names = `${quoteForHba(database, 'replication')} ${quoteForHba(user)}`;
+  if (isSocketDirectory(host)) return `local ${names} peer`;
   const address = /\b(?:\d{1,3}\.){3}\d{1,3}\b|[0-9a-f]*:[0-9a-f:]*:[0-9a-f.]*/i.exec(
     error.message,
   );
   const network =
     address === null ? 'ADDRESS/32' : `${address[0]}/${address[0].includes(':') ? '128' : '32'}`;
-  return `host ${database} ${user} ${network} scram-sha-256`;
+  return `host ${names} ${network} scram-sha-256`;
 }
+
+/** Quotes take blanks their meaning, and a keyword its own. */
+function quoteForHba(name: string, keyword?: string): string {
+  return name === keyword || (/^[a-z_][a-z0-9_$-]*$/i.test(name) && !HBA_KEYWORDS.test(name))
+    ? name
+    : `"${name}"`;
+}
+
+const HBA_KEYWORDS = /^(?:all|sameuser|samerole|samegroup|replication)$/;

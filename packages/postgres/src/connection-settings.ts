@@ -8,7 +8,8 @@ import { access } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { CloneError, type ServerAddress, type SourceConfiguration } from '@pgcloned/contract';
-import { findPassword, type PassfileKey, readPassfile } from './passfile.ts';
+import { quoteForShell } from '@pgcloned/process';
+import { findPassword, OPEN_TO_OTHERS, type PassfileKey, readPassfile } from './passfile.ts';
 
 export interface ConnectionSettings {
   /** A name, an address, or the directory of a unix socket. */
@@ -150,5 +151,9 @@ function unusableFile(key: string, path: string | null, reason: string): CloneEr
       key === 'passFile'
         ? `Make ${path ?? 'it'} a plain file of the user that runs pgcloned, with mode 0600.`
         : `Put the certificate of the authority that signed the server's there, or set ${key}.`,
+    remedies:
+      path !== null && reason.endsWith(OPEN_TO_OTHERS)
+        ? [{ kind: 'shell', on: 'host', where: null, text: `chmod 0600 ${quoteForShell(path)}` }]
+        : [],
   });
 }

@@ -13,6 +13,7 @@ export {
   OUTSIDE_MANIFEST,
 } from './backup-manifest.ts';
 export { findBinDirectory } from './binaries.ts';
+export { checkCollations } from './collation-check.ts';
 export {
   appendSettings,
   effectiveSettings,
@@ -67,7 +68,12 @@ export {
   parseTablespaceMap,
   type TablespaceMapEntry,
 } from './tablespace-map.ts';
-export { requireSupportedVersion, SUPPORTED_MAJORS, walSubdirectories } from './version.ts';
+export {
+  requireSupportedVersion,
+  SUPPORTED_MAJORS,
+  versionName,
+  walSubdirectories,
+} from './version.ts';
 export { pinWal, type WalPin } from './wal-pin.ts';
 export { proveWal } from './wal-proof.ts';
 export {

@@ -9,6 +9,9 @@ import { readFile, stat } from 'node:fs/promises';
 /** Where libpq was built to look for sockets, on Debian and upstream: such a host is `localhost` in a passfile. */
 const DEFAULT_SOCKET_DIRECTORIES = ['/var/run/postgresql', '/tmp'];
 
+/** Why libpq refuses it most often. */
+export const OPEN_TO_OTHERS = 'has group or world access';
+
 export interface PassfileKey {
   readonly host: string;
   readonly port: number;
@@ -32,7 +35,7 @@ export async function readPassfile(
     const found = await stat(path);
     if (!found.isFile()) return { state: 'refused', reason: `${path} is not a plain file` };
     if ((found.mode & 0o077) !== 0)
-      return { state: 'refused', reason: `${path} has group or world access` };
+      return { state: 'refused', reason: `${path} ${OPEN_TO_OTHERS}` };
     return { state: 'read', content: await readFile(path, 'utf8') };
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;

@@ -4,10 +4,11 @@
  * Every finding names the command that mends it, and all are found at once, so that nobody has to come back once per
  * missing grant. What only trying can tell (pg_hba.conf) is asked by `probeReplication`.
  */
-import { CloneError, type Notice } from '@pgcloned/contract';
+import { CloneError, changeRequest, formatBytes, type Notice } from '@pgcloned/contract';
 import { fullPageWritesOff } from './backup.ts';
 import { quoteIdentifier } from './quote-identifier.ts';
 import type { SourceFacts } from './source-facts.ts';
+import { alterSystem, onPrimary, reload, restart } from './source-remedy.ts';
 
 export interface SourceFindings {
   /** Worst first; empty when the source is fit. */
@@ -15,14 +16,18 @@ export interface SourceFindings {
   readonly warnings: readonly Notice[];
 }
 
+export interface Wanted {
+  readonly slot: boolean;
+  readonly replicaSlot: boolean;
+  /** By which name the source will know the standby (R9.5). */
+  readonly standbyName: string;
+}
+
 /**
  * @param want.slot A slot shall pin WAL during the clone. None to be had is a warning, since there is another way.
  * @param want.replicaSlot The standby shall get a permanent slot of its own.
  */
-export function checkSource(
-  facts: SourceFacts,
-  want: { readonly slot: boolean; readonly replicaSlot: boolean },
-): SourceFindings {
+export function checkSource(facts: SourceFacts, want: Wanted): SourceFindings {
   return {
     errors: [...checkRights(facts), ...checkSettings(facts, want), ...checkLayout(facts)],
     warnings: warningsOf(facts, want),
@@ -63,36 +68,43 @@ function checkRights({ rights, user, database, inRecovery }: SourceFacts): reado
         new CloneError('SOURCE_RIGHTS_MISSING', `${user} may not ${what}`, {
           facts: { user, database, grant: sql },
           hint: `Run as superuser in database ${database} of ${where}: ${sql}`,
+          remedies: [onPrimary({ database, inRecovery }, sql)],
         }),
     );
 }
 
-function checkSettings(
-  facts: SourceFacts,
-  want: { readonly slot: boolean; readonly replicaSlot: boolean },
-): readonly CloneError[] {
+function checkSettings(facts: SourceFacts, want: Wanted): readonly CloneError[] {
   const errors: CloneError[] = [];
   if (facts.walLevel === 'minimal') {
     errors.push(
       new CloneError('SOURCE_SETTINGS_UNSUITABLE', 'wal_level of the source is minimal', {
         facts: { setting: 'wal_level', value: facts.walLevel },
         hint: "Run ALTER SYSTEM SET wal_level = 'replica'; on the source and restart it.",
+        remedies: [...raiseWalLevel(facts), restart(facts)],
       }),
     );
   }
   if (facts.inRecovery && !facts.fullPageWrites) errors.push(fullPageWritesOff());
   if (facts.walSendersFree < 1) {
     const value = facts.settings.max_wal_senders ?? '';
+    const needed = enoughSenders(facts);
     errors.push(
       new CloneError('SOURCE_NO_WAL_SENDER', 'the source has no free WAL sender', {
         facts: { setting: 'max_wal_senders', value },
-        hint: `Run ALTER SYSTEM SET max_wal_senders = ${String(Number(value) + 2)}; on the source and restart it, or wait until a standby or backup has gone.`,
+        hint: `Run ALTER SYSTEM SET ${needed}; on the source and restart it, or wait until a standby or backup has gone.`,
+        remedies: [
+          // Without it the server would not start with WAL senders.
+          ...(facts.walLevel === 'minimal' ? raiseWalLevel(facts) : []),
+          alterSystem(facts, needed),
+          restart(facts),
+        ],
       }),
     );
   }
   const slotsWanted = (want.slot ? 1 : 0) + (want.replicaSlot ? 1 : 0);
   if (want.replicaSlot && facts.slotsFree < slotsWanted) {
     const value = facts.settings.max_replication_slots ?? '';
+    const needed = enoughSlots(facts, slotsWanted);
     errors.push(
       new CloneError(
         'SOURCE_SETTINGS_UNSUITABLE',
@@ -104,7 +116,8 @@ function checkSettings(
             free: facts.slotsFree,
             wanted: slotsWanted,
           },
-          hint: `Run ALTER SYSTEM SET max_replication_slots = ${String(Number(value) + slotsWanted)}; on the source and restart it, or leave replica.slot out.`,
+          hint: `Run ALTER SYSTEM SET ${needed}; on the source and restart it, or leave replica.slot out.`,
+          remedies: [alterSystem(facts, needed), restart(facts)],
         },
       ),
     );
@@ -135,32 +148,142 @@ function checkLayout({ tablespaces, dataDirectory }: SourceFacts): readonly Clon
   ];
 }
 
-function warningsOf(
-  facts: SourceFacts,
-  want: { readonly slot: boolean; readonly replicaSlot: boolean },
-): readonly Notice[] {
-  const warnings: Notice[] = [];
-  if (want.slot && facts.slotsFree < 1) {
-    warnings.push({
-      code: 'NO_SLOT_FREE',
-      message:
-        'The source has no free replication slot (max_replication_slots), so WAL is not pinned: the clone fails if the source removes WAL too early.',
-    });
-  }
-  if (facts.walSendersFree === 1) {
-    warnings.push({
-      code: 'FEW_WAL_SENDERS',
-      message:
-        'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
-    });
-  }
+function warningsOf(facts: SourceFacts, want: Wanted): readonly Notice[] {
+  return [
+    ...(want.slot && facts.slotsFree < 1
+      ? [
+          {
+            code: 'NO_SLOT_FREE' as const,
+            message:
+              'The source has no free replication slot (max_replication_slots), so WAL is not pinned: the clone fails if the source removes WAL too early.',
+            remedies: [alterSystem(facts, enoughSlots(facts, 1)), restart(facts)],
+          },
+        ]
+      : []),
+    ...(facts.walSendersFree === 1
+      ? [
+          {
+            code: 'FEW_WAL_SENDERS' as const,
+            message:
+              'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
+            remedies: [alterSystem(facts, enoughSenders(facts)), restart(facts)],
+          },
+        ]
+      : []),
+    ...checkSynchronousNames(facts, want.standbyName),
+    ...checkArchiver(facts),
+    ...checkSlotLimits(facts, want),
+  ];
+}
+
+const raiseWalLevel = (facts: SourceFacts) => [alterSystem(facts, "wal_level = 'replica'")];
+
+/** R4.16: one for the copy and one for the standby. */
+const SENDERS_WANTED = 2;
+
+function enoughSenders({ settings, walSendersFree }: SourceFacts): string {
+  const missing = SENDERS_WANTED - Math.max(0, walSendersFree);
+  return `max_wal_senders = ${String(Number(settings.max_wal_senders) + missing)}`;
+}
+
+function enoughSlots({ settings, slotsFree }: SourceFacts, wanted: number): string {
+  const missing = wanted - Math.max(0, slotsFree);
+  return `max_replication_slots = ${String(Number(settings.max_replication_slots) + missing)}`;
+}
+
+/** R4.8, R9.5: a standby that is admitted by accident is one that commits wait for. */
+function checkSynchronousNames(facts: SourceFacts, standbyName: string): readonly Notice[] {
+  const { synchronousStandbyNames: value, synchronousStandbys, inRecovery } = facts;
   // Replication from a standby is never synchronous.
-  if (!facts.inRecovery && facts.synchronousStandbyNames.includes('*')) {
-    warnings.push({
+  if (inRecovery) return [];
+  const names = namesIn(value);
+  if (names.includes('*')) {
+    const present = synchronousStandbys.map(quoteIdentifier).join(', ');
+    const narrowed = present === '' ? '' : value.replace('*', present);
+    return [
+      {
+        code: 'STANDBY_SYNCHRONOUS',
+        message:
+          'synchronous_standby_names of the source admits any standby (*), so the clone may become a synchronous one that commits wait for.',
+        facts: { setting: 'synchronous_standby_names', value },
+        hint: 'Name the standbys that are meant; what is printed names those that are synchronous now.',
+        remedies: [
+          alterSystem(facts, `synchronous_standby_names = '${narrowed.replaceAll("'", "''")}'`),
+          reload(facts),
+        ],
+      },
+    ];
+  }
+  if (!names.some((name) => name.toLowerCase() === standbyName.toLowerCase())) return [];
+  return [
+    {
       code: 'STANDBY_SYNCHRONOUS',
-      message:
-        'synchronous_standby_names of the source admits any standby (*), so the clone may become a synchronous one that commits wait for.',
+      message: `synchronous_standby_names of the source names ${standbyName}, as the clone would be called: it would become a synchronous standby that commits wait for.`,
+      facts: { setting: 'synchronous_standby_names', value, standbyName },
+      hint: 'Choose another replica.clusterName, unless that is meant.',
+      remedies: [changeRequest({ replica: { clusterName: `${standbyName}-clone`.slice(-63) } })],
+    },
+  ];
+}
+
+/** The names in `FIRST 2 (a, "b c", *)` and its other forms, without their quotes. */
+function namesIn(value: string): readonly string[] {
+  const list = /^\s*(?:(?:FIRST|ANY)\s+)?\d+\s*\((.*)\)\s*$/is.exec(value)?.[1] ?? value;
+  return [...list.matchAll(/"((?:[^"]|"")*)"|([^\s,"]+)/g)].map(
+    ([, quoted, plain]) => quoted?.replaceAll('""', '"') ?? plain ?? '',
+  );
+}
+
+/** No clone waits for the archive (R3.3), but its source keeps all WAL that the archive does not take. */
+function checkArchiver({ archiver, archiveMode }: SourceFacts): readonly Notice[] {
+  if (archiveMode === 'off' || !archiver.failing) return [];
+  return [
+    {
+      code: 'ARCHIVER_FAILING',
+      message: `The archive of the source takes no WAL: ${archiver.wal} failed last. What it does not take stays in pg_wal, and fills that disk in the end.`,
+      facts: { wal: archiver.wal, failedAt: archiver.failedAt },
+      hint: 'Read in the log of the source why archive_command or archive_library fails; it is tried again by itself.',
+    },
+  ];
+}
+
+/** What a pin must be able to hold: what is written while the standby starts, of which the size tells most. */
+const KEEP_SEGMENTS_MIN = 8;
+const KEEP_SHARE = 0.1;
+
+/** Ours is advanced every few seconds (R5.5); one of a standby that is not started yet is not. */
+const PIN_TIMEOUT_MS_MIN = 60_000;
+const REPLICA_SLOT_TIMEOUT_MS_MIN = 3_600_000;
+
+function checkSlotLimits(facts: SourceFacts, want: Wanted): readonly Notice[] {
+  const notices: Notice[] = [];
+  const { maxSlotWalKeepBytes: keepBytes, idleSlotTimeoutMs, walSegmentBytes } = facts;
+  const bytes = facts.tablespaces.reduce(
+    (sum, tablespace) => sum + (tablespace.bytes ?? 0),
+    facts.databaseBytes ?? 0,
+  );
+  const neededBytes = Math.max(KEEP_SEGMENTS_MIN * walSegmentBytes, KEEP_SHARE * bytes);
+  if ((want.slot || want.replicaSlot) && keepBytes !== null && keepBytes < neededBytes) {
+    const megabytes = String(Math.ceil(neededBytes / 2 ** 20));
+    notices.push({
+      code: 'WAL_LIMIT_LOW',
+      message: `max_slot_wal_keep_size of the source is ${formatBytes(keepBytes)}, little for ${formatBytes(bytes)}: a slot that holds more than that is lost, and WAL with it.`,
+      facts: { setting: 'max_slot_wal_keep_size', keepBytes, neededBytes },
+      remedies: [alterSystem(facts, `max_slot_wal_keep_size = '${megabytes}MB'`), reload(facts)],
     });
   }
-  return warnings;
+  const timeoutMin = want.replicaSlot
+    ? REPLICA_SLOT_TIMEOUT_MS_MIN
+    : want.slot
+      ? PIN_TIMEOUT_MS_MIN
+      : 0;
+  if (idleSlotTimeoutMs !== null && idleSlotTimeoutMs < timeoutMin) {
+    notices.push({
+      code: 'SLOT_TIMEOUT_SHORT',
+      message: `idle_replication_slot_timeout of the source is ${String(idleSlotTimeoutMs / 1000)} s: a slot that nobody uses for so long is lost, and WAL with it.`,
+      facts: { setting: 'idle_replication_slot_timeout', idleSlotTimeoutMs },
+      remedies: [alterSystem(facts, "idle_replication_slot_timeout = '1h'"), reload(facts)],
+    });
+  }
+  return notices;
 }

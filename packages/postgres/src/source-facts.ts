@@ -53,6 +53,12 @@ export interface SourceFacts {
   readonly fullPageWrites: boolean;
   readonly archiveMode: string;
   readonly synchronousStandbyNames: string;
+  /** The names of the standbys that commits wait for now, or would wait for next. */
+  readonly synchronousStandbys: readonly string[];
+  readonly archiver: ArchiverState;
+  readonly databases: readonly CollationState[];
+  /** Those of the database we are in that something in it uses, besides its own. */
+  readonly collations: readonly CollationState[];
   /** Null: no limit. */
   readonly maxSlotWalKeepBytes: number | null;
   /** Null: the version has none, or it is off. */
@@ -67,6 +73,23 @@ export interface SourceFacts {
   readonly database: string;
   readonly user: string;
   readonly rights: SourceRights;
+}
+
+export interface ArchiverState {
+  /** The last attempt has failed. */
+  readonly failing: boolean;
+  readonly wal: string;
+  readonly failedAt: string;
+}
+
+/** The order of text that a database or a collation was made with, and what the source's libraries give now (R9.1). */
+export interface CollationState {
+  readonly name: string;
+  /** `c`: the C library, `i`: ICU, `b`: PostgreSQL itself. */
+  readonly provider: string;
+  /** Null where there is no version, such as in the locale C. */
+  readonly recorded: string | null;
+  readonly actual: string | null;
 }
 
 /** What R3.10 asks for, as the user has it in this database. */
@@ -94,6 +117,7 @@ const SETTINGS_READ = [
   'data_checksums',
   'data_directory',
   'data_directory_mode',
+  'dynamic_library_path',
   'external_pid_file',
   'hba_file',
   'huge_pages',
@@ -142,6 +166,23 @@ const READ_FACTS = `
               ELSE current_setting('full_page_writes')::boolean END AS "fullPageWrites",
          to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "startedAt",
          (SELECT count(*)::int FROM pg_stat_replication) AS "walSenders",
+         (SELECT coalesce(json_agg(DISTINCT application_name), '[]')
+            FROM pg_stat_replication WHERE sync_state <> 'async') AS "synchronousStandbys",
+         (SELECT json_build_object(
+                   'failing', coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
+                   'wal', coalesce(last_failed_wal, ''), 'failedAt', coalesce(last_failed_time::text, ''))
+            FROM pg_stat_archiver) AS "archiver",
+         (SELECT json_agg(json_build_object(
+                   'name', datname, 'provider', datlocprovider, 'recorded', datcollversion,
+                   'actual', pg_database_collation_actual_version(oid)) ORDER BY datname)
+            FROM pg_database WHERE datallowconn) AS "databases",
+         (SELECT coalesce(json_agg(json_build_object(
+                   'name', oid::regcollation::text, 'provider', collprovider, 'recorded', collversion,
+                   'actual', pg_collation_actual_version(oid)) ORDER BY oid), '[]')
+            FROM pg_collation
+           WHERE collversion IS NOT NULL
+             AND EXISTS (SELECT FROM pg_depend
+                          WHERE refclassid = 'pg_collation'::regclass AND refobjid = pg_collation.oid)) AS "collations",
          (SELECT count(*)::int FROM pg_replication_slots) AS "slots",
          (SELECT json_object_agg(name, json_build_object('value', setting, 'unit', unit))
             FROM pg_settings WHERE name = ANY ($1)) AS "settings",
@@ -169,6 +210,10 @@ interface FactsRow
     | 'user'
     | 'rights'
     | 'tablespaces'
+    | 'synchronousStandbys'
+    | 'archiver'
+    | 'databases'
+    | 'collations'
   > {
   readonly walSenders: number;
   readonly slots: number;

@@ -45,7 +45,7 @@ export function requireSupportedVersion(versionNum: number): number {
 }
 
 /** `14.23`; before 10 a version had three parts: `9.6.24`. */
-function versionName(versionNum: number): string {
+export function versionName(versionNum: number): string {
   const major = Math.floor(versionNum / 10_000);
   const minor = versionNum % 10_000;
   return major >= 10

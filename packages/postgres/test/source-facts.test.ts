@@ -18,7 +18,7 @@ import {
 import { connectionTo } from './connection-to.ts';
 
 const { signal } = new AbortController();
-const nothing = { slot: false, replicaSlot: false };
+const nothing = { slot: false, replicaSlot: false, standbyName: 'replica-1' };
 
 let server: PostgresServer;
 beforeAll(async () => {
@@ -91,7 +91,7 @@ test('the facts are those of the cluster', async () => {
 test('a fit source has no findings', async () => {
   const facts = await factsOf(server);
 
-  expect(checkSource(facts, { slot: true, replicaSlot: true })).toEqual({
+  expect(checkSource(facts, { ...nothing, slot: true, replicaSlot: true })).toEqual({
     errors: [],
     warnings: [],
   });
@@ -192,6 +192,7 @@ test('settings that rule a clone out are named with what mends them', async () =
   });
 
   const { errors, warnings } = checkSource(await factsOf(minimal), {
+    ...nothing,
     slot: true,
     replicaSlot: true,
   });
@@ -207,7 +208,7 @@ test('settings that rule a clone out are named with what mends them', async () =
 test('a missing slot for the pin alone is a warning', async () => {
   const facts = { ...(await factsOf(server)), slotsFree: 0 };
 
-  const { errors, warnings } = checkSource(facts, { slot: true, replicaSlot: false });
+  const { errors, warnings } = checkSource(facts, { ...nothing, slot: true, replicaSlot: false });
 
   expect(errors).toEqual([]);
   expect(warnings).toEqual([expect.objectContaining({ code: 'NO_SLOT_FREE' })]);
@@ -216,8 +217,8 @@ test('a missing slot for the pin alone is a warning', async () => {
 test('one slot does not do for the pin and the standby together', async () => {
   const facts = { ...(await factsOf(server)), slotsFree: 1 };
 
-  expect(checkSource(facts, { slot: false, replicaSlot: true }).errors).toEqual([]);
-  expect(checkSource(facts, { slot: true, replicaSlot: true }).errors).toMatchObject([
+  expect(checkSource(facts, { ...nothing, slot: false, replicaSlot: true }).errors).toEqual([]);
+  expect(checkSource(facts, { ...nothing, slot: true, replicaSlot: true }).errors).toMatchObject([
     { code: 'SOURCE_SETTINGS_UNSUITABLE', facts: { free: 1, wanted: 2 } },
   ]);
 });

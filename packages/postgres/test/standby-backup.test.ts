@@ -134,7 +134,7 @@ test('WAL without full page images is refused with the commands that bring them 
   await standby.query('CHECKPOINT');
   const facts = await readSourceFacts(next, signal);
   expect(facts).toMatchObject({ inRecovery: true, fullPageWrites: false });
-  const want = { slot: true, replicaSlot: false };
+  const want = { slot: true, replicaSlot: false, standbyName: 'replica-1' };
   expect(checkSource(facts, want).errors).toMatchObject([error]);
   await set('on');
   await primary.query('CHECKPOINT');

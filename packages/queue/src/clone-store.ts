@@ -19,6 +19,7 @@ import {
   hasEnded,
   type LogLine,
   nextState,
+  type PreflightReport,
   recordError,
   type StreamEvent,
 } from '@pgcloned/contract';
@@ -26,6 +27,7 @@ import { openChangeFeed } from './change-feed.ts';
 import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
 import { openJobQueues } from './job-queues.ts';
 import { cloneKey, eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
+import { askForPreflight } from './preflight-exchange.ts';
 import {
   ask,
   connectFailingFast,
@@ -157,6 +159,15 @@ export interface CloneStore extends AsyncDisposable {
   readonly host: (name: string) => Promise<Host | undefined>;
   /** The clone that would make `create` throw `TARGET_BUSY`. */
   readonly holderOf: (target: TargetOfInterest) => Promise<string | undefined>;
+  /**
+   * What the worker of the target host finds that stands against a clone.
+   *
+   * @throws {CloneError} `HOST_UNAVAILABLE`, and what the worker answers in place of a report.
+   */
+  readonly preflight: (
+    spec: CloneSpec,
+    o: { readonly signal: AbortSignal },
+  ) => Promise<PreflightReport>;
   readonly ping: () => Promise<void>;
 }
 
@@ -386,6 +397,14 @@ export async function openCloneStore(options: {
       }
       return undefined;
     },
+
+    preflight: async (spec, { signal }) =>
+      await askForPreflight(spec, {
+        redis,
+        feed,
+        queues,
+        signal: AbortSignal.any([signal, closing.signal]),
+      }),
 
     ping: async () => {
       await ask(redis.ping());

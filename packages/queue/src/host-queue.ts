@@ -13,15 +13,18 @@ import {
   type Clone,
   CloneError,
   CloneId,
+  type CloneSpec,
   type HostFacts,
   hasEnded,
   type LogLine,
+  type PreflightReport,
   type TransferLimits,
 } from '@pgcloned/contract';
 import { Worker } from 'bullmq';
 import { HEARTBEAT_MS, ONLINE_MS } from './host-registry.ts';
 import { type CloneJob, openJobQueues } from './job-queues.ts';
 import { BULL_PREFIX, clonesQueueName, controlQueueName, openKey } from './keys.ts';
+import { answerPreflight } from './preflight-exchange.ts';
 import { type PublishOutcome, startRecordPublisher } from './record-publisher.ts';
 import { ask, connectPatiently, reportOutagesOnce } from './redis-connection.ts';
 import { type Fence, leaveHost, registerHost, writeRecord } from './scripts.ts';
@@ -38,6 +41,8 @@ const RECONCILE_MS = 15_000;
 
 /** BullMQ closes by waiting for answers of Redis; with Redis away they never come. */
 const CLOSE_MS_MAX = 3_000;
+
+type Job = { readonly name: string; readonly data: CloneJob };
 
 export interface OpenClone {
   readonly clone: Clone;
@@ -63,6 +68,8 @@ export interface HostQueueOptions {
   readonly onCancelRequested: (id: string) => void;
   /** Somebody wants its transfer to go on like this. Said again and again, until it has ended. */
   readonly onTransferWished: (id: string, wish: TransferLimits) => void;
+  /** What stands against a clone; what it throws is told to the asker. Several may be asked for at a time. */
+  readonly preflight: (spec: CloneSpec, id: string) => Promise<PreflightReport>;
   /** The record of this clone belongs to somebody else now. */
   readonly onFenceLost: (id: string) => void;
   /** Hears of each outage once, and of every other error. */
@@ -147,7 +154,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
 
   let taking = false;
   let nameIsOurs = true;
-  const takeClone = async ({ data }: { readonly data: CloneJob }): Promise<void> => {
+  const takeClone = async ({ data }: Job): Promise<void> => {
     // A worker that waits for a job when it is paused still gets one. Its record stays queued and finds a job again.
     if (!taking || !nameIsOurs) return;
     const id = CloneId.parse(data.id);
@@ -160,13 +167,18 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     await work;
     register().catch(onError);
   };
-  const takeControl = async ({ data }: { readonly data: CloneJob }): Promise<void> => {
+  const takeControl = async ({ name, data }: Job): Promise<void> => {
     const id = CloneId.parse(data.id);
+    if (name === 'preflight') {
+      // Beside the queue: no wish must wait for it.
+      answerPreflight(redis, id, options.preflight).catch(onError);
+      return;
+    }
     const stored = await readOwn(id);
     if (stored?.cancelRequested === true) options.onCancelRequested(id);
     if (stored?.wishedTransfer) options.onTransferWished(id, stored.wishedTransfer);
   };
-  const newWorker = (queue: string, take: (job: { readonly data: CloneJob }) => Promise<void>) => {
+  const newWorker = (queue: string, take: (job: Job) => Promise<void>) => {
     const worker = new Worker<CloneJob>(queue, take, {
       connection: redis,
       prefix: BULL_PREFIX,

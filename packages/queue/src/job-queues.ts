@@ -2,7 +2,7 @@
  * The BullMQ queues of the hosts, from the side of whoever adds jobs.
  *
  * Each host has two: one for its clones, and a short one for what must not wait behind an hour-long copy. A job carries
- * the id of a clone and the version of the contract, nothing else, and is removed when it ends: the record tells the rest.
+ * the id of a clone or of a preflight and the version of the contract, nothing else, and is removed when it ends: the record tells the rest.
  */
 import { type Clone, CONTRACT_VERSION } from '@pgcloned/contract';
 import { Queue } from 'bullmq';
@@ -22,6 +22,7 @@ export interface JobQueues extends AsyncDisposable {
   readonly removeClone: (clone: Clone) => Promise<void>;
   /** Makes the worker look at the wishes that are stored with the record. */
   readonly wakeForWish: (clone: Clone) => Promise<void>;
+  readonly addPreflight: (host: string, id: string) => Promise<void>;
 }
 
 /** BullMQ waits for a connection that was never ready, whatever the connection's own limits are. */
@@ -59,6 +60,10 @@ export function openJobQueues(o: {
       const queue = queueNamed(controlQueueName(clone.host));
       const data = { id: clone.id, contract: CONTRACT_VERSION };
       await inTime(queue.add('wish', data, { jobId: `wish-${jobId(clone)}` }));
+    },
+    addPreflight: async (host, id) => {
+      const data = { id, contract: CONTRACT_VERSION };
+      await inTime(queueNamed(controlQueueName(host)).add('preflight', data, { jobId: id }));
     },
     [Symbol.asyncDispose]: async () => {
       // With Redis away they reject or do not settle; nothing of ours hangs on them then.

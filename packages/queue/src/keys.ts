@@ -10,7 +10,9 @@
  *     pgcloned:idempotency:<hash> hash: id and fingerprint of the request that came with a key
  *     pgcloned:hosts              set of host names
  *     pgcloned:host:<name>        hash: facts (JSON), machineId, workerId, seenAt, left
- *     pgcloned:changed:<id>       channel: the clone has changed, or was forgotten
+ *     pgcloned:preflight:<id>     what a preflight is asked for (JSON); gone after a minute or two
+ *     pgcloned:answer:<id>        the answer of its worker (JSON); gone after a minute
+ *     pgcloned:changed:<id>       channel: the clone has changed, or was forgotten; the preflight is answered
  *     pgcloned:host-<name>:*      BullMQ's, the clones of a host
  *     pgcloned:control-<name>:*   BullMQ's, what must not wait behind an hour-long copy
  */
@@ -25,6 +27,8 @@ export const eventsKey = (id: string) => `pgcloned:events:${id}`;
 export const openKey = (host: string) => `pgcloned:open:${host}`;
 export const hostKey = (name: string) => `pgcloned:host:${name}`;
 export const idempotencyKey = (hash: string) => `pgcloned:idempotency:${hash}`;
+export const preflightKey = (id: string) => `pgcloned:preflight:${id}`;
+export const answerKey = (id: string) => `pgcloned:answer:${id}`;
 export const changedChannel = (id: string) => `pgcloned:changed:${id}`;
 export const FORGOTTEN_MESSAGE = 'forgotten';
 

@@ -73,6 +73,7 @@ export async function openWorker(
     workerId,
     concurrency: 2,
     facts: () => Promise.resolve(hostFacts({ name: host, machineId, workerId })),
+    preflight: () => Promise.reject(new Error('no test asks for it')),
     onCancelRequested: () => {},
     onTransferWished: () => {},
     onFenceLost: () => {},

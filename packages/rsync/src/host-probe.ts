@@ -13,6 +13,8 @@ export interface HostProbe {
   readonly compressions: readonly Compression[];
   /** Listing needs it. */
   readonly hasGnuFind: boolean;
+  /** What installs packages there: `/usr/bin/apt-get`; null if we know none. */
+  readonly installer: string | null;
   readonly user: string;
   readonly uid: number;
   /** The clock of the source host, in nanoseconds since 1970: times of its files compare with this one only. */
@@ -49,6 +51,7 @@ export async function probeHost(
     rsyncVersion: fact('rsync') || null,
     compressions: compressionsIn(fact('compressions')),
     hasGnuFind: fact('find').includes('GNU'),
+    installer: fact('installer') || null,
     user: fact('user'),
     uid: Number(fact('uid')),
     now: BigInt(/^\d+$/.exec(fact('now'))?.[0] ?? 0),

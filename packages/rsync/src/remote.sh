@@ -38,6 +38,7 @@ probe() { # DATA_DIRECTORY
     "compressions=$(printf '%s\n' "$version" | sed -n '/^Compress list:/{n;p;}')" \
     "find=$(find --version 2>/dev/null | sed -n 1p)" \
     "connection=${SSH_CONNECTION:-}" \
+    "installer=$(command -v apt-get || command -v dnf || command -v zypper)" \
     "readable=$readable" \
     'postmaster.pid'
   if [ -e "$1/postmaster.pid" ]; then cat "$1/postmaster.pid"; fi

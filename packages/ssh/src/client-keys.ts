@@ -15,6 +15,8 @@ export interface ClientKey {
   /** The file, or {@link AGENT}. */
   readonly name: string;
   readonly method: ssh2.AnyAuthMethod;
+  /** As a line of authorized_keys; null for an agent, whose keys we do not see. */
+  readonly publicKey: string | null;
 }
 
 /** @throws {CloneError} `SSH_AUTHENTICATION_FAILED` if the key that was asked for cannot be used, or there is none at all. */
@@ -30,15 +32,28 @@ export async function readClientKeys(target: SshTarget): Promise<readonly Client
         hint: `Name a private key without passphrase that this user may read (ssh.privateKeyFile), or load it into an agent (ssh.agent).`,
       });
     }
-    keys.push({ name: privateKeyFile, method: { type: 'publickey', username, key } });
+    keys.push({
+      name: privateKeyFile,
+      method: { type: 'publickey', username, key },
+      publicKey: publicLine(key),
+    });
   }
   if (agentSocket !== null) {
-    keys.push({ name: AGENT, method: { type: 'agent', username, agent: agentSocket } });
+    keys.push({
+      name: AGENT,
+      method: { type: 'agent', username, agent: agentSocket },
+      publicKey: null,
+    });
   }
   for (const file of defaultKeyFiles) {
     const key = await readKey(file);
     if (typeof key === 'string') passedOver.push(`${file}: ${key}`);
-    else keys.push({ name: file, method: { type: 'publickey', username, key } });
+    else
+      keys.push({
+        name: file,
+        method: { type: 'publickey', username, key },
+        publicKey: publicLine(key),
+      });
   }
   if (keys.length > 0) return keys;
   throw new CloneError('SSH_AUTHENTICATION_FAILED', 'there is no SSH key to use', {
@@ -46,6 +61,8 @@ export async function readClientKeys(target: SshTarget): Promise<readonly Client
     hint: 'Name a private key (ssh.privateKeyFile), or use an agent (ssh.agent).',
   });
 }
+
+const publicLine = (key: ssh2.ParsedKey) => `${key.type} ${key.getPublicSSH().toString('base64')}`;
 
 /** A text says why there is none. */
 async function readKey(file: string): Promise<ssh2.ParsedKey | string> {

@@ -230,9 +230,21 @@ function explain(
   const isRefused = /authentication methods failed|too many authentication failures/i.test(reason);
   if (isRefused) {
     const [first] = clientKeys.filter(({ name }) => name !== AGENT);
+    const publicKey = first?.publicKey ?? null;
     return new CloneError('SSH_AUTHENTICATION_FAILED', `${host} does not let ${user} in over SSH`, {
       facts: { ...facts, keysTried: clientKeys.map(({ name }) => name).join(', ') },
       hint: `Add the public key${first === undefined ? '' : ` of ${first.name}`} to the authorized_keys of ${user} on ${host}, or name another key (ssh.privateKeyFile).`,
+      remedies:
+        publicKey === null
+          ? []
+          : [
+              {
+                kind: 'append',
+                on: 'source',
+                where: `~${user}/.ssh/authorized_keys`,
+                text: publicKey,
+              },
+            ],
       cause: failure,
     });
   }

@@ -89,6 +89,10 @@ export function judgeHostKey(
       file === undefined
         ? 'Name a known_hosts file that holds the key of the host (ssh.knownHostsFile).'
         : `Add it with \`${scanCommand(target, facts.keyType)}\`, once its fingerprint agrees with what \`ssh-keygen -lf\` says on the host.`,
+    remedies:
+      file === undefined
+        ? []
+        : [{ kind: 'shell', on: 'host', where: null, text: scanCommand(target, facts.keyType) }],
   });
 }
 

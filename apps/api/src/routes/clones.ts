@@ -15,7 +15,7 @@ import type { FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
-import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
+import { admitClone, refuseSpelledOutSource, targetBusy } from '../admit-clone.ts';
 import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
 import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
@@ -326,11 +326,7 @@ export function found(clone: Clone | undefined, id: string): Clone {
 /** What `create` refuses too, for a request that only wants to know. */
 async function refuseBusyTarget({ target }: CloneSpec, store: CloneStore): Promise<void> {
   const holder = await store.holderOf(target);
-  if (holder === undefined) return;
-  throw new CloneError('TARGET_BUSY', 'another clone works on this target', {
-    facts: { holder },
-    hint: `Wait until clone ${holder} has ended, cancel it, or choose another directory.`,
-  });
+  if (holder !== undefined) throw targetBusy(holder);
 }
 
 /** The same for every way to write the same request. */

@@ -5,7 +5,13 @@
  * command that removes it, whether the clone was made or not.
  */
 import { type Instance, type Leftover, LOG_LEVELS } from '@pgcloned/contract';
-import { type CloneObserver, type ClonePlan, runClone, trackProgress } from '@pgcloned/engine';
+import {
+  type CloneObserver,
+  type ClonePlan,
+  runClone,
+  runPreflight,
+  trackProgress,
+} from '@pgcloned/engine';
 import { v7 as uuidv7 } from 'uuid';
 import { homeOf, readLogLevel, readSettings, type Settings } from '../config.ts';
 import type { Environment, GlobalOptions, Invocation, ProgressOptions } from '../invocation.ts';
@@ -14,12 +20,17 @@ import type { ProgressDisplay } from '../progress/display.ts';
 import { openDisplay } from '../progress/open-display.ts';
 import { filesOf, type RunRequest, readRunRequest, sshDefaults } from '../run-spec.ts';
 import { formatLeftovers, formatSummary } from '../summary.ts';
+import { tellReport } from './preflight.ts';
 
 /** How often the display is told; it draws at its own pace. */
 const TICK_MS = 200;
 
 type RunOptions = GlobalOptions &
-  ProgressOptions & { readonly file?: string; readonly keepTemporary?: boolean };
+  ProgressOptions & {
+    readonly file?: string;
+    readonly keepTemporary?: boolean;
+    readonly preflight?: boolean;
+  };
 
 export async function run(invocation: Invocation, options: RunOptions): Promise<void> {
   const { environment, signal } = invocation;
@@ -35,6 +46,10 @@ export async function run(invocation: Invocation, options: RunOptions): Promise<
     environment,
     keepTemporary: options.keepTemporary === true,
   });
+  if (options.preflight === true) {
+    tellReport(await runPreflight(plan, { signal }), options);
+    return;
+  }
   const minimum = LOG_LEVELS.indexOf(readLogLevel(environment, options, 'warn'));
   const outcome: Outcome = {
     leftovers: [],

@@ -44,7 +44,7 @@ interface DirectoryTransfer extends Omit<TransferRequest, 'endpoint'> {
 
 export async function openTransport(
   { plan, name, signal }: CloneRun,
-  { host, temporaryWalDirectory }: Ready,
+  { host, temporaryWalDirectory }: Pick<Ready, 'host' | 'temporaryWalDirectory'>,
   directories: readonly SourceDirectory[],
 ): Promise<Transport> {
   if (plan.spec.transfer.transport === 'ssh')

@@ -5,7 +5,7 @@
  * the target are locked, and the control connection and the backup session are open. The target comes first: a clone
  * that may not be written needs no source. What is checked stands in `preflight/checks.ts`.
  */
-import { toCloneError } from '@pgcloned/contract';
+import { NOTICES, toCloneError } from '@pgcloned/contract';
 import type { CloneRun } from '../clone-run.ts';
 import { type Looked, runChecks, type Seen } from '../preflight/check.ts';
 import { CHECKS } from '../preflight/checks.ts';
@@ -16,6 +16,7 @@ export async function preflight(run: CloneRun): Promise<Ready> {
   const seen = await runChecks(CHECKS, run, (stage) => {
     endAtError(run, stage);
   });
+  run.signal.throwIfAborted();
   const { claim, ...ready } = seen as Seen;
   const promotion = ready.facts.inRecovery ? watchPromotion(run, ready.session) : null;
   return { ...claim, ...ready, promotion };
@@ -29,5 +30,6 @@ function endAtError({ warn, observer }: CloneRun, stage: readonly Looked[]): voi
     observer.log('error', message, { code, hint });
   }
   if (errors.length > 0) throw errors[0];
-  for (const { message } of stage.flatMap(({ notices }) => notices)) warn(message);
+  for (const { code, message } of stage.flatMap(({ notices }) => notices))
+    if (NOTICES[code] === 'warning') warn(message);
 }

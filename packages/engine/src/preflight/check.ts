@@ -9,10 +9,21 @@ import type { Notice } from '@pgcloned/contract';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import type { Claim } from '../target/claim.ts';
+import type { Room } from '../target/space.ts';
 
 /** What checks find or open, for later ones and for the clone. */
 export interface Seen extends Omit<Ready, keyof Claim | 'promotion'> {
   readonly claim: Claim;
+  readonly rooms: readonly Room[];
+  /** Of rsync on this host. */
+  readonly rsyncVersion: string;
+  /** How quickly files come from the source. */
+  readonly link: LinkSpeed;
+}
+
+export interface LinkSpeed {
+  readonly bytesPerSecond: number;
+  readonly probedBytes: number;
 }
 
 export interface Findings {
@@ -80,7 +91,7 @@ async function lookOnce(
 ): Promise<{ readonly looked: Looked; readonly found: Partial<Seen> }> {
   const errors: unknown[] = [];
   const notices: Notice[] = [];
-  const leftOut = needs.some((need) => seen[need] === undefined);
+  const leftOut = run.signal.aborted || needs.some((need) => seen[need] === undefined);
   let found: Partial<Seen> = {};
   if (!leftOut) {
     try {

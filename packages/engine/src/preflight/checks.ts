@@ -3,9 +3,11 @@
  *
  * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
  */
-import { CloneError, formatServer, serversOf } from '@pgcloned/contract';
+import { basename, join } from 'node:path';
+import { CloneError, formatServer, type Remedy, serversOf } from '@pgcloned/contract';
 import {
   type ConnectionSettings,
+  checkCollations,
   checkSource,
   findBinDirectory,
   openSession,
@@ -15,6 +17,7 @@ import {
   type Session,
   type SourceFacts,
 } from '@pgcloned/postgres';
+import { runProcess } from '@pgcloned/process';
 import { type HostProbe, localCompressions, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster, copiedServer } from '../copy/journal.ts';
@@ -26,31 +29,61 @@ import { isOwnAddress } from '../own-address.ts';
 import { pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
 import { removeBootDirectory } from '../replica/boot.ts';
+import { clusterNameOf } from '../replica/configure.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
-import { refuseUnfitSettings } from '../replica/required-settings.ts';
+import { checkSettings } from '../replica/required-settings.ts';
 import { dropNotedSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
-import { claimTablespaces, claimTarget, refuseUnknownLocations } from '../target/claim.ts';
+import {
+  claimTablespaces,
+  claimTarget,
+  type TargetField,
+  unknownLocations,
+} from '../target/claim.ts';
 import { readMarker } from '../target/marker.ts';
 import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
-import { refuseIfTooLarge, type SpaceNeed } from '../target/space.ts';
+import { roomFor, type SpaceNeed, shortagesIn } from '../target/space.ts';
+import { offerPlace } from './another-place.ts';
 import { type Check, check, type Seen } from './check.ts';
+import { measureLink } from './measure-link.ts';
 
-const target = check('target', [], async (run) => {
-  const claim = await claimTarget(run);
-  await removeDeadTunnels(claim.data.final);
-  await removeBootDirectory(claim.data.final);
+const target = check('target', [], async (run, _seen, { error }) => {
+  const { host, spec } = run.plan;
+  const refused: Promise<unknown>[] = [];
+  const offer = (thrown: unknown, field: TargetField) => {
+    const asked = spec.target[field] ?? '';
+    const asRequest = (other: string) => ({ target: { [field]: other } });
+    refused.push(
+      offerPlace(thrown, { asked, preferred: asked, dataRoots: host.dataRoots, asRequest }),
+    );
+  };
+  const claim = await claimTarget(run, offer).catch((thrown: unknown) => {
+    offer(thrown, 'dataDirectory');
+    return null;
+  });
+  for (const one of await Promise.all(refused)) error(one);
+  if (claim === null) return;
+  // What a clone that runs has made would be there as well, and only its lock tells.
+  if (!run.looksOnly) {
+    await removeDeadTunnels(claim.data.final);
+    await removeBootDirectory(claim.data.final);
+  }
   return { claim };
 });
 
-const connection = check('connection', ['claim'], async (run, { claim }, { notice }) => {
-  const { plan, observer } = run;
+const connection = check('connection', [], async ({ plan }) => {
   const [only] = serversOf(plan.source);
-  if (plan.source.hosts === null && only !== undefined)
-    return { address: await addressOf(plan, only) };
+  return plan.source.hosts === null && only !== undefined
+    ? { address: await addressOf(plan, only) }
+    : {};
+});
+
+const choice = check('choice', ['claim'], async (run, { claim }, { notice }) => {
+  const { plan, observer } = run;
+  if (plan.source.hosts === null) return;
   const { server, role, isFallback, passedOver } = await pickServer(run, {
-    dataDirectory: claim.data.final,
+    dataDirectory: ownedPath(run, claim.data.final),
     former: await copiedServer(claim.data.build),
   });
   const name = formatServer(server);
@@ -94,7 +127,7 @@ const tunnel = check('tunnel', ['claim', 'address', 'host'], async (run, seen, {
     settings: await openDatabaseTunnel(run, {
       host: seen.host,
       address: seen.address,
-      dataDirectory: seen.claim.data.final,
+      dataDirectory: ownedPath(run, seen.claim.data.final),
     }),
   };
 });
@@ -114,13 +147,19 @@ const cluster = check('cluster', ['claim', 'settings', 'facts'], async (run, see
   for (const one of await refuseOtherSystem(final, seen.facts, run.signal)) notice(one);
 });
 
-const source = check('source', ['facts'], async ({ plan: { spec } }, seen, findings) => {
+const source = check('source', ['facts'], async ({ plan }, seen, findings) => {
+  const { spec } = plan;
   const { errors, warnings } = checkSource(seen.facts, {
+    standbyName: clusterNameOf({ plan }),
     slot: spec.wal.retention === 'pin',
     replicaSlot: spec.replica.slot !== null,
   });
   for (const error of errors) findings.error(error);
   for (const warning of warnings) findings.notice(warning);
+});
+
+const collations = check('collations', ['facts'], async ({ signal }, { facts }, { notice }) => {
+  for (const one of checkCollations(facts, await libcVersion(signal))) notice(one);
 });
 
 const slot = check('slot', ['claim', 'session'], async (run, seen) => {
@@ -129,6 +168,7 @@ const slot = check('slot', ['claim', 'session'], async (run, seen) => {
   // One that an earlier attempt has made is in nobody's use.
   const noted = await notedSlot(seen.claim.data.build);
   if (noted?.slotName === slotName) {
+    if (run.looksOnly) return;
     for (const leftover of await dropNotedSlot(run, noted, seen.claim.data.final))
       run.observer.leftover(leftover);
   }
@@ -154,14 +194,19 @@ const replication = check('replication', ['settings'], async ({ name, signal }, 
 
 const ownWay = check('own-way', ['settings'], checkOwnWay);
 
-const files = check('files', ['host', 'probe', 'facts'], async (run, seen) => {
-  refuseUnfitHost(seen);
-  refuseOtherCluster(run, seen.probe, seen.facts);
+const files = check('files', ['host', 'probe', 'facts'], async (run, seen, { error }) => {
+  const { probe, facts } = seen;
+  // Without the right to know it, which has been told, there is nothing to compare.
+  const isKnown = facts.dataDirectory !== '';
+  if (isKnown) refuseUnreadable(seen);
+  for (const one of missingPrograms(seen)) error(one);
+  if (isKnown) refuseOtherCluster(run, probe, facts);
 });
 
 const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
-  const warning = rsyncVersionWarning(probe.rsyncVersion ?? '');
-  if (warning !== null) notice({ code: 'RSYNC_VULNERABLE', message: warning });
+  const message = rsyncVersionWarning(probe.rsyncVersion ?? '');
+  if (message === null) return;
+  notice({ code: 'RSYNC_VULNERABLE', message, remedies: install(probe, 'rsync') });
 });
 
 const transport = check('transport', ['host', 'facts', 'probe'], async (run, seen) => {
@@ -183,10 +228,24 @@ const compression = check('compression', ['host', 'probe'], async ({ plan, signa
 const tablespaces = check(
   'tablespaces',
   ['claim', 'host', 'facts'],
-  async (run, { claim, host, facts }) => {
-    refuseUnknownLocations(run, facts.tablespaces);
+  async (run, { claim, host, facts }, { error }) => {
+    for (const unknown of unknownLocations(run, facts.tablespaces)) error(unknown);
     const sameHost = isOwnAddress(host.ssh().remoteAddress);
-    return { sameHost, tablespaces: await claimTablespaces(run, claim, { ...facts, sameHost }) };
+    const { dataRoots } = run.plan.host;
+    const refused: Promise<unknown>[] = [];
+    const claimed = await claimTablespaces(run, claim, { ...facts, sameHost }, (thrown, source) => {
+      const name = facts.tablespaces.find(({ location }) => location === source)?.name ?? 'other';
+      refused.push(
+        offerPlace(thrown, {
+          asked: source,
+          preferred: join(`${claim.data.final}-tablespaces`, name),
+          dataRoots,
+          asRequest: (other) => ({ target: { tablespaces: { [source]: other } } }),
+        }),
+      );
+    });
+    for (const one of await Promise.all(refused)) error(one);
+    return { sameHost, tablespaces: claimed };
   },
 );
 
@@ -213,16 +272,20 @@ const configuration = check('configuration', ['claim', 'facts'], async ({ plan }
   return { hostConfiguration };
 });
 
-const settings = check(
-  'settings',
-  ['facts', 'binDirectory', 'hostConfiguration'],
-  refuseUnfitSettings,
-);
+const settings = check('settings', ['facts', 'binDirectory', 'hostConfiguration'], checkSettings);
 
-const space = check('space', ['claim', 'facts', 'tablespaces'], async ({ plan }, seen) => {
-  // A later attempt waits for room where there is none.
-  if (plan.attempt === 1) await refuseIfTooLarge(await needsOf(seen), seen.facts.walSegmentBytes);
-});
+const space = check(
+  'space',
+  ['claim', 'facts', 'tablespaces'],
+  async ({ plan }, seen, { error }) => {
+    // Without the right to know how large it is, which has been told.
+    if (seen.facts.databaseBytes === null) return;
+    const rooms = await roomFor(await needsOf(seen), seen.facts.walSegmentBytes);
+    // A later attempt waits for room where there is none.
+    if (plan.attempt === 1) for (const shortage of shortagesIn(rooms)) error(shortage);
+    return { rooms };
+  },
+);
 
 const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { notice }) => {
   if (!sameHost || plan.spec.replica.role === 'detached') return;
@@ -234,14 +297,47 @@ const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { 
   });
 });
 
+const rsyncHere = check('rsync-here', [], async ({ signal }, _seen, { notice, error }) => {
+  const version = await localRsyncVersion(signal);
+  if (version === null) {
+    error(
+      new CloneError('TOOL_MISSING', 'rsync is not installed on this host', {
+        facts: { program: 'rsync' },
+        hint: 'Install it here.',
+      }),
+    );
+    return;
+  }
+  const message = rsyncVersionWarning(version);
+  if (message !== null) notice({ code: 'RSYNC_VULNERABLE', message: `Here: ${message}` });
+  return { rsyncVersion: version };
+});
+
+const link = check('link', ['host', 'session', 'facts', 'probe'], async (run, seen, { notice }) => {
+  const { dataDirectoryReadable, rsyncVersion, hasGnuFind } = seen.probe;
+  // Else nothing could come, which has been told.
+  const canCome = dataDirectoryReadable && rsyncVersion !== null && hasGnuFind;
+  if (!canCome || seen.facts.dataDirectory === '') return {};
+  const speed = await measureLink(run, seen);
+  if (speed !== null) return { link: speed };
+  notice({
+    code: 'NOT_CHECKED',
+    message: 'How quickly files come is not known: there is none to fetch.',
+  });
+  return {};
+});
+
+/** What a clone would find out by itself, and only who asks before it wants to know. */
+export const FURTHER_CHECKS: readonly (readonly Check[])[] = [[rsyncHere, link]];
+
 export const CHECKS: readonly (readonly Check[])[] = [
   [target],
-  [connection],
+  [connection, choice],
   [ssh, direct],
   [tunnel],
   [sql],
   [facts],
-  [cluster, source],
+  [cluster, source, collations],
   [slot],
   [sourceHost, programs, replication, ownWay],
   [files, rsync, compression],
@@ -300,6 +396,26 @@ async function needsOf({
   ];
 }
 
+/** Of this host, as PostgreSQL would see it; null if its C library is another one than glibc. */
+async function libcVersion(signal: AbortSignal): Promise<string | null> {
+  const { stdout } = await runProcess(
+    { file: 'getconf', args: ['GNU_LIBC_VERSION'], env: { LC_ALL: 'C' } },
+    { signal, accept: 'any' },
+  );
+  return /^glibc (\S+)/.exec(stdout.toString())?.[1] ?? null;
+}
+
+async function localRsyncVersion(signal: AbortSignal): Promise<string | null> {
+  const version = { file: 'rsync', args: ['--version'], env: { LC_ALL: 'C' } };
+  const { stdout } = await runProcess(version, { signal, accept: 'any' }).catch(
+    (error: unknown) => {
+      if (error instanceof CloneError && error.code === 'TOOL_MISSING') return { stdout: '' };
+      throw error;
+    },
+  );
+  return /^rsync\s+version v?([\d.]+)/.exec(stdout.toString())?.[1] ?? null;
+}
+
 async function openBackupSession(
   { name, signal, cleanup, watch }: CloneRun,
   settings: ConnectionSettings,
@@ -317,29 +433,51 @@ async function openBackupSession(
   return session;
 }
 
-function refuseUnfitHost({
-  host: sourceHost,
+/** Beside the lock of what tunnels lie. Without the lock another clone of the target would remove them: then by another name. */
+function ownedPath({ looksOnly, plan }: CloneRun, dataDirectory: string): string {
+  return looksOnly ? `${dataDirectory}.${plan.id}` : dataDirectory;
+}
+
+/** Brings a program that is there up to date, too. */
+function install({ installer }: HostProbe, packageName: string): readonly Remedy[] {
+  if (installer === null) return [];
+  const text = `${basename(installer)} install -y ${packageName}`;
+  return [{ kind: 'shell', on: 'source', where: 'root', text }];
+}
+
+/** The programs that are needed on the source host. */
+function missingPrograms({
+  host: { host },
+  probe,
+}: Pick<Seen, 'host' | 'probe'>): readonly CloneError[] {
+  const missing = [
+    ...(probe.rsyncVersion === null ? [{ program: 'rsync', packageName: 'rsync' }] : []),
+    ...(probe.hasGnuFind ? [] : [{ program: 'GNU find', packageName: 'findutils' }]),
+  ];
+  return missing.map(
+    ({ program, packageName }) =>
+      new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
+        facts: { program, host },
+        hint: `Install it there: apt-get install ${packageName}.`,
+        remedies: install(probe, packageName),
+      }),
+  );
+}
+
+function refuseUnreadable({
+  host: { host },
   probe,
   facts,
 }: Pick<Seen, 'host' | 'probe' | 'facts'>): void {
-  const { host } = sourceHost;
-  if (!probe.dataDirectoryReadable) {
-    throw new CloneError(
-      'SOURCE_RIGHTS_MISSING',
-      `${probe.user} cannot read ${facts.dataDirectory} on ${host}`,
-      {
-        facts: { user: probe.user, dataDirectory: facts.dataDirectory },
-        hint: 'Connect as the operating system user that owns the cluster (ssh.user), usually postgres, and to the right host.',
-      },
-    );
-  }
-  if (probe.rsyncVersion === null || !probe.hasGnuFind) {
-    const program = probe.rsyncVersion === null ? 'rsync' : 'GNU find';
-    throw new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
-      facts: { program, host },
-      hint: `Install it there: apt-get install ${program === 'rsync' ? 'rsync' : 'findutils'}.`,
-    });
-  }
+  if (probe.dataDirectoryReadable) return;
+  throw new CloneError(
+    'SOURCE_RIGHTS_MISSING',
+    `${probe.user} cannot read ${facts.dataDirectory} on ${host}`,
+    {
+      facts: { user: probe.user, dataDirectory: facts.dataDirectory },
+      hint: 'Connect as the operating system user that owns the cluster (ssh.user), usually postgres, and to the right host.',
+    },
+  );
 }
 
 /** Time between the start of the process and the moment that pg_postmaster_start_time() reports (R11.2). */

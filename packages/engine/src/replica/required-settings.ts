@@ -1,21 +1,29 @@
 /**
  * Would the replica start? Decided before anything is copied, from the configuration that it will have (R9.1).
  */
-import { access, constants } from 'node:fs/promises';
-import { createServer } from 'node:net';
-import { dirname, isAbsolute, join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
+import { dirname } from 'node:path';
+import { CloneError, changeRequest } from '@pgcloned/contract';
 import { effectiveSettings, STANDBY_MINIMUM_SETTINGS } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
+import type { Findings } from '../preflight/check.ts';
 import type { Ready } from '../ready.ts';
+import { missingLibraries } from './libraries.ts';
 
-/** @throws {CloneError} `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library), `TARGET_INVALID` (the port). */
-export async function refuseUnfitSettings(
+/** Finds `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library) and `TARGET_INVALID` (the port). */
+export async function checkSettings(
   run: CloneRun,
   ready: Pick<Ready, 'facts' | 'binDirectory' | 'hostConfiguration'>,
+  { error }: Findings,
 ): Promise<void> {
   const { spec } = run.plan;
-  const names = [...STANDBY_MINIMUM_SETTINGS, 'shared_preload_libraries', 'port'] as const;
+  const names = [
+    ...STANDBY_MINIMUM_SETTINGS,
+    'shared_preload_libraries',
+    'dynamic_library_path',
+    'port',
+  ] as const;
   const source = ready.facts.settings;
   const configured: Readonly<Record<string, string>> =
     ready.hostConfiguration === null
@@ -34,45 +42,48 @@ export async function refuseUnfitSettings(
     const value = Number(effective(name));
     const needed = Number(source[name]);
     if (Number.isInteger(value) && value >= needed) continue;
-    throw new CloneError('REPLICA_SETTINGS_TOO_LOW', `${name} of the replica is too low`, {
-      facts: { setting: name, value: effective(name), needed },
-      hint: `Set ${name} to at least ${String(needed)} ${ready.hostConfiguration === null ? 'in replica.settings, or leave it out' : `in ${ready.hostConfiguration}`}.`,
-    });
+    const isAsked = spec.replica.settings[name] !== undefined;
+    error(
+      new CloneError('REPLICA_SETTINGS_TOO_LOW', `${name} of the replica is too low`, {
+        facts: { setting: name, value: effective(name), needed },
+        hint: `Set ${name} to at least ${String(needed)} ${ready.hostConfiguration === null ? 'in replica.settings, or leave it out' : `in ${ready.hostConfiguration}`}.`,
+        remedies: [
+          isAsked || ready.hostConfiguration === null
+            ? changeRequest({ replica: { settings: { [name]: needed } } })
+            : {
+                kind: 'append',
+                on: 'host',
+                where: ready.hostConfiguration,
+                text: `${name} = ${String(needed)}`,
+              },
+        ],
+      }),
+    );
   }
-  await refuseMissingLibraries(effective('shared_preload_libraries'), ready.binDirectory);
-  if (spec.replica.start) await refuseTakenPort(spec.replica.port ?? Number(effective('port')));
-}
-
-async function refuseMissingLibraries(setting: string, binDirectory: string): Promise<void> {
-  const libraryDirectory = join(dirname(binDirectory), 'lib');
-  for (const quoted of setting.split(',')) {
-    const library = quoted.trim().replace(/^"(.*)"$/, '$1');
-    if (library === '') continue;
-    const name = library.replace(/^\$libdir\//, '').replace(/(?:\.so)?$/, '.so');
-    const path = isAbsolute(name) ? name : join(libraryDirectory, name);
-    try {
-      await access(path, constants.R_OK);
-    } catch (cause) {
-      throw new CloneError('TOOL_MISSING', `the library ${library} is not installed on this host`, {
-        facts: { setting: 'shared_preload_libraries', library, path },
-        hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
-        cause,
-      });
-    }
-  }
+  const libraries = await missingLibraries(effective('shared_preload_libraries'), {
+    binDirectory: ready.binDirectory,
+    searchPath: effective('dynamic_library_path'),
+    signal: run.signal,
+  });
+  for (const one of libraries) error(one);
+  if (!spec.replica.start) return;
+  await refuseTakenPort(spec.replica.port ?? Number(effective('port')));
 }
 
 async function refuseTakenPort(port: number): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const server = createServer();
   server.once('error', (cause) => {
-    reject(
-      new CloneError('TARGET_INVALID', `port ${String(port)} is taken on this host`, {
-        facts: { port },
-        hint: 'Choose another replica.port, or stop what listens there.',
-        cause,
-      }),
-    );
+    void freePort().then((free) => {
+      reject(
+        new CloneError('TARGET_INVALID', `port ${String(port)} is taken on this host`, {
+          facts: { port },
+          hint: 'Choose another replica.port, or stop what listens there.',
+          remedies: [changeRequest({ replica: { port: free } })],
+          cause,
+        }),
+      );
+    }, reject);
   });
   server.listen({ port, host: '127.0.0.1' }, () => {
     server.close(() => {
@@ -80,4 +91,14 @@ async function refuseTakenPort(port: number): Promise<void> {
     });
   });
   await promise;
+}
+
+/** One that nobody listens on just now. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen({ port: 0, host: '127.0.0.1' });
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
 }

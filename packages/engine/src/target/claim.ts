@@ -27,6 +27,9 @@ import {
 } from './old-cluster.ts';
 import { recoverSwap } from './swap.ts';
 
+/** The directories that the caller names, as the request calls them. */
+export type TargetField = 'dataDirectory' | 'walDirectory' | 'temporaryWalDirectory';
+
 export interface Claim {
   readonly data: Place;
   /** Null: pg_wal lies in the data directory. */
@@ -34,19 +37,41 @@ export interface Claim {
   readonly temporaryWalDirectory: string;
 }
 
-/** Data directory, WAL directory and temporary WAL directory: what is known without asking the source. */
-export async function claimTarget(run: CloneRun): Promise<Claim> {
+/**
+ * Data directory, WAL directory and temporary WAL directory: what is known without asking the source.
+ *
+ * @param refused Told of each directory that may not be written, with its field of the request.
+ * @returns Null if one was refused.
+ * @throws {CloneError} What stands against all of them together.
+ */
+export async function claimTarget(
+  run: CloneRun,
+  refused: (error: unknown, field: TargetField) => void,
+): Promise<Claim | null> {
   const { target } = run.plan.spec;
-  const dataDirectory = await guardPath(target.dataDirectory, run.plan.host);
-  const walDirectory =
-    target.walDirectory === null ? null : await guardPath(target.walDirectory, run.plan.host);
-  if (target.temporaryWalDirectory !== null)
-    await guardPath(target.temporaryWalDirectory, run.plan.host);
+  const guarded = async (field: TargetField): Promise<string | null> => {
+    const path = target[field];
+    try {
+      return path === null ? null : await guardPath(path, run.plan.host);
+    } catch (error) {
+      refused(error, field);
+      return null;
+    }
+  };
+  const dataDirectory = await guarded('dataDirectory');
+  const walDirectory = await guarded('walDirectory');
+  const temporaryWalDirectory = await guarded('temporaryWalDirectory');
+  if (
+    dataDirectory === null ||
+    (walDirectory === null) !== (target.walDirectory === null) ||
+    (temporaryWalDirectory === null) !== (target.temporaryWalDirectory === null)
+  )
+    return null;
   const directories = [dataDirectory, ...(walDirectory === null ? [] : [walDirectory])];
   refuseNesting(directories);
 
   await run.locks.take(directories, run.signal);
-  if ((await recoverSwap(dataDirectory)) === 'reverted')
+  if (!run.looksOnly && (await recoverSwap(dataDirectory)) === 'reverted')
     run.observer.log('info', 'put back what an interrupted clone had moved aside');
   await refuseRunningServer(dataDirectory);
 
@@ -68,43 +93,70 @@ export async function claimTarget(run: CloneRun): Promise<Claim> {
   };
 }
 
-/** A place for each tablespace of the source, by the caller's mapping or at the same path (R1.8). */
+/**
+ * A place for each tablespace of the source, by the caller's mapping or at the same path (R1.8).
+ *
+ * @param refused Told of each that cannot have one; it may throw, and does so by default.
+ */
 export async function claimTablespaces(
   run: CloneRun,
   claim: Claim,
-  facts: Pick<SourceFacts, 'dataDirectory' | 'tablespaceDirectoryName'> & {
-    readonly tablespaces: readonly Pick<Tablespace, 'oid' | 'location'>[];
-    readonly sameHost: boolean;
+  facts: TablespaceFacts,
+  refused: (error: unknown, source: string) => void = (error) => {
+    throw error;
   },
 ): Promise<readonly TablespacePlace[]> {
-  const mapping = run.plan.spec.target.tablespaces;
   const places: TablespacePlace[] = [];
-  for (const { oid, location: source } of facts.tablespaces) {
-    const mapped = mapping[source];
-    if (mapped === undefined && isWithin(source, facts.dataDirectory)) {
-      const place = placeInside(claim.data, { oid, source }, facts);
-      await refuseLink(place);
-      places.push(place);
-      continue;
+  for (const tablespace of facts.tablespaces) {
+    try {
+      places.push(await claimTablespace(run, claim, { ...tablespace, facts, places }));
+    } catch (error) {
+      refused(error, tablespace.location);
     }
-    const location = await guardPath(mapped ?? source, run.plan.host);
-    if (facts.sameHost) await refuseShared(location, source);
-    refuseNesting([
-      claim.data.final,
-      ...(claim.wal === null ? [] : [claim.wal.final]),
-      ...places
-        .filter(({ final }) => !isWithin(final, claim.data.final))
-        .map((one) => one.location),
-      location,
-    ]);
-    const final = join(location, facts.tablespaceDirectoryName);
-    await run.locks.take([final], run.signal);
-    const isOfOld = await hasTablespace(claim.data.final, location);
-    const place = await claimPart(run, 'tablespace', final, claim.data, isOfOld);
-    await refuseLink(place);
-    places.push({ ...place, oid, source, location });
   }
   return places;
+}
+
+type TablespaceFacts = Pick<SourceFacts, 'dataDirectory' | 'tablespaceDirectoryName'> & {
+  readonly tablespaces: readonly Pick<Tablespace, 'oid' | 'location'>[];
+  readonly sameHost: boolean;
+};
+
+async function claimTablespace(
+  run: CloneRun,
+  claim: Claim,
+  {
+    oid,
+    location: source,
+    facts,
+    places,
+  }: {
+    readonly oid: string;
+    readonly location: string;
+    readonly facts: TablespaceFacts;
+    readonly places: readonly TablespacePlace[];
+  },
+): Promise<TablespacePlace> {
+  const mapped = run.plan.spec.target.tablespaces[source];
+  if (mapped === undefined && isWithin(source, facts.dataDirectory)) {
+    const place = placeInside(claim.data, { oid, source }, facts);
+    await refuseLink(place);
+    return place;
+  }
+  const location = await guardPath(mapped ?? source, run.plan.host);
+  if (facts.sameHost) await refuseShared(location, source);
+  refuseNesting([
+    claim.data.final,
+    ...(claim.wal === null ? [] : [claim.wal.final]),
+    ...places.filter(({ final }) => !isWithin(final, claim.data.final)).map((one) => one.location),
+    location,
+  ]);
+  const final = join(location, facts.tablespaceDirectoryName);
+  await run.locks.take([final], run.signal);
+  const isOfOld = await hasTablespace(claim.data.final, location);
+  const place = await claimPart(run, 'tablespace', final, claim.data, isOfOld);
+  await refuseLink(place);
+  return { ...place, oid, source, location };
 }
 
 /** R1.13: a tablespace inside PGDATA stays inside. */
@@ -225,16 +277,18 @@ async function refuseShared(location: string, source: string): Promise<void> {
 }
 
 /** A mapping that fits no tablespace is a typing error, and the tablespace meant would go to its old path. */
-export function refuseUnknownLocations(
+export function unknownLocations(
   { plan }: CloneRun,
   tablespaces: SourceFacts['tablespaces'],
-): void {
-  const mapping = plan.spec.target.tablespaces;
+): readonly CloneError[] {
   const known = tablespaces.map(({ location }) => location);
-  const unknown = Object.keys(mapping).find((location) => !known.includes(location));
-  if (unknown === undefined) return;
-  throw new CloneError('TARGET_INVALID', `the source has no tablespace at ${unknown}`, {
-    facts: { location: unknown, locationsOfSource: known.join(', ') },
-    hint: 'Name locations as pg_tablespace_location() gives them.',
-  });
+  return Object.keys(plan.spec.target.tablespaces)
+    .filter((location) => !known.includes(location))
+    .map(
+      (location) =>
+        new CloneError('TARGET_INVALID', `the source has no tablespace at ${location}`, {
+          facts: { location, locationsOfSource: known.join(', ') },
+          hint: 'Name locations as pg_tablespace_location() gives them.',
+        }),
+    );
 }

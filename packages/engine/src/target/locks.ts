@@ -67,6 +67,19 @@ export function makeLockSet(cloneId: string): LockSet {
   };
 }
 
+/** Refuses what {@link makeLockSet} would refuse, and takes nothing. */
+export function makeLockLookout(cloneId: string): LockSet {
+  return {
+    take: async (paths, signal) => {
+      const lockDirectory = await findLockDirectory();
+      await using _ = await takeCommonLock(lockDirectory, signal);
+      await refuseOverlap(lockDirectory, paths, cloneId, signal);
+    },
+    fds: () => [],
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+}
+
 async function lockDirectories(
   paths: readonly string[],
   { cloneId, signal }: { readonly cloneId: string; readonly signal: AbortSignal },

@@ -40,7 +40,7 @@ export async function filesystemOf(path: string, walSegmentBytes: number): Promi
   const { bavail, blocks, bsize } = await statfs(existing);
   const reserveBytes = Math.max(
     RESERVE_SEGMENTS_MIN * walSegmentBytes,
-    Math.min(RESERVE_BYTES_MAX, RESERVE_SHARE * blocks * bsize),
+    Math.min(RESERVE_BYTES_MAX, Math.round(RESERVE_SHARE * blocks * bsize)),
   );
   return { path: mountPoint, device, freeBytes: bavail * bsize, reserveBytes };
 }
@@ -51,29 +51,60 @@ export async function freeBytesOn({ path }: Filesystem): Promise<number> {
   return bavail * bsize;
 }
 
-/** @throws {CloneError} `TARGET_NO_SPACE`, naming the filesystem, what is free and what is needed. */
-export async function refuseIfTooLarge(
+/** A filesystem that a clone would write, and what it would need there. */
+export interface Room extends Omit<Filesystem, 'device'> {
+  /** The reserve included. */
+  readonly neededBytes: number;
+}
+
+export async function roomFor(
   needs: readonly SpaceNeed[],
   walSegmentBytes: number,
-): Promise<void> {
+): Promise<readonly Room[]> {
   const filesystems = new Map<number, Filesystem & { readonly bytes: number }>();
   for (const { path, bytes } of needs) {
     const filesystem = await filesystemOf(path, walSegmentBytes);
     const sum = bytes + (filesystems.get(filesystem.device)?.bytes ?? 0);
     filesystems.set(filesystem.device, { ...filesystem, bytes: sum });
   }
-  for (const { path, freeBytes, reserveBytes, bytes } of filesystems.values()) {
-    const neededBytes = Math.max(0, bytes) + reserveBytes;
-    if (freeBytes >= neededBytes) continue;
-    throw new CloneError(
-      'TARGET_NO_SPACE',
-      `the filesystem ${path} has ${formatBytes(freeBytes)} free, and ${formatBytes(neededBytes)} are needed, of which ${formatBytes(reserveBytes)} stay free`,
-      {
-        facts: { path, freeBytes, neededBytes, reserveBytes },
-        hint: 'Make room there, or choose a target on a larger filesystem.',
-      },
+  return [...filesystems.values()].map(({ path, freeBytes, reserveBytes, bytes }) => ({
+    path,
+    freeBytes,
+    reserveBytes,
+    neededBytes: Math.max(0, bytes) + reserveBytes,
+  }));
+}
+
+/** `TARGET_NO_SPACE` for each that is too small, naming the filesystem, what is free and what is needed. */
+export function shortagesIn(rooms: readonly Room[]): readonly CloneError[] {
+  return rooms
+    .filter(({ freeBytes, neededBytes }) => freeBytes < neededBytes)
+    .map(
+      ({ path, freeBytes, neededBytes, reserveBytes }) =>
+        new CloneError(
+          'TARGET_NO_SPACE',
+          `the filesystem ${path} has ${formatBytes(freeBytes)} free, and ${formatBytes(neededBytes)} are needed, of which ${formatBytes(reserveBytes)} stay free`,
+          {
+            facts: {
+              path,
+              freeBytes,
+              neededBytes,
+              reserveBytes,
+              missingBytes: neededBytes - freeBytes,
+            },
+            hint: 'Make room there, or choose a target on a larger filesystem.',
+          },
+        ),
     );
-  }
+}
+
+/** @throws {CloneError} The first of {@link shortagesIn}. */
+export async function refuseIfTooLarge(
+  needs: readonly SpaceNeed[],
+  walSegmentBytes: number,
+): Promise<void> {
+  const [shortage] = shortagesIn(await roomFor(needs, walSegmentBytes));
+  if (shortage !== undefined) throw shortage;
 }
 
 /** A full filesystem that a write of ours has met, as what it is; any other error as it came. */

@@ -1,0 +1,95 @@
+/** A preflight through the API, as a provisioning system and the command line ask for it; what it finds is tested in the engine. */
+import { existsSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Product, startProduct } from './product.ts';
+
+let product: Product;
+
+beforeAll(async () => {
+  product = await startProduct();
+});
+
+afterAll(async () => {
+  await product[Symbol.asyncDispose]();
+});
+
+test('a clone that can be made is ready, with what it would take, and nothing is left on either side', async () => {
+  const { source, pgcloned, specOf, at } = product;
+
+  const { status, body } = await pgcloned.request('POST', '/v1/preflights', specOf('fit'));
+
+  expect(status, JSON.stringify(body)).toBe(200);
+  expect(body).toMatchObject({
+    ready: true,
+    findings: [{ severity: 'warning', code: 'TABLESPACES_SHARED', remedies: [] }],
+    notChecked: [],
+    facts: {
+      source: {
+        version: expect.stringMatching(/^\d+\.\d+$/),
+        bytes: expect.any(Number),
+        tablespaces: [],
+      },
+      host: { filesystems: [{ neededBytes: expect.any(Number) }] },
+      estimate: { seconds: expect.any(Number), bytesPerSecond: expect.any(Number) },
+    },
+  });
+  expect(existsSync(at('fit'))).toBe(false);
+  expect(await readdir(at())).toEqual([]);
+  expect(
+    await source.primary.query(
+      `SELECT (SELECT count(*) FROM pg_replication_slots) AS slots,
+              (SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgcloned%') AS sessions`,
+    ),
+  ).toEqual([{ slots: '0', sessions: '0' }]);
+});
+
+test('several preflights of one target at a time, and one beside its clone, are in nobody’s way', async () => {
+  const { pgcloned, specOf, create, reached, ended } = product;
+  const ask = async () => await pgcloned.request('POST', '/v1/preflights', specOf('shared'));
+
+  const alone = await Promise.all([ask(), ask(), ask()]);
+  const clone = await create('shared', { transfer: { maxRate: 4_000_000, workers: 2 } });
+  await reached(clone.id, 'copy-files');
+  const beside = await ask();
+
+  expect(alone.map(({ body }) => body.ready)).toEqual([true, true, true]);
+  expect(beside.body.ready).toBe(false);
+  expect(beside.body.findings[0]).toMatchObject({
+    severity: 'error',
+    code: 'TARGET_BUSY',
+    facts: { holder: clone.id },
+  });
+  expect((await ended(clone.id)).state).toBe('succeeded');
+});
+
+test('the command line tells everything at once, each with its command, and ends with a status of its own', async () => {
+  const { source, cli, specOf } = product;
+  await source.primary.query('REVOKE pg_monitor FROM cloner');
+  await source.primary.query('ALTER ROLE cloner NOREPLICATION');
+
+  const before = await cli(['preflight', '-f', '-'], JSON.stringify(specOf('told')));
+  await source.primary.query('GRANT pg_monitor TO cloner');
+  await source.primary.query('ALTER ROLE cloner REPLICATION');
+  const after = await cli(['--json', 'preflight', '-f', '-'], JSON.stringify(specOf('told')));
+
+  expect(before.status).toBe(7);
+  const lines = before.stdout.toString().split('\n');
+  expect(lines[0]).toBe('not ready');
+  expect(lines).toContain('      ALTER ROLE cloner REPLICATION;');
+  expect(lines).toContain('      GRANT pg_monitor TO cloner;');
+  expect(lines.filter((line) => line.includes('REPLICATION;'))).toHaveLength(2);
+  expect(before.stderr.toString()).toContain('code: PREFLIGHT_FAILED');
+  expect(after.status, after.stderr.toString()).toBe(0);
+  expect(JSON.parse(after.stdout.toString())).toMatchObject({ ready: true });
+});
+
+test('without its worker a host cannot be asked, and what to do is said', async () => {
+  const { pgcloned, specOf } = product;
+  const elsewhere = await pgcloned.request('POST', '/v1/preflights', {
+    ...specOf('x'),
+    target: { host: 'nowhere', dataDirectory: '/srv/x' },
+  });
+
+  expect(elsewhere).toMatchObject({ status: 422, body: { code: 'HOST_UNKNOWN' } });
+});

@@ -1,0 +1,79 @@
+/**
+ * Another directory where the one that was asked for cannot be had: below a data root, and one that does not exist. What
+ * lies in the one that was asked for is never offered to be removed.
+ */
+import { userInfo } from 'node:os';
+import { basename, dirname, join } from 'node:path';
+import { CloneError, changeRequest, type ErrorCode, type Remedy } from '@pgcloned/contract';
+import { quoteForShell } from '@pgcloned/process';
+import { isWithin } from '../target/locks.ts';
+import { exists } from '../target/marker.ts';
+
+const WRONG_PLACE: readonly ErrorCode[] = [
+  'TARGET_INVALID',
+  'TARGET_IN_USE',
+  'TARGET_NOT_EMPTY',
+  'TARGET_OTHER_CLUSTER',
+  'TARGET_OUTSIDE_DATA_ROOTS',
+];
+
+/** `error` with what mends it, where another place does, or another owner. */
+export async function offerPlace(
+  error: unknown,
+  o: {
+    /** What was asked for. */
+    readonly asked: string;
+    /** Where it would fit better, if that is free. */
+    readonly preferred: string;
+    readonly dataRoots: readonly string[] | null;
+    /** The part of the request that names the other place. */
+    readonly asRequest: (path: string) => object;
+  },
+): Promise<unknown> {
+  if (!(error instanceof CloneError) || error.remedies.length > 0) return error;
+  const remedies = WRONG_PLACE.includes(error.code)
+    ? [changeRequest(o.asRequest(await anotherPlace(o)))]
+    : ownership(error);
+  if (remedies.length === 0) return error;
+  return new CloneError(error.code, error.message, {
+    facts: error.facts,
+    ...(error.hint !== null && { hint: error.hint }),
+    remedies,
+    cause: error.cause,
+  });
+}
+
+async function anotherPlace({
+  asked,
+  preferred,
+  dataRoots,
+}: {
+  readonly asked: string;
+  readonly preferred: string;
+  readonly dataRoots: readonly string[] | null;
+}): Promise<string> {
+  const isInside =
+    dataRoots === null || dataRoots.some((root) => isWithin(dirname(preferred), root));
+  const wanted = isInside
+    ? preferred
+    : join(dataRoots[0] ?? '/', basename(dirname(preferred)), basename(preferred));
+  const candidates = [
+    ...(wanted === asked ? [] : [wanted]),
+    `${wanted}-clone`,
+    ...Array.from({ length: NUMBERS_TRIED }, (_, index) => `${wanted}-clone-${String(index + 2)}`),
+  ];
+  for (const candidate of candidates)
+    if (!(await exists(candidate).catch(() => true))) return candidate;
+  return wanted;
+}
+
+/** Whoever has so many clones beside each other finds a name himself. */
+const NUMBERS_TRIED = 100;
+
+function ownership({ code, facts }: CloneError): readonly Remedy[] {
+  if (code !== 'TARGET_NOT_WRITABLE' || facts.readOnlyFilesystem === true) return [];
+  const directory = facts.directory;
+  if (typeof directory !== 'string') return [];
+  const text = `chown ${userInfo().username} ${quoteForShell(directory)}`;
+  return [{ kind: 'shell', on: 'host', where: 'root', text }];
+}
