@@ -23,7 +23,7 @@ import {
 } from './connection-settings.ts';
 import { requireSupportedVersion } from './version.ts';
 
-export interface QueryOptions {
+interface QueryOptions {
   /** False: it may have done its work when it is cancelled, and must not do it again. */
   readonly isRepeatable: boolean;
 }
