@@ -20,9 +20,9 @@ import {
   waitForReplay,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Gate, openGate } from '../kill-matrix/gate.ts';
+import { type Catch, type Gate, openGate } from '../kill-matrix/gate.ts';
 import type { HoldName } from '../kill-matrix/holds.ts';
-import { runClone, startClone } from './run-clone.ts';
+import { type Running, runClone, startClone } from './run-clone.ts';
 
 const HOLD_PHASES = new URL('../kill-matrix/hold-phases.ts', import.meta.url);
 
@@ -52,6 +52,14 @@ async function startHeldClone(
   return await startClone({ configuration }, spec, {
     env: { NODE_OPTIONS: `--import=${holdPhases.href}` },
   });
+}
+
+/** @throws If the clone ends before, with what it said. */
+async function untilHeld({ held }: Catch, { ended }: Running): Promise<void> {
+  const before = ended.then(({ stderr }) => {
+    throw new Error(`the clone ended before: ${stderr}`);
+  });
+  await Promise.race([held, before]);
 }
 
 async function suspendCheckpointer({
@@ -128,7 +136,7 @@ describe('promoted', () => {
         target,
         ...(hold === null && { transfer: { maxRate: 10_000_000, workers: 2 } }),
       });
-      await (caught === null ? clone.copied(0.3) : caught.held);
+      await (caught === null ? clone.copied(0.3) : untilHeld(caught, clone));
 
       await promote(from.standby);
       caught?.letGo();
@@ -172,7 +180,7 @@ describe('promoted', () => {
       target: { dataDirectory },
       replica: { start: true, waitFor: 'streaming', port: await freePort() },
     });
-    await caught.held;
+    await untilHeld(caught, clone);
 
     await promote(from.standby);
     await from.standby.query('CREATE TABLE later AS SELECT 1 AS one');
@@ -243,7 +251,7 @@ test('a standby that is restarted in the middle costs an attempt, also without a
     wal: { retention: 'none' },
     replica: { start: true, waitFor: 'consistent', port: await freePort() },
   });
-  await caught.held;
+  await untilHeld(caught, clone);
 
   await from.standby.stop('fast');
   await from.standby.start();
@@ -268,7 +276,7 @@ test('a standby that follows its upstream to a new timeline costs attempts until
     target: { dataDirectory },
     replica: { start: true, waitFor: 'streaming', port: await freePort() },
   });
-  await caught.held;
+  await untilHeld(caught, clone);
 
   await old.primary.stop('fast');
   // The checkpoint that follows a promotion may take its time.
