@@ -36,3 +36,12 @@ test('a version that is not installed, and a directory of another version, are r
     message: expect.stringContaining(`holds PostgreSQL ${String(major)}`),
   });
 });
+
+test('a program that is needed besides is missed by name', async () => {
+  await using scratch = await scratchDirectory();
+  await symlink(binDirectory, join(scratch.path, String(major)));
+
+  await expect(
+    findBinDirectory(join(scratch.path, '{major}'), major, signal, ['pg_amcheck', 'pg_none']),
+  ).rejects.toMatchObject({ code: 'TOOL_MISSING', facts: { program: 'pg_none' } });
+});
