@@ -158,7 +158,8 @@ test('when the link changes in the middle so does the choice', () => {
 
   expect(sentBy.none).toBeGreaterThan(15_000 * MB);
   expect(sentBy.zstd).toBeGreaterThan(10_000 * MB);
-  expect(seconds).toBeLessThan(playBest(world) * 1.1);
+  // The batches that are on their way stay as they are.
+  expect(seconds).toBeLessThan(playBest(world) * 1.15);
 });
 
 test('of what loses, little is tried again in an hour', () => {

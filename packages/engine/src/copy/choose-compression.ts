@@ -19,12 +19,12 @@ const TRIAL_SHARE = 1 / 200;
 const TRIAL_BYTES_MIN = 16 * 1024 ** 2;
 const TRIAL_BYTES_MAX = 64 * 1024 ** 2;
 /** What a heavier compression must bring. */
-const GAIN_MIN = 1.1;
+const GAIN_MIN = 1.15;
 /** A batch that is so much faster or slower than those before it tells of another link: what is known of others is void. */
 const UPHEAVAL = 2;
 /** What lost may win by now; trying it again takes up to a thirtieth of the time of one worker. */
 const PAUSE_PER_TRIAL = 30;
-const PAUSE_MIN_MS = 30_000;
+const PAUSE_MIN_MS = 3_000;
 /** In trials: how much more another one must have sent until that is what was picked. */
 const PICK_LEAD = 8;
 const TELLING_FILE_BYTES = 128 * 1024;
