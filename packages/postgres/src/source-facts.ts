@@ -75,7 +75,7 @@ export interface SourceFacts {
   readonly rights: SourceRights;
 }
 
-export interface ArchiverState {
+interface ArchiverState {
   /** The last attempt has failed. */
   readonly failing: boolean;
   readonly wal: string;

@@ -9,6 +9,7 @@ import {
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import {
+  checkCollations,
   checkSource,
   openSession,
   readSourceFacts,
@@ -270,6 +271,46 @@ test('a standby is a source like a primary, but its grants come from there and n
     {
       code: 'SOURCE_RIGHTS_MISSING',
       hint: expect.stringContaining('of the primary of the source'),
+    },
+  ]);
+});
+
+test('another C library than that of the source is a warning, and ICU is named as not compared', async () => {
+  const facts = await factsOf(server);
+  const collation = { recorded: '2.36', actual: '2.36' };
+  const databases = [
+    { ...collation, name: 'order', provider: 'c' },
+    { ...collation, name: 'letters', provider: 'i' },
+    { name: 'plain', provider: 'c', recorded: null, actual: null },
+  ];
+
+  expect(checkCollations({ ...facts, databases, collations: [] }, '2.36')).toMatchObject([
+    { code: 'NOT_CHECKED', message: expect.stringContaining('letters (ICU 2.36)') },
+  ]);
+  expect(checkCollations({ ...facts, databases, collations: [] }, '2.41')).toMatchObject([
+    {
+      code: 'COLLATION_DIFFERS',
+      facts: { source: '2.36', host: '2.41' },
+      remedies: [
+        { on: 'host', where: 'order', text: 'REINDEX DATABASE "order";' },
+        { on: 'host', where: 'order', text: 'ALTER DATABASE "order" REFRESH COLLATION VERSION;' },
+      ],
+    },
+    { code: 'NOT_CHECKED' },
+  ]);
+});
+
+test('a timeout that would drop the slot of a standby before it is started is a warning', async () => {
+  const facts = { ...(await factsOf(server)), idleSlotTimeoutMs: 300_000 };
+
+  expect(checkSource(facts, { ...nothing, slot: true }).warnings).toEqual([]);
+  expect(checkSource(facts, { ...nothing, replicaSlot: true }).warnings).toMatchObject([
+    {
+      code: 'SLOT_TIMEOUT_SHORT',
+      remedies: [
+        { kind: 'sql', text: "ALTER SYSTEM SET idle_replication_slot_timeout = '1h';" },
+        { kind: 'sql', text: 'SELECT pg_reload_conf();' },
+      ],
     },
   ]);
 });
