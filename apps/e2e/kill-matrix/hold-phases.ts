@@ -19,8 +19,9 @@ const socketPath = new URL(import.meta.url).searchParams.get('socket') ?? '';
 export function held<Arguments extends unknown[], Result>(
   name: string,
   when: 'before' | 'after',
-  real: (...args: Arguments) => Promise<Result>,
+  real: ((...args: Arguments) => Promise<Result>) | undefined,
 ): (...args: Arguments) => Promise<Result> {
+  if (real === undefined) throw new Error(`the product has no function ${name} any more`);
   return async (...args) => {
     if (when === 'before') await untilLetGo(name);
     const result = await real(...args);

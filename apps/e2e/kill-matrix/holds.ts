@@ -17,7 +17,7 @@ interface Hold {
 export const HOLDS = [
   {
     module: 'engine/src/replica/required-settings.ts',
-    name: 'refuseUnfitSettings',
+    name: 'checkSettings',
     when: 'before',
   },
   { module: 'postgres/src/wal-receiver.ts', name: 'startWalReceiver', when: 'after' },

@@ -33,7 +33,7 @@ export interface Moment extends Disposable {
 export function catchIn(phase: PhaseName, stage: Stage): Moment {
   switch (phase) {
     case 'preflight':
-      return caughtAt('refuseUnfitSettings', stage);
+      return caughtAt('checkSettings', stage);
     case 'stream-wal':
       return caughtAt('startWalReceiver', stage);
     case 'start-backup':

@@ -121,7 +121,7 @@ test('of several servers the standby is copied, the primary once it is gone, and
 
 describe('promoted', () => {
   test.each<[PhaseName, HoldName | null]>([
-    ['preflight', 'refuseUnfitSettings'],
+    ['preflight', 'checkSettings'],
     ['stream-wal', 'startWalReceiver'],
     ['start-backup', 'startBackup'],
     ['copy-files', null],
