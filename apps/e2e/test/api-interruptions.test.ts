@@ -256,7 +256,9 @@ describe('when `pgcloned up` ends while it copies, the next start goes on with t
     expect(wireBytes).toBeGreaterThan(bytes * 0.9);
     expect(wireBytes).toBeLessThan(bytes * 1.4);
     expect(product.logged(clone.id)).toContainEqual(
-      expect.stringMatching(/^attempt \d goes on where the one before was: .*B kept$/),
+      expect.stringMatching(
+        /^attempt \d goes on where the one before was: .*B kept, .*B compared$/,
+      ),
     );
     await product.expectNothingLeft(clone);
     await using standby = await startCluster(clone.spec.target.dataDirectory);

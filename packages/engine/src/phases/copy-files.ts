@@ -233,11 +233,12 @@ async function copyRound({
     plans.flatMap(({ whole, delta }) => [whole, delta]),
     { workers },
   );
-  if (journal.isContinued && isFirst && complete.length > 0)
+  const compared = plans.flatMap(({ delta }) => delta);
+  if (journal.isContinued && isFirst && complete.length + compared.length > 0)
     observer.log(
       'info',
-      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(complete))} kept`,
-      { keptBytes: sumOf(complete), missingBytes: queue.bytesTotal },
+      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(complete))} kept, ${formatBytes(sumOf(compared))} compared`,
+      { keptBytes: sumOf(complete), comparedBytes: sumOf(compared) },
     );
   observer.copyPlanned({
     bytesTotal: queue.bytesTotal + sumOf(complete),
