@@ -3,10 +3,18 @@ import type { PostgresServer } from '@pgcloned/testbed';
 
 const SMALL_TABLES_PER_GB = 750;
 
-/** 32 random digits thirty times over in each row: it compresses far better than most data does, by pgcloned and pg_basebackup alike. */
+/** How many of a row's 30 pieces of 32 random hexadecimal digits are its own; the others repeat one of them. */
+const PIECES_OF_ITS_OWN = 11;
+const PIECES = 30;
+
+/** Compresses to about a fifth, as many tables do: keys, hashes and times beside words that come again and again. */
 export async function fillCluster(primary: PostgresServer, gigabytes: number): Promise<void> {
   const tables = Math.round(gigabytes * SMALL_TABLES_PER_GB);
-  const filler = 'repeat(md5(g::text), 30)';
+  const own = Array.from(
+    { length: PIECES_OF_ITS_OWN },
+    (_, piece) => `md5((${String(PIECES)} * g + ${String(piece)})::text)`,
+  ).join(' || ');
+  const filler = `${own} || repeat(md5((${String(PIECES)} * g)::text), ${String(PIECES - PIECES_OF_ITS_OWN)})`;
   // A kilobyte each: a heap of 0.7 MB with its index, its free space map and a TOAST table are five files.
   await primary.query(`
     DO $$ BEGIN
