@@ -355,7 +355,6 @@ function reportResume(figures: ResumeFigures): void {
     );
   }
   console.log('');
-  verdict('killed at 90 %: all that followed', resumed.bytes / full.bytes, 0.12);
   verdict('killed at 90 %: moved twice', shareAgain, 0.12);
   verdict('rsyncd killed: batches per worker', batchesAgain.daemonKilled, 1);
   verdict('one rsync killed: batches again', batchesAgain.rsyncKilled, 1);
