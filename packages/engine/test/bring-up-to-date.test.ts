@@ -54,16 +54,7 @@ let scratch: ScratchDirectory;
 
 beforeAll(async () => {
   const sshd = owned.use(await startSshd());
-  const { host, port, user, privateKeyFile } = sshd;
-  ssh = owned.use(
-    await connectSsh(
-      {
-        ...{ host, port, user, privateKeyFile, defaultKeyFiles: [], agentSocket: null },
-        ...{ knownHostsFiles: [sshd.knownHostsFile], insecure: false },
-      },
-      { signal },
-    ),
-  );
+  ssh = owned.use(await connectSsh(sshd.target, { signal }));
 });
 
 beforeEach(async () => {

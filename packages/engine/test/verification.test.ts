@@ -27,16 +27,7 @@ let other: string;
 
 beforeAll(async () => {
   const sshd = owned.use(await startSshd());
-  const { host, port, user, privateKeyFile } = sshd;
-  ssh = owned.use(
-    await connectSsh(
-      {
-        ...{ host, port, user, privateKeyFile, defaultKeyFiles: [], agentSocket: null },
-        ...{ knownHostsFiles: [sshd.knownHostsFile], insecure: false },
-      },
-      { signal },
-    ),
-  );
+  ssh = owned.use(await connectSsh(sshd.target, { signal }));
   primary = owned.use(await startPrimary({ settings: { autovacuum: 'off' } }));
   for (const name of ['still', 'other'])
     await primary.query(

@@ -54,11 +54,7 @@ async function masters() {
 
 async function termsOf(server: SshServer, agentSocket: string | null = null): Promise<SshTerms> {
   await using connection = await connectSsh(
-    {
-      ...{ host: server.host, port: server.port, user: server.user, insecure: false },
-      privateKeyFile: agentSocket === null ? server.privateKeyFile : null,
-      ...{ defaultKeyFiles: [], agentSocket, knownHostsFiles: [server.knownHostsFile] },
-    },
+    agentSocket === null ? server.target : { ...server.target, privateKeyFile: null, agentSocket },
     { signal },
   );
   return connection.terms;

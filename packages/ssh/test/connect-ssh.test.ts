@@ -23,17 +23,7 @@ afterAll(async () => {
 });
 
 function targetOf(server: SshServer, changes: Partial<SshTarget> = {}): SshTarget {
-  return {
-    host: server.host,
-    port: server.port,
-    user: server.user,
-    privateKeyFile: server.privateKeyFile,
-    defaultKeyFiles: [],
-    agentSocket: null,
-    knownHostsFiles: [server.knownHostsFile],
-    insecure: false,
-    ...changes,
-  };
+  return { ...server.target, ...changes };
 }
 
 async function failureOf(target: SshTarget, timeoutMs?: number): Promise<CloneError> {

@@ -9,19 +9,7 @@ import { connectSsh, type SshConnection } from '../src/index.ts';
 const { signal } = new AbortController();
 
 async function connectTo(sshd: SshServer): Promise<SshConnection> {
-  return await connectSsh(
-    {
-      host: sshd.host,
-      port: sshd.port,
-      user: sshd.user,
-      privateKeyFile: sshd.privateKeyFile,
-      defaultKeyFiles: [],
-      agentSocket: null,
-      knownHostsFiles: [sshd.knownHostsFile],
-      insecure: false,
-    },
-    { signal },
-  );
+  return await connectSsh(sshd.target, { signal });
 }
 
 /** Sends back what it gets, and closes its half after the other has closed. */

@@ -21,6 +21,17 @@ export interface SshServer extends AsyncDisposable {
   readonly user: string;
   /** The key that it lets in. */
   readonly privateKeyFile: string;
+  /** How an SSH client gets in: by that key, to the host key that `knownHostsFile` knows, and by nothing else. */
+  readonly target: {
+    readonly host: string;
+    readonly port: number;
+    readonly user: string;
+    readonly privateKeyFile: string;
+    readonly defaultKeyFiles: readonly string[];
+    readonly agentSocket: null;
+    readonly knownHostsFiles: readonly string[];
+    readonly insecure: false;
+  };
   /** A key that it does not let in. */
   readonly otherKeyFile: string;
   /** Knows the server as `[127.0.0.1]:port`, and by its other addresses. */
@@ -118,6 +129,11 @@ async function sshServer(
     port,
     user: partsUser.name,
     privateKeyFile: at('client_key'),
+    target: {
+      ...{ host: '127.0.0.1', port, user: partsUser.name, privateKeyFile: at('client_key') },
+      ...{ defaultKeyFiles: [], agentSocket: null },
+      ...{ knownHostsFiles: [at('known_hosts')], insecure: false },
+    },
     otherKeyFile: at('other_client_key'),
     knownHostsFile: at('known_hosts'),
     wrongKnownHostsFile: at('wrong_known_hosts'),
