@@ -1,36 +1,18 @@
-/**
- * How well a clone uses a link of 1 Gbit/s, beside what the link carries and beside pg_basebackup. Needs root, for the cable.
- *
- * What the link carries is the rate of one bulk TCP stream over the same cable in the same round. Both hosts share the cores
- * of this machine, so that whoever compresses has fewer of them than on two machines. For the same reason nobody checks pages:
- * pg_basebackup does that on the one side and a clone on the other, and the link is what is measured. What a clone takes that
- * checks them is told beside it. The time of a clone is its own, without the start of Node, which a worker has behind it.
- */
-import { execFile } from 'node:child_process';
 import { once } from 'node:events';
-import { rm } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { finished } from 'node:stream/promises';
-import { promisify } from 'node:util';
-import {
-  asPartsUser,
-  type OtherHost,
-  otherHost,
-  partsEnvironment,
-  runAsPartsUser,
-  type Source,
-  startSource,
-} from '@pgcloned/testbed';
+import { type OtherHost, otherHost, type Source, startSource } from '@pgcloned/testbed';
 import { fillCluster } from './bench-cluster.ts';
-import { resultOf, startRun } from './clone-on-host.ts';
+import { freshTarget } from './bench-ground.ts';
+import { bareRsyncs } from './bench-rsyncs.ts';
+import { resultOf, runThere, startRun } from './clone-on-host.ts';
 
 const MEGABITS_PER_SECOND = 1000;
 const STREAM_BYTES = 500_000_000;
+const COMPRESS = ['--compress', '--compress-choice=zstd', '--compress-level=1'];
 const CHUNK = Buffer.alloc(2 ** 20, 1);
-/** One that hangs shall not hang for ever. */
-const TOOL_LIMIT_MS = 30 * 60_000;
 
 const TRANSPORTS = ['rsyncd', 'ssh'] as const;
 /** By what they are called: what is sent, and whether pages are checked. */
@@ -58,6 +40,8 @@ export interface NetworkFigures {
   readonly streamBytesPerSecond: readonly number[];
   readonly baseBackups: readonly NetworkRun[];
   readonly compressedBaseBackups: readonly NetworkRun[];
+  /** With zstd. */
+  readonly rsyncs: readonly NetworkRun[];
   /** By transport and way: `rsyncd none`. */
   readonly clones: ReadonlyMap<string, readonly NetworkRun[]>;
 }
@@ -75,30 +59,31 @@ export async function measureNetwork(o: {
   );
   await fillCluster(source.primary, o.gigabytes);
 
-  const target = join(o.directory, 'network');
-  const measured = async (run: () => Promise<NetworkRun['clone']>): Promise<NetworkRun> => {
-    await runAsPartsUser(['sync']);
+  const measured = async (
+    run: (target: string) => Promise<NetworkRun['clone']>,
+  ): Promise<NetworkRun> => {
+    const target = await freshTarget(o.directory, o.gigabytes);
     const carriedBefore = await host.carriedBytes();
     const startedAt = performance.now();
-    const clone = await run();
+    const clone = await run(target);
     const totalMs = clone?.durationMs ?? performance.now() - startedAt;
     const carriedBytes = (await host.carriedBytes()) - carriedBefore;
-    await rm(target, { recursive: true });
     return { totalMs, carriedBytes, clone };
   };
   const streamBytesPerSecond: number[] = [];
   const baseBackups: NetworkRun[] = [];
   const compressedBaseBackups: NetworkRun[] = [];
+  const rsyncs: NetworkRun[] = [];
   const clones = new Map<string, NetworkRun[]>();
   for (let round = 1; round <= o.rounds; round += 1) {
     console.log(`Round ${String(round)} of ${String(o.rounds)} …`);
     streamBytesPerSecond.push(await bulkStream(host));
-    baseBackups.push(await measured(async () => await baseBackup(host, source, target, [])));
+    baseBackups.push(await measured(async (target) => await baseBackup(host, source, target, [])));
     for (const transport of TRANSPORTS)
       for (const [way, { compression, pages }] of Object.entries(WAYS)) {
         const name = `${transport} ${way}`;
         const run = await measured(
-          async () =>
+          async (target) =>
             await clone(host, source, target, {
               transfer: { workers: o.workers, transport, compression },
               verification: { pages },
@@ -108,11 +93,17 @@ export async function measureNetwork(o: {
       }
     compressedBaseBackups.push(
       await measured(
-        async () => await baseBackup(host, source, target, ['--compress=server-zstd:1']),
+        async (target) => await baseBackup(host, source, target, ['--compress=server-zstd:1']),
       ),
     );
+    rsyncs.push(
+      await measured(async (target) => {
+        await bareRsyncs(source, { target, workers: o.workers, host, options: COMPRESS });
+        return null;
+      }),
+    );
   }
-  return { streamBytesPerSecond, baseBackups, compressedBaseBackups, clones };
+  return { streamBytesPerSecond, baseBackups, compressedBaseBackups, rsyncs, clones };
 }
 
 /** What one TCP stream brings to the other host, from its first byte to its last. */
@@ -186,18 +177,4 @@ function copyMsOf(said: string): number {
     .findLast((one) => one !== undefined);
   const copy = phases?.find(({ name }: { readonly name: string }) => name === 'copy-files');
   return Date.parse(copy?.endedAt) - Date.parse(copy?.startedAt);
-}
-
-async function runThere(
-  host: OtherHost,
-  argv: readonly string[],
-  env: Readonly<Record<string, string>> = {},
-): Promise<string> {
-  const [file = '', ...args] = host.on(asPartsUser(argv));
-  const { stdout } = await promisify(execFile)(file, args, {
-    cwd: '/',
-    env: { ...partsEnvironment, ...env },
-    timeout: TOOL_LIMIT_MS,
-  });
-  return stdout;
 }

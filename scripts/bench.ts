@@ -3,8 +3,7 @@
  * it uses a link of 1 Gbit/s, and what an interruption costs.
  *
  * Ratios count, never times: here everything shares the machine's cores, disk and page cache. Rounds alternate between the
- * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins. The bare rsyncs are the floor:
- * equal lists, as many at a time as we run, a daemon without authentication, and the same syncfs every 0.7 s.
+ * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins.
  */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -20,16 +19,15 @@ import {
   type Source,
   scratchDirectory,
   startPgcloned,
-  startServerProcess,
   startSource,
   stopServer,
-  writePartsFile,
 } from '@pgcloned/testbed';
 import { fillCluster } from './bench-cluster.ts';
+import { freshTarget } from './bench-ground.ts';
 import { measureNetwork, type NetworkFigures } from './bench-network.ts';
 import { measureResume, type ResumeFigures } from './bench-resume.ts';
+import { bareRsyncs, type RsyncTimes } from './bench-rsyncs.ts';
 
-const SYNC_INTERVAL_MS = 700;
 const WORKERS = Math.min(availableParallelism(), 8);
 
 const { values: options } = parseArgs({
@@ -53,12 +51,6 @@ interface CloneTimes {
   /** From the POST until the files were published. */
   readonly publishedMs: number;
   readonly phasesMs: ReadonlyMap<string, number>;
-}
-
-interface RsyncTimes {
-  readonly copyMs: number;
-  /** With the last syncfs. */
-  readonly totalMs: number;
 }
 
 await using scratch = await scratchDirectory();
@@ -104,7 +96,11 @@ async function measureSpeed(): Promise<void> {
     clones.push(
       await settled((target) => clone(pgcloned, { source: 'big', target, start: false })),
     );
-    rsyncs.push(await settled((target) => bareRsyncs(big, target)));
+    rsyncs.push(
+      await settled((target) =>
+        bareRsyncs(big, { target, workers: WORKERS, host: null, options: [] }),
+      ),
+    );
   }
   for (let round = 1; round <= rounds; round += 1) {
     starts.push(
@@ -114,15 +110,13 @@ async function measureSpeed(): Promise<void> {
   report();
 }
 
-/** Runs one contestant into a new directory, on an idle disk, and removes what it made. */
+/** Runs one contestant into a new directory. */
 async function settled<Times>(run: (target: string) => Promise<Times>): Promise<Times> {
-  const target = join(replicas, 'target');
-  await runAsPartsUser(['sync']);
+  const target = await freshTarget(replicas, gigabytes);
   try {
     return await run(target);
   } finally {
     await stopServer(target);
-    await runAsPartsUser(['rm', '-rf', target]);
   }
 }
 
@@ -179,80 +173,6 @@ async function clone(
   };
 }
 
-async function bareRsyncs({ primary, sshd }: Source, target: string): Promise<RsyncTimes> {
-  const lists = await equalLists(primary.dataDirectory, sshd.directory);
-  const port = await freePort();
-  const configFile = join(sshd.directory, 'rsyncd.conf');
-  await writePartsFile(
-    configFile,
-    `use chroot = no\naddress = 127.0.0.1\nport = ${String(port)}\n[data]\npath = ${primary.dataDirectory}\n`,
-  );
-  const daemon = await startServerProcess({
-    argv: ['rsync', '--daemon', '--no-detach', `--config=${configFile}`],
-    logFile: join(sshd.directory, 'rsyncd.log'),
-    deathSignal: 'TERM',
-    isReady: async () => {
-      const { status } = await runAsPartsUser(['rsync', `rsync://127.0.0.1:${String(port)}/`], {
-        accept: 'any',
-      });
-      return status === 0;
-    },
-  });
-  try {
-    await makeDirectory(target);
-    const startedAt = performance.now();
-    let isCopying = true;
-    const syncing = (async () => {
-      while (isCopying) {
-        await runAsPartsUser(['sync', '--file-system', target]);
-        await delay(SYNC_INTERVAL_MS);
-      }
-    })();
-    await Promise.all(
-      lists.map((list) =>
-        runAsPartsUser([
-          ...['rsync', '-a', '--whole-file', '--inplace', '--from0', `--files-from=${list}`],
-          ...[`rsync://127.0.0.1:${String(port)}/data/`, target],
-        ]),
-      ),
-    );
-    const copyMs = performance.now() - startedAt;
-    isCopying = false;
-    await runAsPartsUser(['sync', '--file-system', target]);
-    const totalMs = performance.now() - startedAt;
-    await syncing;
-    return { copyMs, totalMs };
-  } finally {
-    await daemon.stop('SIGTERM');
-  }
-}
-
-/** What a clone copies, in as many lists as there are workers: the largest file to the list that is shortest so far. */
-async function equalLists(dataDirectory: string, directory: string): Promise<string[]> {
-  const { stdout } = await runAsPartsUser([
-    ...['find', dataDirectory, '-type', 'f', '-not', '-path', `${dataDirectory}/pg_wal/*`],
-    ...['-not', '-name', 'postmaster.*', '-not', '-name', 'pg_internal.init*'],
-    ...['-printf', '%s\\t%P\\0'],
-  ]);
-  const files = stdout
-    .toString()
-    .split('\0')
-    .filter((line) => line !== '')
-    .map((line) => ({ bytes: Number.parseInt(line, 10), name: line.slice(line.indexOf('\t') + 1) }))
-    .toSorted((a, b) => b.bytes - a.bytes);
-  const lists = Array.from({ length: WORKERS }, () => ({ bytes: 0, names: [] as string[] }));
-  for (const file of files) {
-    const shortest = lists.reduce((least, list) => (list.bytes < least.bytes ? list : least));
-    shortest.bytes += file.bytes;
-    shortest.names.push(file.name);
-  }
-  const paths = lists.map((_, index) => join(directory, `list-${String(index)}`));
-  for (const [index, path] of paths.entries()) {
-    await writePartsFile(path, `${lists[index]?.names.join('\0') ?? ''}\0`);
-  }
-  return paths;
-}
-
 function report(): void {
   const totals = clones.map(({ totalMs }) => totalMs);
   const copies = clones.map(({ phasesMs }) => phasesMs.get('copy-files') ?? Number.NaN);
@@ -291,12 +211,13 @@ function report(): void {
 }
 
 function reportNetwork(figures: NetworkFigures): void {
-  const { streamBytesPerSecond, baseBackups, compressedBaseBackups, clones } = figures;
+  const { streamBytesPerSecond, baseBackups, compressedBaseBackups, rsyncs, clones } = figures;
   const times = (runs: readonly { readonly totalMs: number }[]) =>
     runs.map(({ totalMs }) => totalMs);
   console.log('\nOver 1 Gbit/s, no pages checked; seconds: median, and each round');
   line('pg_basebackup', times(baseBackups));
   line('pg_basebackup, server-zstd:1', times(compressedBaseBackups));
+  line('bare rsyncs, zstd', times(rsyncs));
   for (const [name, runs] of clones) {
     line(`pgcloned, ${name}`, times(runs));
     line(
@@ -310,6 +231,7 @@ function reportNetwork(figures: NetworkFigures): void {
   const carried = {
     pg_basebackup: baseBackups,
     'pg_basebackup, server-zstd:1': compressedBaseBackups,
+    'bare rsyncs, zstd': rsyncs,
   };
   for (const [name, runs] of [...Object.entries(carried), ...clones])
     console.log(
@@ -333,6 +255,9 @@ function reportNetwork(figures: NetworkFigures): void {
     );
     const auto = median(times(clones.get(`${transport} auto`) ?? []));
     verdict(`${transport}: auto / server-zstd:1`, auto / baseBackupMs, 0.6);
+    console.log(
+      `${'  auto / bare rsyncs, zstd'.padEnd(36)}${(auto / median(times(rsyncs))).toFixed(2).padStart(8)}`,
+    );
   }
 }
 

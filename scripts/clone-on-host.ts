@@ -1,7 +1,8 @@
-/** `pgcloned run` on another host of the testbed, for what is measured over its cable. */
-import { spawn } from 'node:child_process';
+/** `pgcloned run`, and other programs, on another host of the testbed, for what is measured over its cable. */
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { text } from 'node:stream/consumers';
+import { promisify } from 'node:util';
 import {
   asPartsUser,
   type OtherHost,
@@ -9,6 +10,9 @@ import {
   partsEnvironment,
   writePartsFile,
 } from '@pgcloned/testbed';
+
+/** One that hangs shall not hang for ever. */
+const TOOL_LIMIT_MS = 30 * 60_000;
 
 export interface Run {
   readonly process: { readonly pid: number };
@@ -41,4 +45,20 @@ export function resultOf(output: string): RunResult {
   const last = JSON.parse(output.trimEnd().split('\n').at(-1) ?? '');
   if (last.event !== 'result') throw new Error('the clone failed');
   return last.result;
+}
+
+/** @param host Null: here. @returns What it has said. */
+export async function runThere(
+  host: OtherHost | null,
+  argv: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<string> {
+  const mine = asPartsUser(argv);
+  const [file = '', ...args] = host === null ? mine : host.on(mine);
+  const { stdout } = await promisify(execFile)(file, args, {
+    cwd: '/',
+    env: { ...partsEnvironment, ...env },
+    timeout: TOOL_LIMIT_MS,
+  });
+  return stdout;
 }
