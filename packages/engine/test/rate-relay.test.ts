@@ -1,6 +1,7 @@
 /** The relay between real sockets: what goes through is what was sent, and neither end outlives the other. */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type RateRelay, startRateRelay } from '../src/copy/rate-relay.ts';
 
@@ -140,4 +141,20 @@ test('a limit that is lifted or raised ends the wait that the one before had beg
   await Promise.all([one.until(20 * MEGABYTE), other.until(20 * MEGABYTE)]);
 
   expect(one.bytes()).toBeGreaterThan(0);
+});
+
+test('many connections under one limit get their turns, so that none of them seems to stand still', async () => {
+  await using relay = await startRateRelay({
+    to: { address: '127.0.0.1', port },
+    bytesPerSecond: 10 * MEGABYTE,
+  });
+  using opened = new DisposableStack();
+  const all: Awaited<ReturnType<typeof drink>>[] = [];
+  while (all.length < 16) all.push(opened.use(await drink(relay)));
+  const total = () => all.reduce((sum, { bytes }) => sum + bytes(), 0);
+
+  while (total() < 10 * MEGABYTE) await nextTurn();
+
+  const share = total() / all.length;
+  for (const { bytes } of all) expect(bytes()).toBeGreaterThan(share / 2);
 });

@@ -88,17 +88,33 @@ interface Bucket {
   readonly limit: RateRelay['limit'];
 }
 
-/** Takers may overdraw; whoever overdraws waits until the debt is paid. */
+/** Who takes may overdraw once nothing is owed; the next one waits until that is paid. They come one after the other. */
 function makeBucket(limit: number | null): Bucket {
   let bytesPerSecond = limit;
   let tokens = 0;
   let filledAtMs = performance.now();
   let limited = new AbortController();
+  let lastInLine: Promise<void> = Promise.resolve();
   const refill = (rate: number) => {
     const nowMs = performance.now();
     const filled = tokens + ((nowMs - filledAtMs) / 1000) * rate;
     tokens = Math.min(rate * BURST_SECONDS, filled);
     filledAtMs = nowMs;
+  };
+  const takeNow = async (bytes: number, signal: AbortSignal) => {
+    while (bytesPerSecond !== null) {
+      signal.throwIfAborted();
+      refill(bytesPerSecond);
+      if (tokens >= 0) {
+        tokens -= bytes;
+        return;
+      }
+      const waitMs = Math.max(1, (-tokens / bytesPerSecond) * 1000);
+      // Another limit ends the wait, which was for the old one.
+      await delay(waitMs, undefined, {
+        signal: AbortSignal.any([signal, limited.signal]),
+      }).catch(() => {});
+    }
   };
   return {
     pieceBytes: () =>
@@ -106,19 +122,12 @@ function makeBucket(limit: number | null): Bucket {
         ? Number.POSITIVE_INFINITY
         : Math.max(1, Math.floor(bytesPerSecond * BURST_SECONDS)),
     async take(bytes, signal) {
-      if (bytesPerSecond === null) return;
-      refill(bytesPerSecond);
-      tokens -= bytes;
-      while (bytesPerSecond !== null && tokens < 0) {
-        const waitMs = Math.max(1, (-tokens / bytesPerSecond) * 1000);
-        // Another limit ends the wait, which was for the old one.
-        await delay(waitMs, undefined, {
-          signal: AbortSignal.any([signal, limited.signal]),
-        }).catch(() => {
-          signal.throwIfAborted();
-        });
-        if (bytesPerSecond !== null) refill(bytesPerSecond);
-      }
+      // Without a line whoever has just got something would be the first to ask again, and others get nothing.
+      const turn = lastInLine.then(async () => {
+        await takeNow(bytes, signal);
+      });
+      lastInLine = turn.catch(() => {});
+      await turn;
     },
     limit(next) {
       bytesPerSecond = next;
