@@ -103,10 +103,11 @@ export function explainExit(o: {
     );
   }
   const refusal = messages.find((message) => message.startsWith('@ERROR: '))?.slice(8);
-  if (status === STATUS.daemonRefused && !refusal?.startsWith('max connections')) {
+  // A daemon that refuses says so; else the connection broke before it had begun.
+  if (refusal?.startsWith('max connections') === false) {
     throw fail(
       'RSYNCD_FAILED',
-      `the rsync daemon refuses a transfer: ${refusal ?? 'no reason given'}`,
+      `the rsync daemon refuses a transfer: ${refusal}`,
       'See whether the directory still exists on the source host.',
     );
   }

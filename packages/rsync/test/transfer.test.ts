@@ -481,6 +481,21 @@ test('a connection that breaks is a loss', async () => {
   });
 });
 
+test('a connection that breaks before the daemon has said a word is a loss, too', async () => {
+  await writeFile(join(source, 'here'), 'x');
+  await using gate = await openGate(daemon, { bytesBefore: 0 });
+
+  const transferring = transfer({ ...request, endpoint: through(gate), names: ['here'] });
+  transferring.catch(() => {});
+  await gate.reached;
+  gate.breakConnections();
+
+  await expect(transferring).rejects.toMatchObject({
+    code: 'SOURCE_LOST',
+    facts: { exit: 'exit status 5' },
+  });
+});
+
 test('a port where nobody listens is a loss', async () => {
   const gate = await openGate(daemon, { bytesBefore: 0 });
   await gate[Symbol.asyncDispose]();
