@@ -47,6 +47,8 @@ const WAITING_TOLD_MS = 1_000;
 
 /** R1.6 leaves `_init` of unlogged relations alone: they are pages like any others. */
 const RELATION_FILE = /(?:^|\/)\d+(?:_(?:fsm|vm|init))?(?:\.(\d+))?$/;
+/** Pages of these change without a change of their LSN, so that one that was torn looks like one that was damaged. */
+const MAP = /_(?:fsm|vm)(?:\.\d+)?$/;
 const IN_DATA_DIRECTORY = /^(?:global|base\/\d+)\/[^/]+$/;
 const IN_TABLESPACE = /^\d+\/[^/]+$/;
 
@@ -266,7 +268,7 @@ async function fetchAgain(
       isWritten = true;
       const words = new Int32Array(new Uint8Array(page).buffer);
       const { isSound, lsn } = judgePage(words, { at: 0, pageBytes, block });
-      if (isSound && lsn < start) damaged.push(block);
+      if (isSound && lsn < start && !MAP.test(file.name)) damaged.push(block);
     }
   }
   if (damaged.length > 0)
