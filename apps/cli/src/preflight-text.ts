@@ -48,8 +48,15 @@ function formatFinding({ severity, code, message, hint, remedies }: Finding): re
   ];
 }
 
+const PLACES: Readonly<Record<Remedy['on'], string>> = {
+  source: 'on the source',
+  primary: 'on the primary of the source',
+  host: 'on the target host',
+  caller: 'here',
+};
+
 function placeOf({ kind, on, where }: Remedy): string {
-  const place = on === 'source' ? 'on the source' : 'on the target host';
+  const place = PLACES[on];
   switch (kind) {
     case 'sql':
       return `${place}, as superuser in database ${where ?? 'postgres'}`;
