@@ -55,7 +55,7 @@ export async function askForPreflight(
 ): Promise<PreflightReport> {
   const { host } = spec.target;
   const id = randomBytes(16).toString('hex');
-  await refuseOffline(redis, host);
+  let asked = await workerOf(redis, host);
   using changes = await feed.watch(id);
   const question = JSON.stringify({ spec, contract: CONTRACT_VERSION });
   await ask(redis.set(preflightKey(id), question, 'PX', ANSWER_MS_MAX));
@@ -66,7 +66,10 @@ export async function askForPreflight(
     signal.throwIfAborted();
     const answer = await ask(redis.getdel(answerKey(id)));
     if (answer !== null) return reportIn(answer, host);
-    await refuseOffline(redis, host);
+    const worker = await workerOf(redis, host);
+    // The one that had the question died with it, and this one is its successor.
+    if (worker !== asked) await queues.addPreflight(host, id);
+    asked = worker;
   }
   throw unavailable(host, `the worker of host ${host} has not answered in time`);
 }
@@ -115,9 +118,11 @@ function reportIn(answer: string, host: string): PreflightReport {
   throw new CloneError(code, message, { facts, ...(hint !== null && { hint }) });
 }
 
-async function refuseOffline(redis: Redis, host: string): Promise<void> {
-  if ((await readHost(redis, host))?.online !== true)
-    throw unavailable(host, `the worker of host ${host} is offline`);
+/** @throws {CloneError} `HOST_UNAVAILABLE` if it is offline. */
+async function workerOf(redis: Redis, host: string): Promise<string> {
+  const known = await readHost(redis, host);
+  if (known?.online !== true) throw unavailable(host, `the worker of host ${host} is offline`);
+  return known.facts.workerId;
 }
 
 function unavailable(host: string, message: string): CloneError {
