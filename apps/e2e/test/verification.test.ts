@@ -118,6 +118,13 @@ test('a clone that was booted stands its test, and then streams as any other', a
   const { primary } = source;
   await primary.query(`create database "it's = \\ odd"`);
   await primary.query('create extension amcheck', [], "it's = \\ odd");
+  // As pg_upgrade leaves it.
+  await primary.query("create extension amcheck version '1.2'");
+  // As DROP DATABASE leaves it when it is interrupted.
+  await primary.query('create database half_dropped');
+  await primary.query("update pg_database set datconnlimit = -2 where datname = 'half_dropped'");
+  await primary.query('create table words (word text collate "en-x-icu")');
+  await primary.query("update pg_collation set collversion = '1' where collname = 'en-x-icu'");
   const spec = specOf('booted', { boot: true });
 
   const { result, error, name } = await runClone(source, {
@@ -127,9 +134,18 @@ test('a clone that was booted stands its test, and then streams as any other', a
 
   expect(error).toBeUndefined();
   expect(result.result.verification).toMatchObject({ pages: 'passed', boot: 'passed' });
-  expect(result.result.warnings).toContainEqual(
-    expect.stringMatching(/^tables and indexes were not checked in template1, postgres: CREATE/),
+  expect(result.result.warnings).toEqual(
+    expect.arrayContaining([
+      expect.stringMatching(/^tables and indexes were not checked in template1: CREATE/),
+      expect.stringMatching(/^tables and indexes were not checked in postgres: ALTER EXTENSION/),
+      expect.stringMatching(
+        /^text in database postgres was put in order by version 1 of collation "en-x-icu"/,
+      ),
+    ]),
   );
+  await primary.query('drop database half_dropped');
+  await primary.query('drop table words');
+  await primary.query('alter extension amcheck update');
   await using standby = await adoptServer(at('booted'));
   expect(
     await leftBehind({
@@ -163,22 +179,28 @@ test('a relation whose file is missing is named, and no server is left', async (
   });
   expect(existsSync(join(at('incomplete'), 'global/pg_control'))).toBe(true);
   expect(existsSync(join(at('incomplete'), 'postmaster.pid'))).toBe(false);
+  // pg_ctl restart would start the next server as ours was: open to everybody who reaches its socket.
+  expect(existsSync(join(at('incomplete'), 'postmaster.opts'))).toBe(false);
 });
 
 test('of a clone that is killed while it is booted no server is left, and it can be started', async () => {
   const { primary } = source;
-  await primary.query('create extension amcheck');
+  await primary.query('create extension if not exists amcheck');
   const bin = at(`bin/${String(primary.major)}`);
   await makeDirectory(bin);
   for (const program of await readdir(primary.binDirectory))
     await symlink(join(primary.binDirectory, program), join(bin, program));
   await rm(join(bin, 'pg_amcheck'));
-  await writePartsFile(join(bin, 'pg_amcheck'), `#!/bin/sh\n: >'${bin}/begun'\nexec sleep 100\n`);
+  // What the database is set to must not end what takes its time.
+  await primary.query("alter database postgres set statement_timeout = '1h'");
+  const asked = `'${bin}/psql' -At -c 'show statement_timeout' >'${bin}/timeout'; : >'${bin}/begun'`;
+  await writePartsFile(join(bin, 'pg_amcheck'), `#!/bin/sh\n${asked}\nexec sleep 100\n`);
   await chmod(join(bin, 'pg_amcheck'), 0o755);
   const clone = await startClone(source, specOf('killed', { boot: true }), {
     env: { PGCLONED_WORKER_POSTGRES_BIN: at('bin/{major}') },
   });
   await expect.poll(() => existsSync(join(bin, 'begun')), { timeout: 60_000 }).toBe(true);
+  expect(readFileSync(join(bin, 'timeout'), 'utf8')).toBe('0\n');
 
   const server = readFileSync(join(at('killed'), 'postmaster.pid'), 'utf8').split('\n')[0] ?? '';
   const commandLine = readFileSync(`/proc/${server}/cmdline`, 'utf8');

@@ -73,6 +73,9 @@ export async function startPrivateServer({
     external_pid_file: '',
     ssl: 'off',
     hot_standby: 'on',
+    // Whatever looks into it is waited for, or replay would end it after half a minute.
+    max_standby_archive_delay: '-1',
+    max_standby_streaming_delay: '-1',
     primary_conninfo: '',
     primary_slot_name: '',
     archive_mode: 'off',

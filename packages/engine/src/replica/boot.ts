@@ -6,7 +6,7 @@
  * a standby. A server of our own is used also where we start the replica: whether the source's pg_hba.conf lets a superuser in
  * from here is not for us to rely on.
  */
-import { lstat, mkdir, rm } from 'node:fs/promises';
+import { lstat, mkdir, readFile, rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -40,6 +40,29 @@ const MISSING_FILES = `
      AND (pg_stat_file(pg_relation_filepath(oid), true)).size IS NULL
    ORDER BY oid`;
 
+/** Those of an older version, which pg_upgrade leaves as they were, lack what pg_amcheck calls. */
+const CAN_AMCHECK = `
+  SELECT EXISTS (SELECT FROM pg_proc
+                  WHERE proname = 'verify_heapam' AND pronamespace = extnamespace) AS "isNew"
+    FROM pg_extension WHERE extname = 'amcheck'`;
+
+/** What the server warns of as well, once per session. Only here the libraries of this host are asked, ICU's included (R9.1). */
+const OTHER_ORDER = `
+  SELECT name, recorded, actual
+    FROM (SELECT 'its collation' AS name, datcollversion AS recorded,
+                 pg_database_collation_actual_version(oid) AS actual
+            FROM pg_database WHERE datname = current_database()
+           UNION ALL
+          SELECT 'collation ' || oid::regcollation::text, collversion, pg_collation_actual_version(oid)
+            FROM pg_collation
+           WHERE EXISTS (SELECT FROM pg_depend
+                          WHERE refclassid = 'pg_collation'::regclass AND refobjid = pg_collation.oid)) AS used
+   WHERE recorded <> actual`;
+
+/** None that a role or a database has set may end what takes its time. */
+const NO_LIMITS = ['statement_timeout', 'lock_timeout', 'idle_session_timeout'];
+const NO_LIMITS_SINCE_17 = ['transaction_timeout'];
+
 /**
  * @returns `skipped` if the server became consistent but takes no sessions for now, which a warning tells.
  * @throws {CloneError} `VERIFICATION_FAILED`; the server has ended then, and the clone is as it was found.
@@ -62,9 +85,11 @@ export async function bootClone(run: CloneRun, ready: Ready, stop: Stop): Promis
         : 'skipped';
     } catch (error) {
       await server.abandon();
+      await forgetOptions(dataDirectory);
       throw error;
     }
     await server.stop();
+    await forgetOptions(dataDirectory);
     return verdict;
   } catch (error) {
     run.signal.throwIfAborted();
@@ -78,8 +103,16 @@ export async function bootClone(run: CloneRun, ready: Ready, stop: Stop): Promis
 export async function removeBootDirectory(dataDirectory: string): Promise<void> {
   const directory = await pathBesideLock(dataDirectory, 'boot');
   const found = await lstat(directory).catch(() => null);
-  if (found?.isDirectory() === true && found.uid === process.getuid?.())
-    await rm(directory, { recursive: true });
+  if (found?.isDirectory() !== true || found.uid !== process.getuid?.()) return;
+  await forgetOptions(dataDirectory);
+  await rm(directory, { recursive: true });
+}
+
+/** `pg_ctl restart` starts a server that does not run with the options of the last one: ours lets everybody in, and streams not. */
+async function forgetOptions(dataDirectory: string): Promise<void> {
+  const file = join(dataDirectory, 'postmaster.opts');
+  const options = await readFile(file, 'utf8').catch(() => '');
+  if (options.includes(await pathBesideLock(dataDirectory, 'boot'))) await rm(file);
 }
 
 /** Beside the lock, as a socket needs a short path; others may not look into it. */
@@ -135,13 +168,15 @@ async function check(
   ready: Ready,
   { server, stop }: { readonly server: PrivateServer; readonly stop: Stop },
 ): Promise<Verdict> {
-  const { signal } = run;
-  const as = { applicationName: run.name, signal };
+  const { name, signal } = run;
   const { user, database } = ready.settings;
   let superuser: string | undefined;
   let databases: readonly string[] = [];
   {
-    await using session = await openSession(server.connection({ user, database }), as);
+    await using session = await openSession(server.connection({ user, database }), {
+      applicationName: name,
+      signal,
+    });
     const status = await replicaStatus(session, signal);
     const isBehind =
       status.replayLsn === null ||
@@ -162,7 +197,7 @@ async function check(
       `SELECT (SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin
                 ORDER BY oid LIMIT 1) AS "superuser",
               (SELECT array_agg(datname::text ORDER BY oid) FROM pg_database
-                WHERE datallowconn) AS "databases"`,
+                WHERE datallowconn AND datconnlimit <> -2) AS "databases"`,
       [],
       signal,
     );
@@ -175,33 +210,37 @@ async function check(
     );
     return 'skipped';
   }
-  const without: string[] = [];
+  const unchecked: Record<'none' | 'old', string[]> = { none: [], old: [] };
   for (const one of databases) {
     const connection = server.connection({ user: superuser, database: one });
-    const hasAmcheck = await lookInto(ready, connection, as);
-    if (hasAmcheck) await runAmcheck(run, ready, connection);
-    else without.push(one);
+    const amcheck = await lookInto(run, ready, connection);
+    if (amcheck === 'new') await runAmcheck(run, ready, connection);
+    else unchecked[amcheck].push(one);
   }
-  if (without.length > 0) {
+  const tellUnchecked = (some: readonly string[], statement: string) => {
+    if (some.length === 0) return;
     run.warn(
-      `tables and indexes were not checked in ${without.join(', ')}: CREATE EXTENSION amcheck on the source makes it possible (verification.boot)`,
+      `tables and indexes were not checked in ${some.join(', ')}: ${statement} on the source makes it possible (verification.boot)`,
     );
-  }
+  };
+  tellUnchecked(unchecked.none, 'CREATE EXTENSION amcheck');
+  tellUnchecked(unchecked.old, 'ALTER EXTENSION amcheck UPDATE');
   return 'passed';
 }
 
-/** @returns Whether the database has amcheck. */
+/** @returns Whether the database has amcheck, and of a version that pg_amcheck knows. */
 async function lookInto(
+  { name, signal, warn }: CloneRun,
   ready: Ready,
   connection: ReturnType<PrivateServer['connection']>,
-  as: { readonly applicationName: string; readonly signal: AbortSignal },
-): Promise<boolean> {
-  await using session = await openSession(connection, as);
-  const missing = await session.query<{ relation: string; path: string }>(
-    MISSING_FILES,
-    [],
-    as.signal,
-  );
+): Promise<'none' | 'old' | 'new'> {
+  await using session = await openSession(connection, { applicationName: name, signal });
+  const find = async () =>
+    await session.query<{ relation: string; path: string }>(MISSING_FILES, [], signal);
+  const atFirst = await find();
+  // Replay goes on beyond the end of the backup, and may have dropped something in this very moment.
+  const now = atFirst.length === 0 ? [] : (await find()).map(({ path }) => path);
+  const missing = atFirst.filter(({ path }) => now.includes(path));
   if (missing.length > 0) {
     throw failed(ready, `files of relations are missing in database ${connection.database}`, {
       count: missing.length,
@@ -211,12 +250,18 @@ async function lookInto(
         .join(', '),
     });
   }
-  const found = await session.query(
-    `SELECT FROM pg_extension WHERE extname = 'amcheck'`,
+  const orders = await session.query<{ name: string; recorded: string; actual: string }>(
+    OTHER_ORDER,
     [],
-    as.signal,
+    signal,
   );
-  return found.length > 0;
+  for (const order of orders)
+    warn(
+      `text in database ${connection.database} was put in order by version ${order.recorded} of ${order.name}, and this host has ${order.actual}: its indexes may be wrong here (verification.boot)`,
+    );
+  const [amcheck] = await session.query<{ isNew: boolean }>(CAN_AMCHECK, [], signal);
+  if (amcheck === undefined) return 'none';
+  return amcheck.isNew ? 'new' : 'old';
 }
 
 /** It reads all tables and indexes: no limit in time, and what it does it does in the server, which ends if it hangs up. */
@@ -237,8 +282,15 @@ async function runAmcheck(
       ],
       env: libpqEnvironment(connection, {
         applicationName: name,
-        // 18's says by a notice which indexes it skips.
-        options: '-c client_min_messages=warning',
+        options: [
+          // 18's says by a notice which indexes it skips.
+          'client_min_messages=warning',
+          ...[...NO_LIMITS, ...(ready.facts.major >= 17 ? NO_LIMITS_SINCE_17 : [])].map(
+            (limit) => `${limit}=0`,
+          ),
+        ]
+          .map((setting) => `-c ${setting}`)
+          .join(' '),
       }),
     },
     { signal, accept: 'any' },
