@@ -1,6 +1,8 @@
 /** A preflight through the API, as a provisioning system and the command line ask for it; what it finds is tested in the engine. */
 import { existsSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat } from 'node:fs/promises';
+import { runProcess } from '@pgcloned/process';
+import { runsAsRoot } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Product, startProduct } from './product.ts';
 
@@ -83,6 +85,30 @@ test('the command line tells everything at once, each with its command, and ends
   expect(after.status, after.stderr.toString()).toBe(0);
   expect(JSON.parse(after.stdout.toString())).toMatchObject({ ready: true });
 });
+
+test.runIf(runsAsRoot)(
+  'below a directory of somebody else the target is made as printed, and that directory stays whose it is',
+  async () => {
+    const { pgcloned, specOf, at } = product;
+    await mkdir(at('of-root'));
+    const spec = specOf('of-root/deeper');
+    const ask = async () => (await pgcloned.request('POST', '/v1/preflights', spec)).body;
+
+    const before = await ask();
+    const [finding] = before.findings;
+    const [remedy] = finding.remedies;
+    await runProcess(
+      { file: 'sh', args: ['-c', remedy.text], env: {} },
+      { signal: AbortSignal.timeout(10_000) },
+    );
+
+    expect(finding).toMatchObject({ severity: 'error', code: 'TARGET_NOT_WRITABLE' });
+    expect(remedy).toMatchObject({ kind: 'shell', on: 'host', where: 'root' });
+    expect(await ask()).toMatchObject({ ready: true, notChecked: [] });
+    expect((await stat(at('of-root'))).uid).toBe(0);
+    await rm(at('of-root'), { recursive: true });
+  },
+);
 
 test('without its worker a host cannot be asked, and what to do is said', async () => {
   const { pgcloned, specOf } = product;

@@ -197,6 +197,7 @@ describe('a resync', () => {
     expect(resynced.error).toBeUndefined();
     expect(other.error).toBeUndefined();
     expect(resynced.messages).toContainEqual(expect.stringContaining(WARNING));
+    expect(resynced.messages).toContainEqual(expect.stringContaining('has never seen'));
     expect(resynced.result.leftovers).toEqual([]);
     expect(resynced.result.result.wireBytes).toBeLessThan(other.result.result.wireBytes / 2);
     expect((await readdir(main)).toSorted()).toEqual((await readdir(fresh)).toSorted());

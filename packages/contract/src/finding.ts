@@ -13,6 +13,7 @@ export const NOTICES = {
   COLLATION_STALE: 'warning',
   FEW_WAL_SENDERS: 'warning',
   HOST_KEY_UNCHECKED: 'warning',
+  LIBRARY_MISSING: 'warning',
   NO_SLOT_FREE: 'warning',
   NOT_CHECKED: 'info',
   OLD_CONTENTS_LOST: 'warning',

@@ -3,13 +3,26 @@
  *
  * What can stand beside each other is provoked together, because a preflight finds it all at once.
  */
-import { appendFile, chmod, copyFile, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  chmod,
+  copyFile,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  writeFile,
+} from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   CloneSpec,
   type Finding,
+  Finding as FindingSchema,
   type PreflightReport,
   type Remedy,
   SourceConfiguration,
@@ -24,17 +37,22 @@ import {
   scratchDirectory,
   startSource,
   startSshd,
+  writePartsFile,
 } from '@pgcloned/testbed';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { type ClonePlan, runPreflight } from '../src/index.ts';
 
 const { signal } = new AbortController();
 const owned = new AsyncDisposableStack();
 
+const POSTGRES_BIN = process.env.TESTBED_POSTGRES_BIN ?? '/usr/lib/postgresql/{major}/bin';
+
 /** What is asked for, as a provocation or a remedy may change it. */
 interface Wish {
   readonly request: Record<string, unknown>;
   readonly source: Record<string, unknown>;
+  /** Of the configuration of the worker. */
+  readonly host: Record<string, unknown>;
 }
 
 interface Stage {
@@ -54,7 +72,7 @@ interface Scene {
   /** Puts away what would stand in the way of the next batch. */
   readonly undo?: (stage: Stage) => Promise<unknown>;
   /** Where no command can know what is to be done. */
-  readonly byHand?: (stage: Stage) => Promise<unknown>;
+  readonly byHand?: (stage: Stage) => Promise<Partial<Wish> | undefined>;
 }
 
 let created = 0;
@@ -80,6 +98,7 @@ function wishOf({ source, sshd, root }: Stage): Wish {
       ...source.configuration,
       ssh: { user, port, privateKeyFile, knownHostsFile },
     },
+    host: {},
   };
 }
 
@@ -95,7 +114,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
     password: null,
     host: {
       dataRoots: [root],
-      postgresBin: process.env.TESTBED_POSTGRES_BIN ?? '/usr/lib/postgresql/{major}/bin',
+      postgresBin: POSTGRES_BIN,
       start: { method: 'pg_ctl' },
       allowedSettings: [],
       stallMs: 10_000,
@@ -105,6 +124,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
       defaultSshKeyFiles: [],
       defaultKnownHostsFiles: [],
       sshAgentSocket: null,
+      ...wish.host,
     },
     keepTemporary: false,
   };
@@ -158,6 +178,14 @@ function merged(
     result[key] = isObject ? merged(before as typeof one, value as typeof one) : value;
   }
   return result;
+}
+
+function changed(wish: Wish, change: Partial<Wish> = {}): Wish {
+  return {
+    request: merged(wish.request, change.request ?? {}),
+    source: merged(wish.source, change.source ?? {}),
+    host: merged(wish.host, change.host ?? {}),
+  };
 }
 
 const found = (report: PreflightReport, { code, saying }: Scene) =>
@@ -228,6 +256,7 @@ const TOGETHER: readonly Scene[] = [
       await primary.query("ALTER SYSTEM SET archive_command = 'true'");
       await primary.query('SELECT pg_reload_conf()');
       await archiver(primary, 'archived_count');
+      return undefined;
     },
   },
   {
@@ -245,6 +274,37 @@ const TOGETHER: readonly Scene[] = [
          LOCALE_PROVIDER icu ICU_LOCALE 'en'`,
       "UPDATE pg_database SET datcollversion = '1' WHERE datname = 'textual'",
     ),
+  },
+  {
+    what: 'and one that a column names',
+    code: 'COLLATION_STALE',
+    saying: 'of "en-x-icu"',
+    provoke: sql(
+      'CREATE TABLE words (word text COLLATE "en-x-icu")',
+      "UPDATE pg_collation SET collversion = '1' WHERE collname = 'en-x-icu'",
+    ),
+  },
+  {
+    what: 'a library that functions of another database need',
+    code: 'LIBRARY_MISSING',
+    saying: 'fail in textual',
+    provoke: async ({ source: { primary } }) => {
+      await primary.query(
+        "UPDATE pg_proc SET probin = '$libdir/gone' WHERE probin = '$libdir/plpgsql'",
+        [],
+        'textual',
+      );
+      return undefined;
+    },
+    // Stands for the package that brings it.
+    byHand: async ({ source: { primary } }) => {
+      await primary.query(
+        "UPDATE pg_proc SET probin = '$libdir/plpgsql' WHERE probin = '$libdir/gone'",
+        [],
+        'textual',
+      );
+      return undefined;
+    },
   },
   {
     what: 'a setting that a standby needs as large as its primary',
@@ -328,6 +388,12 @@ const WITHOUT_A_WAY: readonly Scene[] = [
 
 const BEHIND_THEM: readonly Scene[] = [
   {
+    what: 'a database that is not open to everybody',
+    code: 'SOURCE_RIGHTS_MISSING',
+    saying: 'may not connect to database postgres',
+    provoke: sql('REVOKE CONNECT ON DATABASE postgres FROM PUBLIC'),
+  },
+  {
     what: 'a key that the source does not let in',
     code: 'SSH_AUTHENTICATION_FAILED',
     saying: 'does not let',
@@ -361,7 +427,45 @@ const WITHOUT_PASSWORD: readonly Scene[] = [
   },
 ];
 
+const NO_LOGIN: readonly Scene[] = [
+  {
+    what: 'a role that may not log in',
+    code: 'SOURCE_AUTHENTICATION_FAILED',
+    saying: 'has no role cloner that may log in',
+    provoke: sql('ALTER ROLE cloner NOLOGIN'),
+  },
+];
+
+const OTHER_PASSWORD: readonly Scene[] = [
+  {
+    what: 'a password that is not that of the role',
+    code: 'SOURCE_AUTHENTICATION_FAILED',
+    saying: 'refuses the password of cloner',
+    provoke: sql("ALTER ROLE cloner PASSWORD 'another'"),
+    byHand: async ({ source: { primary, password } }) => {
+      await primary.query(`ALTER ROLE cloner PASSWORD '${password}'`);
+      return undefined;
+    },
+  },
+];
+
 const LAST: readonly Scene[] = [
+  {
+    what: 'a role with too few connections',
+    code: 'SOURCE_SETTINGS_UNSUITABLE',
+    saying: 'the connection limit of role cloner',
+    provoke: sql('ALTER ROLE cloner CONNECTION LIMIT 2'),
+    undo: sql('ALTER ROLE cloner CONNECTION LIMIT -1'),
+  },
+  {
+    what: 'a source without rsync',
+    code: 'TOOL_MISSING',
+    saying: 'rsync is not installed on 127.0.0.1',
+    provoke: async (stage) => {
+      await replaceProgram(stage, 'rsync', 'exit 127');
+      return undefined;
+    },
+  },
   {
     what: 'a role that may not see the data directory',
     code: 'SOURCE_RIGHTS_MISSING',
@@ -390,6 +494,98 @@ const PORT_CLOSED: readonly Scene[] = [
       await new Promise((resolve) => holder.once('listening', resolve));
       const { port } = holder.address() as { readonly port: number };
       return { source: { rsyncd: { ports: `${String(port)}-${String(port)}` } } };
+    },
+  },
+];
+
+const SCARCE: readonly Scene[] = [
+  {
+    what: 'a single WAL sender',
+    code: 'FEW_WAL_SENDERS',
+    saying: 'a single free WAL sender',
+    provoke: async () => await Promise.resolve(undefined),
+  },
+  {
+    what: 'no slot for the pin',
+    code: 'NO_SLOT_FREE',
+    saying: 'no free replication slot',
+    provoke: async () => await Promise.resolve(undefined),
+  },
+  {
+    what: 'a host without the programs of the version',
+    code: 'TOOL_MISSING',
+    saying: '/nowhere/',
+    provoke: async () => await Promise.resolve({ host: { postgresBin: '/nowhere/{major}/bin' } }),
+    byHand: async () => await Promise.resolve({ host: { postgresBin: POSTGRES_BIN } }),
+  },
+  {
+    what: 'a cluster that is larger than the filesystem of the target',
+    code: 'TARGET_NO_SPACE',
+    saying: 'are needed',
+    provoke: async ({ source: { primary } }) => {
+      await writePartsFile(join(primary.dataDirectory, 'base', 'large'), '');
+      await truncate(join(primary.dataDirectory, 'base', 'large'), 15 * 2 ** 40);
+      return undefined;
+    },
+    byHand: async ({ source: { primary } }) => {
+      await rm(join(primary.dataDirectory, 'base', 'large'));
+      return undefined;
+    },
+  },
+];
+
+const DECISIONS: readonly Scene[] = [
+  {
+    what: 'an older state of the cluster that is brought up to date in place',
+    code: 'OLD_CONTENTS_LOST',
+    saying: 'is brought up to date in place',
+    provoke: async ({ root, source: { primary } }) => {
+      const target = join(root, 'orders', 'main');
+      await mkdir(join(target, 'global'), { recursive: true });
+      for (const file of ['PG_VERSION', join('global', 'pg_control')])
+        await copyFile(join(primary.dataDirectory, file), join(target, file));
+      return { request: { target: { ifExists: 'resync' } } };
+    },
+    byHand: async ({ root }) => {
+      await rm(join(root, 'orders'), { recursive: true });
+      return undefined;
+    },
+  },
+  {
+    what: 'a certificate that proves nothing inside a tunnel',
+    code: 'SSLMODE_NOT_IN_TUNNEL',
+    saying: 'sslmode verify-ca',
+    provoke: async ({ sshd }) =>
+      await Promise.resolve({
+        source: {
+          ssh: { tunnelDatabase: true },
+          ...{ sslmode: 'verify-ca', sslRootCertFile: sshd.privateKeyFile },
+        },
+      }),
+    byHand: async () =>
+      await Promise.resolve({ source: { sslmode: 'prefer', sslRootCertFile: null } }),
+  },
+];
+
+const RSYNC_HERE: readonly Scene[] = [
+  {
+    what: 'a host without rsync',
+    code: 'TOOL_MISSING',
+    saying: 'rsync is not installed on this host',
+    provoke: async (stage) => {
+      const here = owned.use(await scratchDirectory()).path;
+      for (const name of await readdir('/usr/bin'))
+        if (name !== 'rsync') await symlink(join('/usr/bin', name), join(here, name));
+      const installer = join(stage.programs, 'apt-get');
+      await writeFile(installer, `#!/bin/sh\nln -s "$(command -v $3)" ${here}/$3\n`);
+      await chmod(installer, 0o755);
+      await chmod(here, 0o777);
+      vi.stubEnv('PATH', here);
+      return undefined;
+    },
+    undo: async () => {
+      vi.unstubAllEnvs();
+      await Promise.resolve();
     },
   },
 ];
@@ -423,6 +619,7 @@ const RESTARTED: readonly Scene[] = [
     },
     byHand: async () => {
       await rename(join(libraries, 'away.so'), join(libraries, 'ours.so'));
+      return undefined;
     },
   },
 ];
@@ -463,6 +660,9 @@ async function openMinimal(): Promise<Stage> {
   });
 }
 
+const openScarce = async () =>
+  await openStage({ max_wal_senders: '1', max_replication_slots: '0' });
+
 let shared: Promise<Stage> | null = null;
 const sharedStage = () => (shared ??= openBoth());
 
@@ -470,15 +670,26 @@ afterAll(async () => {
   await owned.disposeAsync();
 });
 
-describe.each([
+const BATCHES: readonly {
+  readonly batch: string;
+  readonly scenes: readonly Scene[];
+  readonly open: () => Promise<Stage>;
+}[] = [
   { batch: 'beside each other', scenes: TOGETHER, open: sharedStage },
   { batch: 'without a way to the source', scenes: WITHOUT_A_WAY, open: sharedStage },
   { batch: 'behind that', scenes: BEHIND_THEM, open: sharedStage },
   { batch: 'of files here', scenes: WITHOUT_PASSWORD, open: sharedStage },
+  { batch: 'of a role', scenes: NO_LOGIN, open: sharedStage },
+  { batch: 'of its password', scenes: OTHER_PASSWORD, open: sharedStage },
   { batch: 'of names', scenes: LAST, open: sharedStage },
   { batch: 'on the way of the files', scenes: PORT_CLOSED, open: sharedStage },
+  { batch: 'that need a decision', scenes: DECISIONS, open: sharedStage },
+  { batch: 'of rsync here', scenes: RSYNC_HERE, open: sharedStage },
+  { batch: 'of what is scarce', scenes: SCARCE, open: openScarce },
   { batch: 'that need a restart', scenes: RESTARTED, open: openMinimal },
-])('$batch', ({ scenes, open }) => {
+];
+
+describe.each(BATCHES)('$batch', ({ scenes, open }) => {
   let before: PreflightReport;
   let after: PreflightReport;
 
@@ -487,13 +698,10 @@ describe.each([
     let wish = wishOf(stage);
     for (const { provoke } of scenes) {
       const change = await provoke(stage);
-      wish = {
-        request: merged(wish.request, change?.request ?? {}),
-        source: merged(wish.source, change?.source ?? {}),
-      };
+      wish = changed(wish, change);
     }
     before = await look(wish, stage);
-    for (const scene of scenes) await scene.byHand?.(stage);
+    for (const { byHand } of scenes) wish = changed(wish, await byHand?.(stage));
     const texts = new Set<string>();
     for (const remedy of scenes.flatMap((scene) =>
       found(before, scene).flatMap((one) => one.remedies),
@@ -525,4 +733,58 @@ describe.each([
     expect(after.notChecked).toEqual([]);
     expect(after.facts.estimate?.probedBytes).toBeGreaterThan(1_000_000);
   });
+});
+
+/** Of a preflight as well, but provoked where a part of it is tested, or a clone: by which words. */
+const ELSEWHERE: Partial<Record<Finding['code'], readonly [file: string, words: string]>> = {
+  COLLATION_DIFFERS: ['packages/postgres/test/source-facts.test.ts', 'COLLATION_DIFFERS'],
+  HOST_KEY_UNCHECKED: ['apps/e2e/test/ancestors.test.ts', 'was not checked (ssh.insecure)'],
+  NOT_CHECKED: ['packages/postgres/test/source-facts.test.ts', 'NOT_CHECKED'],
+  REMOTE_COMMAND_FAILED: ['packages/rsync/test/remote-script.test.ts', 'REMOTE_COMMAND_FAILED'],
+  REPLICA_HAS_NO_WAY: ['apps/e2e/test/tunnel.test.ts', 'the replica cannot reach'],
+  SLOT_TIMEOUT_SHORT: ['packages/postgres/test/source-facts.test.ts', 'SLOT_TIMEOUT_SHORT'],
+  SOURCE_FALLBACK: ['apps/e2e/test/standby-source.test.ts', 'no standby can be copied'],
+  SOURCE_LAYOUT_UNSUPPORTED: ['apps/e2e/test/layouts.test.ts', 'SOURCE_LAYOUT_UNSUPPORTED'],
+  SOURCE_LOST: ['packages/postgres/test/session.test.ts', 'SOURCE_LOST'],
+  SOURCE_MISMATCH: ['apps/e2e/test/bad-input.test.ts', 'SOURCE_MISMATCH'],
+  SOURCE_UNREACHABLE: ['apps/e2e/test/bad-input.test.ts', 'SOURCE_UNREACHABLE'],
+  SOURCE_VERSION_UNSUPPORTED: ['apps/e2e/test/bad-input.test.ts', 'SOURCE_VERSION_UNSUPPORTED'],
+  SSH_HOST_KEY_MISMATCH: ['apps/e2e/test/bad-input.test.ts', 'SSH_HOST_KEY_MISMATCH'],
+  SSH_UNREACHABLE: ['apps/e2e/test/bad-input.test.ts', 'SSH_UNREACHABLE'],
+  STALLED: ['packages/rsync/test/remote-script.test.ts', 'STALLED'],
+  TABLESPACES_SHARED: ['apps/e2e/test/preflight.test.ts', 'TABLESPACES_SHARED'],
+  TARGET_BUSY: ['apps/e2e/test/preflight.test.ts', 'TARGET_BUSY'],
+  TARGET_IN_USE: ['apps/e2e/test/bad-input.test.ts', 'TARGET_IN_USE'],
+  TARGET_NOT_WRITABLE: ['apps/e2e/test/preflight.test.ts', 'TARGET_NOT_WRITABLE'],
+  TARGET_OTHER_CLUSTER: ['apps/e2e/test/resync.test.ts', 'TARGET_OTHER_CLUSTER'],
+  TIMELINE_UNKNOWN: ['apps/e2e/test/resync.test.ts', 'has never seen'],
+  TRANSFER_FAILED: ['packages/rsync/test/transfer.test.ts', 'TRANSFER_FAILED'],
+};
+
+/** What is no finding: refused before anybody looks, or told of what comes after a preflight. */
+const NO_FINDING: readonly Finding['code'][] = [
+  ...(['REQUEST_MALFORMED', 'REQUEST_INVALID', 'NOT_SUPPORTED', 'SETTING_FORBIDDEN'] as const),
+  ...(['HOST_UNKNOWN', 'SOURCE_UNKNOWN', 'IDEMPOTENCY_KEY_REUSED', 'UNAUTHENTICATED'] as const),
+  ...(['FORBIDDEN', 'NOT_FOUND', 'METHOD_NOT_ALLOWED', 'NOT_ACCEPTABLE'] as const),
+  ...(['REQUEST_TOO_LARGE', 'MEDIA_TYPE_UNSUPPORTED', 'RATE_LIMITED', 'CLONE_ENDED'] as const),
+  ...(['TOO_LATE_TO_CANCEL', 'CLONE_NOT_ENDED', 'STATE_DIRECTORY_BUSY'] as const),
+  ...(['HOST_UNAVAILABLE', 'QUEUE_UNAVAILABLE', 'API_UNREACHABLE', 'RUNNING_AS_ROOT'] as const),
+  ...(['PREFLIGHT_FAILED', 'SOURCE_PROMOTED', 'SOURCE_CHANGED', 'WAL_RECEIVER_FAILED'] as const),
+  ...(['WAL_REMOVED', 'WAL_INCOMPLETE', 'CONTROL_FILE_INVALID', 'PUBLISH_FAILED'] as const),
+  ...(['REPLICA_START_FAILED', 'VERIFICATION_FAILED', 'DEADLINE_EXCEEDED'] as const),
+  ...(['PROCESS_FAILED', 'WORKER_STOPPED', 'WORKER_LOST', 'CANCELLED', 'INTERNAL'] as const),
+];
+
+test('every finding that there may be is provoked by a test', async () => {
+  const here = BATCHES.flatMap(({ scenes }) => scenes.map(({ code }) => code));
+  const elsewhere = Object.entries(ELSEWHERE);
+  const words = await Promise.all(
+    elsewhere.map(async ([, [file, said]]) =>
+      (await readFile(new URL(`../../../${file}`, import.meta.url), 'utf8')).includes(said),
+    ),
+  );
+
+  const placed = [...here, ...Object.keys(ELSEWHERE), ...NO_FINDING];
+  expect(FindingSchema.shape.code.options.filter((code) => !placed.includes(code))).toEqual([]);
+  expect(elsewhere.filter((_one, index) => words[index] !== true)).toEqual([]);
 });

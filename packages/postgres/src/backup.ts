@@ -130,6 +130,15 @@ export function fullPageWritesOff(cause?: unknown): CloneError {
     {
       facts: { setting: 'full_page_writes', value: 'off' },
       hint: 'Run on the primary: ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf(); CHECKPOINT; and clone once the source has replayed that checkpoint.',
+      remedies: [
+        ...[
+          'ALTER SYSTEM SET full_page_writes = on;',
+          'SELECT pg_reload_conf();',
+          'CHECKPOINT;',
+        ].map((text) => ({ kind: 'sql', on: 'primary', where: null, text }) as const),
+        // Or it goes on from where the old checkpoint was replayed.
+        { kind: 'sql', on: 'source', where: null, text: 'CHECKPOINT;' },
+      ],
       cause,
     },
   );

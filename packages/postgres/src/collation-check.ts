@@ -2,7 +2,8 @@
  * Whether text has one order here and on the source (R9.1): indexes on text are copied as they are, and another order
  * makes them wrong without a word.
  *
- * The C library tells its version; ICU's is known only to what is linked with it, so it is named and not compared.
+ * The C library tells its version; ICU's is known only to what is linked with it, so it is named, and compared once a server
+ * runs here (`verification.boot`).
  */
 import type { Notice } from '@pgcloned/contract';
 import type { CollationState, SourceFacts } from './source-facts.ts';
@@ -20,9 +21,15 @@ export function checkCollations(
   const ofDatabase = (one: CollationState) => (databases.includes(one) ? one.name : database);
   const namesOf = (some: readonly CollationState[]) => [...new Set(some.map(ofDatabase))];
 
-  const stale = databases.filter(
-    ({ recorded, actual }) => recorded !== null && actual !== null && recorded !== actual,
-  );
+  const isStale = ({ recorded, actual }: CollationState) =>
+    recorded !== null && actual !== null && recorded !== actual;
+  const stale = databases
+    .map(({ name, ...own }) => ({
+      name,
+      ofDatabase: [{ name, ...own }].filter(isStale),
+      ofCollations: name === database ? collations.filter(isStale) : [],
+    }))
+    .filter(({ ofDatabase, ofCollations }) => ofDatabase.length + ofCollations.length > 0);
   const differing = all.filter(
     ({ provider, actual }) =>
       provider === LIBC && actual !== null && libcVersion !== null && actual !== libcVersion,
@@ -31,15 +38,17 @@ export function checkCollations(
     ({ provider, actual }) => actual !== null && (provider === ICU || libcVersion === null),
   );
   return [
-    ...stale.map(
-      ({ name, recorded, actual }): Notice => ({
+    ...stale.map(({ name, ofDatabase, ofCollations }): Notice => {
+      const [{ recorded = null, actual = null } = {}] = [...ofDatabase, ...ofCollations];
+      const names = ofCollations.map((one) => one.name);
+      return {
         code: 'COLLATION_STALE',
-        message: `Text in database ${name} was put in order by version ${recorded ?? ''} of its collation, and the source has ${actual ?? ''} now: its indexes may be wrong there already.`,
-        facts: { database: name, recorded, actual },
+        message: `Text in database ${name} was put in order by version ${recorded ?? ''} of ${ofDatabase.length > 0 ? 'its collation' : names.join(', ')}, and the source has ${actual ?? ''} now: its indexes may be wrong there already.`,
+        facts: { database: name, collations: names.join(', '), recorded, actual },
         hint: 'A clone copies the indexes as they are. Rebuild them on the source before.',
-        remedies: [...reindex(name, inRecovery ? 'primary' : 'source')],
-      }),
-    ),
+        remedies: reindex(name, inRecovery ? 'primary' : 'source', names),
+      };
+    }),
     ...(differing.length === 0
       ? []
       : [
@@ -57,7 +66,7 @@ export function checkCollations(
           {
             code: 'NOT_CHECKED' as const,
             message: `Whether text is ordered here as on the source is not checked for ${[...new Set(unknown.map((one) => `${one.name} (${one.provider === ICU ? 'ICU' : 'C library'} ${one.actual ?? ''})`))].join(', ')}.`,
-            hint: 'On the clone, ALTER DATABASE and pg_collation_actual_version() tell of it.',
+            hint: 'A clone with verification.boot compares them here. On a running one pg_collation_actual_version() tells.',
           },
         ]),
   ];

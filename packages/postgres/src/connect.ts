@@ -152,12 +152,20 @@ function explainRefusal(
         passwordHint(settings),
       );
     case '28000':
+      // Past pg_hba.conf, which has admitted the user: no line in it would help.
+      if (isAboutRole(error))
+        return fail(
+          'SOURCE_AUTHENTICATION_FAILED',
+          `the server at ${where} has no role ${user} that may log in`,
+          `Create the role if there is none. Else run on the source, or on its primary if it is a standby: ALTER ROLE ${quoteIdentifier(user)} LOGIN;`,
+          [sql(`ALTER ROLE ${quoteIdentifier(user)} LOGIN;`, database)],
+        );
       return replication
         ? fail(
             'SOURCE_RIGHTS_MISSING',
             `the server at ${where} admits no replication connection of ${user}`,
-            `Add this line to pg_hba.conf of the source, then run SELECT pg_reload_conf(): ${hbaLine('replication', settings, error)}`,
-            admit('replication', settings, error),
+            `Add this line to pg_hba.conf of the source, then run SELECT pg_reload_conf(): ${hbaLine(null, settings, error)}`,
+            admit(null, settings, error),
           )
         : fail(
             'SOURCE_AUTHENTICATION_FAILED',
@@ -166,6 +174,15 @@ function explainRefusal(
             admit(database, settings, error),
           );
     case '42501':
+      if (!replication) {
+        const grant = `GRANT CONNECT ON DATABASE ${quoteIdentifier(database)} TO ${quoteIdentifier(user)};`;
+        return fail(
+          'SOURCE_RIGHTS_MISSING',
+          `${user} may not connect to database ${database}`,
+          `Run on the source, or on its primary if it is a standby: ${grant}`,
+          [sql(grant, database)],
+        );
+      }
       return fail(
         'SOURCE_RIGHTS_MISSING',
         `${user} may not connect for replication`,
@@ -179,6 +196,12 @@ function explainRefusal(
         'Set the database of the source to one that exists.',
       );
     case '53300':
+      if (isAboutRole(error))
+        return fail(
+          'SOURCE_UNREACHABLE',
+          `the server at ${where} has no free connection for ${user}`,
+          `Raise the limit of the role with ALTER ROLE ${quoteIdentifier(user)} CONNECTION LIMIT, or wait until others have gone.`,
+        );
       return replication
         ? fail(
             'SOURCE_NO_WAL_SENDER',
@@ -224,6 +247,10 @@ function explainRefusal(
   );
 }
 
+/** Whether the server speaks of the role and not of the connection. It names the place in its source in no language. */
+const isAboutRole = (error: Error) =>
+  error instanceof DatabaseError && error.routine === 'InitializeSessionUserId';
+
 function passwordHint({ passFileRefused, user }: ConnectionSettings): string {
   const hint = `Put the password of ${user} into the passFile of the source, or into ~/.pgpass, with mode 0600.`;
   return passFileRefused === null ? hint : `${hint} Not used: ${passFileRefused}.`;
@@ -237,7 +264,11 @@ const sql = (text: string, database: string): Remedy => ({
 });
 
 /** The first line that fits decides, so ours stands before all others. */
-function admit(database: string, settings: ConnectionSettings, error: Error): readonly Remedy[] {
+function admit(
+  database: string | null,
+  settings: ConnectionSettings,
+  error: Error,
+): readonly Remedy[] {
   const text = hbaLine(database, settings, error);
   return [
     { kind: 'prepend', on: 'source', where: 'pg_hba.conf', text },
@@ -245,9 +276,17 @@ function admit(database: string, settings: ConnectionSettings, error: Error): re
   ];
 }
 
-/** The server says from which address it sees us; the quotes around it depend on its language. */
-function hbaLine(database: string, { host, user }: ConnectionSettings, error: Error): string {
-  const names = `${quoteForHba(database, 'replication')} ${quoteForHba(user)}`;
+/**
+ * The server says from which address it sees us; the quotes around it depend on its language.
+ *
+ * @param database Null: replication, which is a keyword there and no database.
+ */
+function hbaLine(
+  database: string | null,
+  { host, user }: ConnectionSettings,
+  error: Error,
+): string {
+  const names = `${database === null ? 'replication' : quoteForHba(database)} ${quoteForHba(user)}`;
   if (isSocketDirectory(host)) return `local ${names} peer`;
   const address = /\b(?:\d{1,3}\.){3}\d{1,3}\b|[0-9a-f]*:[0-9a-f:]*:[0-9a-f.]*/i.exec(
     error.message,
@@ -258,10 +297,10 @@ function hbaLine(database: string, { host, user }: ConnectionSettings, error: Er
 }
 
 /** Quotes take blanks their meaning, and a keyword its own. */
-function quoteForHba(name: string, keyword?: string): string {
-  return name === keyword || (/^[a-z_][a-z0-9_$-]*$/i.test(name) && !HBA_KEYWORDS.test(name))
+function quoteForHba(name: string): string {
+  return /^[a-z_][a-z0-9_$-]*$/i.test(name) && !HBA_KEYWORDS.test(name)
     ? name
-    : `"${name}"`;
+    : `"${name.replaceAll('"', '""')}"`;
 }
 
 const HBA_KEYWORDS = /^(?:all|sameuser|samerole|samegroup|replication)$/;

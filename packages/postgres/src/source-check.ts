@@ -122,7 +122,33 @@ function checkSettings(facts: SourceFacts, want: Wanted): readonly CloneError[] 
       ),
     );
   }
-  return errors;
+  return [...errors, ...checkConnectionLimits(facts, want)];
+}
+
+/** Besides the session that asks: the pin has one of its own, and the stream of WAL, which is in no database. */
+function checkConnectionLimits(facts: SourceFacts, want: Wanted): readonly CloneError[] {
+  const { user, database, connectionLimits } = facts;
+  const sessions = want.slot ? 1 : 0;
+  const limits = [
+    { what: `role ${user}`, of: `ROLE ${quoteIdentifier(user)}`, needed: sessions + 1 },
+    { what: `database ${database}`, of: `DATABASE ${quoteIdentifier(database)}`, needed: sessions },
+  ] as const;
+  return [connectionLimits.role, connectionLimits.database].flatMap((found, index) => {
+    const limit = limits[index];
+    if (found === null || limit === undefined || found.free >= limit.needed) return [];
+    // The standby streams as the same role.
+    const sql = `ALTER ${limit.of} CONNECTION LIMIT ${String(found.limit + limit.needed - found.free + 1)};`;
+    const remedy = onPrimary(facts, sql);
+    return new CloneError(
+      'SOURCE_SETTINGS_UNSUITABLE',
+      `the connection limit of ${limit.what} leaves too few for a clone`,
+      {
+        facts: { setting: 'CONNECTION LIMIT', ...found, needed: limit.needed },
+        hint: `Run on ${remedy.on === 'primary' ? 'the primary of the source' : 'the source'}: ${sql}`,
+        remedies: [remedy],
+      },
+    );
+  });
 }
 
 function checkLayout({ tablespaces, dataDirectory }: SourceFacts): readonly CloneError[] {
@@ -198,8 +224,12 @@ function checkSynchronousNames(facts: SourceFacts, standbyName: string): readonl
   if (inRecovery) return [];
   const names = namesIn(value);
   if (names.includes('*')) {
-    const present = synchronousStandbys.map(quoteIdentifier).join(', ');
-    const narrowed = present === '' ? '' : value.replace('*', present);
+    // All in quotes: FIRST and ANY have a meaning there that they have not in SQL.
+    const present = synchronousStandbys.map((name) => `"${name.replaceAll('"', '""')}"`).join(', ');
+    const narrowed =
+      present === ''
+        ? ''
+        : value.replace(NAME, (name) => (namesIn(name).includes('*') ? present : name));
     return [
       {
         code: 'STANDBY_SYNCHRONOUS',
@@ -226,10 +256,12 @@ function checkSynchronousNames(facts: SourceFacts, standbyName: string): readonl
   ];
 }
 
+const NAME = /"((?:[^"]|"")*)"|([^\s,()"]+)/g;
+
 /** The names in `FIRST 2 (a, "b c", *)` and its other forms, without their quotes. */
 function namesIn(value: string): readonly string[] {
   const list = /^\s*(?:(?:FIRST|ANY)\s+)?\d+\s*\((.*)\)\s*$/is.exec(value)?.[1] ?? value;
-  return [...list.matchAll(/"((?:[^"]|"")*)"|([^\s,"]+)/g)].map(
+  return [...list.matchAll(NAME)].map(
     ([, quoted, plain]) => quoted?.replaceAll('""', '"') ?? plain ?? '',
   );
 }

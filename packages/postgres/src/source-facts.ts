@@ -65,6 +65,11 @@ export interface SourceFacts {
   readonly idleSlotTimeoutMs: number | null;
   readonly walSendersFree: number;
   readonly slotsFree: number;
+  /** `CONNECTION LIMIT` of the user and of the database that we are in; null: none holds. */
+  readonly connectionLimits: {
+    readonly role: ConnectionLimit | null;
+    readonly database: ConnectionLimit | null;
+  };
   readonly tablespaces: readonly Tablespace[];
   /** What lies in PGDATA itself: the tablespaces pg_default and pg_global. Null if the user may not know. */
   readonly databaseBytes: number | null;
@@ -73,6 +78,12 @@ export interface SourceFacts {
   readonly database: string;
   readonly user: string;
   readonly rights: SourceRights;
+}
+
+interface ConnectionLimit {
+  readonly limit: number;
+  /** Below 0 where it was lowered meanwhile. */
+  readonly free: number;
 }
 
 interface ArchiverState {
@@ -124,12 +135,14 @@ const SETTINGS_READ = [
   'ident_file',
   'idle_replication_slot_timeout',
   'listen_addresses',
+  'local_preload_libraries',
   'log_directory',
   'max_replication_slots',
   'max_slot_wal_keep_size',
   'max_wal_size',
   'port',
   'segment_size',
+  'session_preload_libraries',
   'shared_preload_libraries',
   'ssl',
   'ssl_ca_file',
@@ -175,7 +188,7 @@ const READ_FACTS = `
          (SELECT json_agg(json_build_object(
                    'name', datname, 'provider', datlocprovider, 'recorded', datcollversion,
                    'actual', pg_database_collation_actual_version(oid)) ORDER BY datname)
-            FROM pg_database WHERE datallowconn) AS "databases",
+            FROM pg_database WHERE datallowconn AND datconnlimit <> -2) AS "databases",
          (SELECT coalesce(json_agg(json_build_object(
                    'name', oid::regcollation::text, 'provider', collprovider, 'recorded', collversion,
                    'actual', pg_collation_actual_version(oid)) ORDER BY oid), '[]')
@@ -184,6 +197,16 @@ const READ_FACTS = `
              AND EXISTS (SELECT FROM pg_depend
                           WHERE refclassid = 'pg_collation'::regclass AND refobjid = pg_collation.oid)) AS "collations",
          (SELECT count(*)::int FROM pg_replication_slots) AS "slots",
+         (SELECT json_build_object(
+                   'role', CASE WHEN rolconnlimit >= 0 AND NOT rolsuper THEN json_build_object(
+                     'limit', rolconnlimit, 'free', rolconnlimit - (
+                       SELECT count(*) FROM pg_stat_activity WHERE usesysid = pg_roles.oid)) END,
+                   'database', CASE WHEN datconnlimit >= 0 AND NOT rolsuper THEN json_build_object(
+                     'limit', datconnlimit, 'free', datconnlimit - (
+                       SELECT count(*) FROM pg_stat_activity
+                        WHERE datid = pg_database.oid AND usesysid IS NOT NULL)) END)
+            FROM pg_roles, pg_database
+           WHERE rolname = current_user AND datname = current_database()) AS "connectionLimits",
          (SELECT json_object_agg(name, json_build_object('value', setting, 'unit', unit))
             FROM pg_settings WHERE name = ANY ($1)) AS "settings",
          (SELECT coalesce(json_agg(json_build_object(
@@ -214,6 +237,7 @@ interface FactsRow
     | 'archiver'
     | 'databases'
     | 'collations'
+    | 'connectionLimits'
   > {
   readonly walSenders: number;
   readonly slots: number;

@@ -19,24 +19,37 @@ export function alterSystem({ database }: Pick<Place, 'database'>, assignment: s
   return { kind: 'sql', on: 'source', where: database, text: `ALTER SYSTEM SET ${assignment};` };
 }
 
-/** Debian has a command of its own, which knows where the configuration lies. */
-export function restart({ configFiles }: Pick<SourceFacts, 'configFiles'>): Remedy {
-  const { configFile } = configFiles;
+/**
+ * Debian has a command of its own, which knows where the configuration lies. Elsewhere pg_ctl finds in the data directory
+ * with which options the server was started, and so its configuration, too.
+ */
+export function restart({
+  configFiles: { configFile },
+  dataDirectory,
+}: Pick<SourceFacts, 'configFiles' | 'dataDirectory'>): Remedy {
   const [, major, cluster] =
     /^\/etc\/postgresql\/(\d+)\/([^/]+)\/postgresql\.conf$/.exec(configFile) ?? [];
-  const directory = configFile.slice(0, Math.max(0, configFile.lastIndexOf('/')));
   const text =
     major === undefined || cluster === undefined
-      ? `pg_ctl restart -D ${directory === '' ? 'DATA_DIRECTORY' : quoteForShell(directory)}`
+      ? `pg_ctl restart -D ${dataDirectory === '' ? 'DATA_DIRECTORY' : quoteForShell(dataDirectory)}`
       : `pg_ctlcluster ${major} ${quoteForShell(cluster)} restart`;
   return { kind: 'shell', on: 'source', where: 'postgres', text };
 }
 
-/** Runs in the database itself: another one cannot be reindexed. */
-export function reindex(database: string, on: Remedy['on']): readonly Remedy[] {
+/**
+ * Runs in the database itself: another one cannot be reindexed.
+ *
+ * @param collations As SQL names them: those of which the version is noted besides that of the database.
+ */
+export function reindex(
+  database: string,
+  on: Remedy['on'],
+  collations: readonly string[] = [],
+): Remedy[] {
   const name = quoteIdentifier(database);
   return [
-    { kind: 'sql', on, where: database, text: `REINDEX DATABASE ${name};` },
-    { kind: 'sql', on, where: database, text: `ALTER DATABASE ${name} REFRESH COLLATION VERSION;` },
-  ];
+    `REINDEX DATABASE ${name};`,
+    `ALTER DATABASE ${name} REFRESH COLLATION VERSION;`,
+    ...collations.map((collation) => `ALTER COLLATION ${collation} REFRESH VERSION;`),
+  ].map((text) => ({ kind: 'sql', on, where: database, text }));
 }

@@ -33,7 +33,7 @@ export async function offerPlace(
   if (!(error instanceof CloneError) || error.remedies.length > 0) return error;
   const remedies = WRONG_PLACE.includes(error.code)
     ? [changeRequest(o.asRequest(await anotherPlace(o)))]
-    : ownership(error);
+    : await ownership(error, o.dataRoots);
   if (remedies.length === 0) return error;
   return new CloneError(error.code, error.message, {
     facts: error.facts,
@@ -70,10 +70,19 @@ async function anotherPlace({
 /** Whoever has so many clones beside each other finds a name himself. */
 const NUMBERS_TRIED = 100;
 
-function ownership({ code, facts }: CloneError): readonly Remedy[] {
-  if (code !== 'TARGET_NOT_WRITABLE' || facts.readOnlyFilesystem === true) return [];
-  const directory = facts.directory;
-  if (typeof directory !== 'string') return [];
-  const text = `chown ${userInfo().username} ${quoteForShell(directory)}`;
-  return [{ kind: 'shell', on: 'host', where: 'root', text }];
+/** What lies above the target may be everybody's, such as /srv: of that only what the data roots allow becomes ours. */
+async function ownership(
+  { code, facts: { path, directory, readOnlyFilesystem } }: CloneError,
+  dataRoots: readonly string[] | null,
+): Promise<readonly Remedy[]> {
+  if (code !== 'TARGET_NOT_WRITABLE' || readOnlyFilesystem === true) return [];
+  if (typeof path !== 'string' || typeof directory !== 'string') return [];
+  const owner = quoteForShell(userInfo().username);
+  const asRoot = (text: string): readonly Remedy[] => [
+    { kind: 'shell', on: 'host', where: 'root', text },
+  ];
+  if (!(await exists(path))) return asRoot(`install -d -o ${owner} -m 0700 ${quoteForShell(path)}`);
+  const isAbove = directory === dirname(path);
+  const isAllowed = dataRoots?.some((root) => isWithin(directory, root)) ?? false;
+  return isAbove && !isAllowed ? [] : asRoot(`chown ${owner} ${quoteForShell(directory)}`);
 }

@@ -30,6 +30,7 @@ import { pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
 import { removeBootDirectory } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
+import { checkDatabaseLibraries } from '../replica/database-libraries.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
 import { checkSettings } from '../replica/required-settings.ts';
@@ -41,7 +42,7 @@ import {
   type TargetField,
   unknownLocations,
 } from '../target/claim.ts';
-import { readMarker } from '../target/marker.ts';
+import { exists, readMarker } from '../target/marker.ts';
 import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
 import { roomFor, type SpaceNeed, shortagesIn } from '../target/space.ts';
 import { offerPlace } from './another-place.ts';
@@ -206,7 +207,8 @@ const files = check('files', ['host', 'probe', 'facts'], async (run, seen, { err
 const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
   const message = rsyncVersionWarning(probe.rsyncVersion ?? '');
   if (message === null) return;
-  notice({ code: 'RSYNC_VULNERABLE', message, remedies: install(probe, 'rsync') });
+  const remedies = install(probe.installer, 'rsync', 'source');
+  notice({ code: 'RSYNC_VULNERABLE', message, remedies });
 });
 
 const transport = check('transport', ['host', 'facts', 'probe'], async (run, seen) => {
@@ -219,7 +221,11 @@ const transport = check('transport', ['host', 'facts', 'probe'], async (run, see
 const compression = check('compression', ['host', 'probe'], async ({ plan, signal }, seen) => ({
   compressions: usableCompressions({
     asked: plan.spec.transfer.compression,
-    here: await localCompressions(signal),
+    here: await localCompressions(signal).catch(async (error: unknown) => {
+      throw error instanceof CloneError && error.code === 'TOOL_MISSING'
+        ? await rsyncMissingHere()
+        : error;
+    }),
     there: seen.probe.compressions,
     sourceHost: seen.host.host,
   }),
@@ -300,16 +306,16 @@ const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { 
 const rsyncHere = check('rsync-here', [], async ({ signal }, _seen, { notice, error }) => {
   const version = await localRsyncVersion(signal);
   if (version === null) {
-    error(
-      new CloneError('TOOL_MISSING', 'rsync is not installed on this host', {
-        facts: { program: 'rsync' },
-        hint: 'Install it here.',
-      }),
-    );
+    error(await rsyncMissingHere());
     return;
   }
   const message = rsyncVersionWarning(version);
-  if (message !== null) notice({ code: 'RSYNC_VULNERABLE', message: `Here: ${message}` });
+  if (message !== null)
+    notice({
+      code: 'RSYNC_VULNERABLE',
+      message: `Here: ${message}`,
+      remedies: install(await installerHere(), 'rsync', 'host'),
+    });
   return { rsyncVersion: version };
 });
 
@@ -322,13 +328,19 @@ const link = check('link', ['host', 'session', 'facts', 'probe'], async (run, se
   if (speed !== null) return { link: speed };
   notice({
     code: 'NOT_CHECKED',
-    message: 'How quickly files come is not known: there is none to fetch.',
+    message: 'How quickly files come is not known: none came within two seconds.',
   });
   return {};
 });
 
+const libraries = check(
+  'libraries',
+  ['settings', 'session', 'facts', 'binDirectory', 'hostConfiguration'],
+  checkDatabaseLibraries,
+);
+
 /** What a clone would find out by itself, and only who asks before it wants to know. */
-export const FURTHER_CHECKS: readonly (readonly Check[])[] = [[rsyncHere, link]];
+export const FURTHER_CHECKS: readonly (readonly Check[])[] = [[rsyncHere, link, libraries]];
 
 export const CHECKS: readonly (readonly Check[])[] = [
   [target],
@@ -339,8 +351,9 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [facts],
   [cluster, source, collations],
   [slot],
-  [sourceHost, programs, replication, ownWay],
-  [files, rsync, compression],
+  [sourceHost, programs, replication],
+  // Not beside the other connection to a WAL sender: there may be one for both of them.
+  [files, rsync, compression, ownWay],
   [transport],
   [tablespaces],
   [contents],
@@ -438,11 +451,35 @@ function ownedPath({ looksOnly, plan }: CloneRun, dataDirectory: string): string
   return looksOnly ? `${dataDirectory}.${plan.id}` : dataDirectory;
 }
 
-/** Brings a program that is there up to date, too. */
-function install({ installer }: HostProbe, packageName: string): readonly Remedy[] {
+/**
+ * Brings a program that is there up to date, too.
+ *
+ * @param installer Null: it is not known how packages are installed there.
+ */
+function install(
+  installer: string | null,
+  packageName: string,
+  on: 'source' | 'host',
+): readonly Remedy[] {
   if (installer === null) return [];
   const text = `${basename(installer)} install -y ${packageName}`;
-  return [{ kind: 'shell', on: 'source', where: 'root', text }];
+  return [{ kind: 'shell', on, where: 'root', text }];
+}
+
+/** Those that the script looks for on the source, too. */
+const INSTALLERS = ['/usr/bin/apt-get', '/usr/bin/dnf', '/usr/bin/zypper'];
+
+async function installerHere(): Promise<string | null> {
+  for (const installer of INSTALLERS) if (await exists(installer)) return installer;
+  return null;
+}
+
+async function rsyncMissingHere(): Promise<CloneError> {
+  return new CloneError('TOOL_MISSING', 'rsync is not installed on this host', {
+    facts: { program: 'rsync' },
+    hint: 'Install it here, or put its directory on the PATH of the worker.',
+    remedies: install(await installerHere(), 'rsync', 'host'),
+  });
 }
 
 /** The programs that are needed on the source host. */
@@ -459,7 +496,7 @@ function missingPrograms({
       new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
         facts: { program, host },
         hint: `Install it there: apt-get install ${packageName}.`,
-        remedies: install(probe, packageName),
+        remedies: install(probe.installer, packageName, 'source'),
       }),
   );
 }

@@ -103,7 +103,12 @@ function judge(
     ];
     for (const finding of found) {
       // Two ways may lead to one fact: the role that lacks REPLICATION is refused by the WAL sender, too.
-      const identity = finding.remedies[0]?.text ?? finding.message;
+      const [remedy] = finding.remedies;
+      // What mends this host mends nothing there, though it may be the same command.
+      const identity =
+        remedy === undefined
+          ? finding.message
+          : `${remedy.on === 'host' ? 'here' : 'there'} ${remedy.text}`;
       const key = `${finding.code} ${identity}`;
       if (!findings.has(key)) findings.set(key, withPlaces(finding, seen));
     }

@@ -1,12 +1,11 @@
 /**
- * The libraries that the replica would load at its start, and this host lacks.
+ * Which libraries of a server this host lacks.
  *
  * Where they lie is known to `pg_config`; without it to the file that every server has beside them, since packages differ:
  * `lib` beside `bin` on Debian and in the packages of the PostgreSQL project for RHEL, `lib/postgresql` or `lib64/pgsql` elsewhere.
  */
 import { access, constants, realpath } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 
 /** Part of the server itself: without it no standby streams. */
@@ -14,36 +13,37 @@ const ALWAYS_THERE = 'libpqwalreceiver.so';
 
 const BESIDE_BIN = ['lib', 'lib/postgresql', 'lib64/pgsql', 'lib/pgsql', 'lib64/postgresql'];
 
-/**
- * @param setting `shared_preload_libraries`.
- * @param o.searchPath `dynamic_library_path`, in which names without a slash are looked for.
- * @returns `TOOL_MISSING` for each that is not there.
- */
-export async function missingLibraries(
-  setting: string,
-  o: { readonly binDirectory: string; readonly searchPath: string; readonly signal: AbortSignal },
-): Promise<readonly CloneError[]> {
-  const libraries = setting
+interface MissingLibrary {
+  /** As it is asked for. */
+  readonly library: string;
+  /** Where it was looked for. */
+  readonly paths: readonly string[];
+}
+
+/** The names in a setting such as `shared_preload_libraries`. */
+export function librariesIn(setting: string): readonly string[] {
+  return setting
     .split(',')
     .map((quoted) => quoted.trim().replace(/^"(.*)"$/, '$1'))
     .filter((library) => library !== '');
+}
+
+/** @param o.searchPath `dynamic_library_path`, in which names without a slash are looked for. */
+export async function missingLibraries(
+  libraries: readonly string[],
+  o: { readonly binDirectory: string; readonly searchPath: string; readonly signal: AbortSignal },
+): Promise<readonly MissingLibrary[]> {
   if (libraries.length === 0) return [];
   const libraryDirectory = await findLibraryDirectory(o.binDirectory, o.signal);
   const places = (o.searchPath === '' ? '$libdir' : o.searchPath)
     .split(':')
     .map((place) => place.replace(/^\$libdir/, libraryDirectory));
-  const missing: CloneError[] = [];
+  const missing: MissingLibrary[] = [];
   for (const library of libraries) {
     const file = library.replace(/^\$libdir/, libraryDirectory).replace(/(?:\.so)?$/, '.so');
     const paths = isAbsolute(file) ? [file] : places.map((place) => join(place, file));
-    const found = await Promise.all(paths.map(isReadable));
-    if (found.includes(true)) continue;
-    missing.push(
-      new CloneError('TOOL_MISSING', `the library ${library} is not installed on this host`, {
-        facts: { setting: 'shared_preload_libraries', library, path: paths.join(', ') },
-        hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
-      }),
-    );
+    if (!(await Promise.all(paths.map(isReadable))).includes(true))
+      missing.push({ library, paths });
   }
   return missing;
 }

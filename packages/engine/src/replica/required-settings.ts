@@ -9,7 +9,7 @@ import { effectiveSettings, STANDBY_MINIMUM_SETTINGS } from '@pgcloned/postgres'
 import type { CloneRun } from '../clone-run.ts';
 import type { Findings } from '../preflight/check.ts';
 import type { Ready } from '../ready.ts';
-import { missingLibraries } from './libraries.ts';
+import { librariesIn, missingLibraries } from './libraries.ts';
 
 /** Finds `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library) and `TARGET_INVALID` (the port). */
 export async function checkSettings(
@@ -25,16 +25,7 @@ export async function checkSettings(
     'port',
   ] as const;
   const source = ready.facts.settings;
-  const configured: Readonly<Record<string, string>> =
-    ready.hostConfiguration === null
-      ? source
-      : await effectiveSettings({
-          binDirectory: ready.binDirectory,
-          dataDirectory: dirname(ready.hostConfiguration),
-          configFile: ready.hostConfiguration,
-          names,
-          signal: run.signal,
-        });
+  const configured = await configuredSettings(ready, names, run.signal);
   const effective = (name: (typeof names)[number]) =>
     String(spec.replica.settings[name] ?? configured[name] ?? '');
 
@@ -60,14 +51,38 @@ export async function checkSettings(
       }),
     );
   }
-  const libraries = await missingLibraries(effective('shared_preload_libraries'), {
+  const missing = await missingLibraries(librariesIn(effective('shared_preload_libraries')), {
     binDirectory: ready.binDirectory,
     searchPath: effective('dynamic_library_path'),
     signal: run.signal,
   });
-  for (const one of libraries) error(one);
+  for (const { library, paths } of missing)
+    error(
+      new CloneError('TOOL_MISSING', `the library ${library} is not installed on this host`, {
+        facts: { setting: 'shared_preload_libraries', library, path: paths.join(', ') },
+        hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
+      }),
+    );
   if (!spec.replica.start) return;
   await refuseTakenPort(spec.replica.port ?? Number(effective('port')));
+}
+
+/** What the replica will have, but for what the request sets. */
+export async function configuredSettings(
+  {
+    facts,
+    binDirectory,
+    hostConfiguration,
+  }: Pick<Ready, 'facts' | 'binDirectory' | 'hostConfiguration'>,
+  names: readonly string[],
+  signal: AbortSignal,
+): Promise<Readonly<Record<string, string>>> {
+  if (hostConfiguration === null) return facts.settings;
+  return await effectiveSettings({
+    ...{ binDirectory, names, signal },
+    dataDirectory: dirname(hostConfiguration),
+    configFile: hostConfiguration,
+  });
 }
 
 async function refuseTakenPort(port: number): Promise<void> {
