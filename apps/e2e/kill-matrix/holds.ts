@@ -24,6 +24,7 @@ export const HOLDS = [
   { module: 'postgres/src/backup.ts', name: 'startBackup', when: 'before' },
   { module: 'postgres/src/backup.ts', name: 'stopBackup', when: 'before' },
   { module: 'engine/src/phases/collect-wal.ts', name: 'collectWal', when: 'before' },
+  { module: 'postgres/src/wal-proof.ts', name: 'proveWal', when: 'before' },
   { module: 'engine/src/replica/configure.ts', name: 'configureReplica', when: 'before' },
   { module: 'postgres/src/replica-status.ts', name: 'standbyStatus', when: 'before' },
 ] as const satisfies readonly Hold[];

@@ -17,7 +17,10 @@ const PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000, 10_000, 10_000];
 /** `restartLsn` and the other facts are those of the first. */
 export interface HeldPin
   extends Pick<WalPin, 'slotName' | 'restartLsn' | 'restartTimeline' | 'advance' | 'release'> {
-  /** The stream has ended: WAL is here up to this position, and from there on only the pin keeps it for the replica. */
+  /**
+   * The stream has ended: WAL is here up to this position, and from there on only the pin keeps it for the replica. It
+   * advances no more.
+   */
   readonly streamEnded: (lsn: string) => void;
 }
 
@@ -71,7 +74,8 @@ export async function holdPin(
       hereUpTo = lsn;
     },
     advance: async (lsn) => {
-      await current.advance(lsn);
+      // Beyond it nothing more arrives, and the replica asks for the segment that it lies in from its beginning.
+      if (hereUpTo === null) await current.advance(lsn);
     },
     release: async () => {
       releasing.abort();

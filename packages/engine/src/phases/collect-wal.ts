@@ -24,6 +24,8 @@ export async function collectWal(
   if (ready.facts.inRecovery) await stream.receiver.waitUntilReceived(stop.stopLsn, run.signal);
   else await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
   await stream.receiver.stop(run.signal);
+  // Before the last segment gets a name by which it counts as complete.
+  stream.pin?.streamEnded(stop.stopLsn);
   if (ready.facts.inRecovery) {
     await keepUnfinishedSegment(stream.directory, {
       timeline: start.timeline,
@@ -31,7 +33,6 @@ export async function collectWal(
       segmentBytes: ready.facts.walSegmentBytes,
     });
   }
-  stream.pin?.streamEnded(stop.stopLsn);
   await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
   await proveWal({

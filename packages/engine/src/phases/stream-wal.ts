@@ -10,7 +10,12 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, toCloneError } from '@pgcloned/contract';
-import { startWalReceiver, type WalReceiver, type WalReceiverOptions } from '@pgcloned/postgres';
+import {
+  type Session,
+  startWalReceiver,
+  type WalReceiver,
+  type WalReceiverOptions,
+} from '@pgcloned/postgres';
 import { remoteExists } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { copiedCluster } from '../copy/journal.ts';
@@ -134,7 +139,8 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
   });
 }
 
-async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | null> {
+/** @throws {CloneError} `SOURCE_MISMATCH` if pin, backup session and SSH do not lead to one server. */
+export async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | null> {
   let pin: HeldPin;
   try {
     pin = await holdPin(run, ready.settings);
@@ -156,6 +162,12 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | nul
   // A server in another container is not seen from here (R9.8), but its data directory is.
   if (await exists(join(ready.data.final, 'pg_replslot', pin.slotName)))
     throw targetIsSource(ready.data.final, ready.facts.dataDirectory);
+  if (!(await isSeen(ready.session, pin.slotName, run.signal))) {
+    throw new CloneError('SOURCE_MISMATCH', 'two connections to the source lead to two servers', {
+      facts: { host: ready.settings.host, port: ready.settings.port, missing: pin.slotName },
+      hint: 'Name one server as the source, or several as `hosts`: here a load balancer, or a name with several addresses, stands between.',
+    });
+  }
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
   if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
@@ -164,6 +176,15 @@ async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPin | nul
     });
   }
   return pin;
+}
+
+async function isSeen({ query }: Session, slotName: string, signal: AbortSignal): Promise<boolean> {
+  const seen = await query(
+    'SELECT FROM pg_replication_slots WHERE slot_name = $1',
+    [slotName],
+    signal,
+  );
+  return seen.length > 0;
 }
 
 async function watchSpace(
