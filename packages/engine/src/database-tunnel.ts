@@ -12,9 +12,9 @@
  * Lost with the SSH connection; what connects afterwards makes it open a new one.
  */
 import { once } from 'node:events';
-import { lstat, mkdir, mkdtemp, readdir, rmdir, unlink } from 'node:fs/promises';
+import { lstat, mkdtemp, readdir, rmdir, unlink } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { CloneError, type ServerAddress, type SourceConfiguration } from '@pgcloned/contract';
 import type { ConnectionSettings } from '@pgcloned/postgres';
@@ -78,11 +78,13 @@ export async function openDatabaseTunnel(
 
 /** What a killed process has left. Whoever calls holds the lock on the data directory, and has no tunnel open. */
 export async function removeDeadTunnels(dataDirectory: string): Promise<void> {
-  const base = await baseOf(dataDirectory);
-  const found = await lstat(base).catch(() => null);
-  if (found === null || !found.isDirectory() || found.uid !== process.getuid?.()) return;
-  for (const name of await readdir(base)) await removeDirectory(join(base, name));
-  await removeIfEmpty(base);
+  const prefix = await prefixOf(dataDirectory);
+  for (const name of await readdir(dirname(prefix))) {
+    if (!name.startsWith(basename(prefix))) continue;
+    const directory = join(dirname(prefix), name);
+    const { uid } = await lstat(directory);
+    if (uid === process.getuid?.()) await removeDirectory(directory);
+  }
 }
 
 /** The name by which others than its SSH server reach the database, the replica for instance. */
@@ -90,8 +92,9 @@ function hostOfDatabase({ ssh }: SourceConfiguration, { host }: ServerAddress): 
   return isLoopback(host) ? (ssh.host ?? host) : host;
 }
 
-/** Holds a directory for each tunnel: their sockets may have one name. */
-const baseOf = async (dataDirectory: string) => await pathBesideLock(dataDirectory, 'tunnel');
+/** A directory for each tunnel: their sockets may have one name, and some are opened while others are closed. */
+const prefixOf = async (dataDirectory: string) =>
+  `${await pathBesideLock(dataDirectory, 'tunnel')}-`;
 
 function targetOf({ ssh }: SourceConfiguration, { host, port }: ServerAddress): ForwardTarget {
   return { host: ssh.host === null ? 'localhost' : host, port };
@@ -124,18 +127,14 @@ function refuseWeakerThanAsked(source: SourceConfiguration, target: ForwardTarge
 }
 
 async function makeDirectory(dataDirectory: string): Promise<string> {
-  const base = await baseOf(dataDirectory);
+  const prefix = await prefixOf(dataDirectory);
   try {
-    await mkdir(base, { mode: 0o700 }).catch((error: unknown) => {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    });
-    const { uid, mode } = await lstat(base);
-    if (uid !== process.getuid?.() || (mode & 0o777) !== 0o700) throw new Error('it is not ours');
-    return await mkdtemp(join(base, 't'));
+    return await mkdtemp(prefix);
   } catch (cause) {
-    throw new CloneError('TARGET_NOT_WRITABLE', `cannot make a directory in ${base}`, {
-      facts: { path: base, reason: String(cause) },
-      hint: 'The socket of the tunnel is to lie there. If somebody else has made it, let them remove it.',
+    const path = dirname(prefix);
+    throw new CloneError('TARGET_NOT_WRITABLE', `cannot make a directory in ${path}`, {
+      facts: { path, reason: String(cause) },
+      hint: 'The socket of the tunnel is to lie there: see whether its filesystem is full.',
       cause,
     });
   }
@@ -146,14 +145,6 @@ async function removeDirectory(directory: string): Promise<void> {
     if (name.startsWith(SOCKET_PREFIX)) await unlink(join(directory, name));
   }
   await rmdir(directory);
-  await removeIfEmpty(dirname(directory));
-}
-
-/** Another tunnel of this clone may lie there. */
-async function removeIfEmpty(base: string): Promise<void> {
-  await rmdir(base).catch((error: unknown) => {
-    if (!['ENOTEMPTY', 'ENOENT'].includes((error as NodeJS.ErrnoException).code ?? '')) throw error;
-  });
 }
 
 /** Never rejects. Settles once the socket is closed, and its other end told so. */
