@@ -78,6 +78,7 @@ export function startCloneJob(
   const finished = Promise.withResolvers<void>();
   const transferControl = controlTransfer(clone.spec.transfer);
   const filled = new Map((before?.filled ?? []).map((one) => [one.path, one]));
+  let begunFrom = before?.begunFrom ?? null;
   let isClaimed = before !== null;
   let waits = false;
   let stops = false;
@@ -101,6 +102,7 @@ export function startCloneJob(
     reported: false,
     filled: [...filled.values()],
     deaths: before?.deaths ?? NO_DEATHS,
+    begunFrom,
   });
   const keepJournal = (): Promise<void> => {
     const run = runNow();
@@ -122,6 +124,10 @@ export function startCloneJob(
     ...record.observer,
     phaseStarted: (name) => {
       record.observer.phaseStarted(name);
+      keepJournalSoon();
+    },
+    begunFrom: (role) => {
+      begunFrom = role;
       keepJournalSoon();
     },
     interrupted: (next) => {
@@ -172,7 +178,7 @@ export function startCloneJob(
     const ticker = setInterval(publish, TICK_MS);
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
-      const plan = planOf(record.snapshot(), contract, context.host);
+      const plan = { ...planOf(record.snapshot(), contract, context.host), begunFrom };
       const { signal } = controller;
       const result = await context.runClone(plan, { observer, signal, transferControl });
       record.succeed(result);

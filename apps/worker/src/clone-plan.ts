@@ -46,6 +46,7 @@ export function planClone(
   return {
     id: clone.id,
     attempt: clone.attempt,
+    begunFrom: null,
     spec,
     sourceName: wanted.name,
     source,

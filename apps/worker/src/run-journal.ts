@@ -9,7 +9,7 @@
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Clone, hasEnded } from '@pgcloned/contract';
-import type { FilledDirectory } from '@pgcloned/engine';
+import type { FilledDirectory, SourceRole } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
 
 /** BullMQ gives a job out again within minutes; a Redis that was restored from a backup may do so after days. */
@@ -27,6 +27,8 @@ export interface Run {
   /** What the clone has begun to fill: nobody else knows it when its worker is dead. */
   readonly filled: readonly FilledDirectory[];
   readonly deaths: Deaths;
+  /** For the attempts of the next worker; null: no attempt has got to know its source. */
+  readonly begunFrom: SourceRole | null;
 }
 
 /** How often its worker died in the middle of it, since it last got further. */
@@ -99,6 +101,7 @@ function parseRun(text: string): Run {
     reported: run.reported === true,
     filled: run.filled ?? [],
     deaths: run.deaths ?? NO_DEATHS,
+    begunFrom: run.begunFrom ?? null,
   };
 }
 

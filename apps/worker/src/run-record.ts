@@ -22,7 +22,7 @@ import { type CloneObserver, trackProgress } from '@pgcloned/engine';
 const WARNINGS_MAX = 100;
 
 export interface RunRecord {
-  readonly observer: Omit<CloneObserver, 'filling'>;
+  readonly observer: Omit<CloneObserver, 'filling' | 'begunFrom'>;
   readonly snapshot: () => Clone;
   readonly isPublished: () => boolean;
   /** Its turn has come for the first time. Not told as a change: it has to be claimed first. */
@@ -140,10 +140,17 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
         change({ instance: { ...record.instance, ...fields } });
       },
       leftover: (leftover) => {
-        change({ leftovers: [...record.leftovers, leftover] });
+        change({ leftovers: [...without(record.leftovers, leftover.what), leftover] });
+      },
+      putAway: (what) => {
+        change({ leftovers: without(record.leftovers, what) });
       },
     },
   };
+}
+
+function without(leftovers: Clone['leftovers'], what: string): Clone['leftovers'] {
+  return leftovers.filter((one) => one.what !== what);
 }
 
 function now(): string {

@@ -17,6 +17,7 @@ test('what was written is read back, and a clone that was never begun is not the
     reported: false,
     filled: [directory],
     deaths: { count: 1, leastMissingBytes: 100 },
+    begunFrom: 'standby' as const,
   };
 
   await journal.write(run);
@@ -53,7 +54,8 @@ test('only runs that ended long ago and were reported are removed', async () => 
   const unreported = { ...someClone(), state: 'failed' as const, endedAt: longAgo };
   for (const clone of [old, running, recent, unreported]) {
     const reported = clone !== unreported;
-    await journal.write({ clone, workerId: 'w', reported, filled: [], deaths: NO_DEATHS });
+    const rest = { filled: [], deaths: NO_DEATHS, begunFrom: null };
+    await journal.write({ clone, workerId: 'w', reported, ...rest });
   }
 
   await journal.prune();

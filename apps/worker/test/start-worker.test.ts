@@ -738,6 +738,21 @@ test('an end that Redis could not be told is told by the next worker', async () 
   expect(engine.swept).toEqual([]);
 });
 
+test('the next worker knows from what the clone was begun', async () => {
+  const engine = playedEngine();
+  const worker = await startWorker(options(), engine);
+  const clone = someClone();
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  engine.calls[0]?.observer.begunFrom('primary');
+  await worker[Symbol.asyncDispose]();
+
+  await using _next = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 2);
+
+  expect(engine.calls.map(({ plan }) => plan.begunFrom)).toEqual([null, 'primary']);
+});
+
 test('a clone that was suspended while Redis was away goes on all the same', async () => {
   const engine = playedEngine();
   const worker = await startWorker(options(), engine);

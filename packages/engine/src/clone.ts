@@ -29,7 +29,7 @@ import { startReplica } from './phases/start-replica.ts';
 import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
-import { type RetryBudget, startRetryBudget } from './retry-budget.ts';
+import { startRetryBudget } from './retry-budget.ts';
 import { makeLockSet } from './target/locks.ts';
 import { explainFullTarget } from './target/space.ts';
 import { controlTransfer, type TransferControl } from './transfer-control.ts';
@@ -70,15 +70,15 @@ export async function runClone(
     });
     const budget = startRetryBudget({
       isResumed: plan.attempt > 1,
+      begunFrom: plan.begunFrom,
       picksAgain: plan.source.hosts !== null,
     });
     for (let attempt = plan.attempt; ; attempt += 1) {
       try {
         const result = await runAttempt(
-          { ...plan, attempt },
+          { ...plan, attempt, begunFrom: budget.begunFrom() },
           {
             observer: budget.watch(observer),
-            copies: budget.copies,
             signal: wholeSignal,
             transferControl,
             lasting,
@@ -120,8 +120,7 @@ export async function runClone(
 type AttemptOptions = Pick<
   CloneRun,
   'observer' | 'signal' | 'transferControl' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
-> &
-  Pick<RetryBudget, 'copies'>;
+>;
 
 async function runAttempt(
   plan: ClonePlan,
@@ -159,7 +158,8 @@ async function runAttempt(
       refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
 
       const ready = await phase('preflight', () => preflight(run));
-      options.copies(ready.facts.inRecovery ? 'standby' : 'primary');
+      const role = ready.facts.inRecovery ? 'standby' : 'primary';
+      observer.begunFrom(role);
       const pinned = await phase('stream-wal', () => streamWal(run, ready));
       const { stream, ...start } = await phase('start-backup', () =>
         startBackup(run, ready, pinned),
@@ -178,10 +178,7 @@ async function runAttempt(
 
       return {
         dataDirectory: ready.data.final,
-        source: {
-          address: formatServer(ready.settings),
-          role: ready.facts.inRecovery ? 'standby' : 'primary',
-        },
+        source: { address: formatServer(ready.settings), role },
         systemIdentifier: ready.facts.systemIdentifier,
         timeline: start.timeline,
         startLsn: start.startLsn,

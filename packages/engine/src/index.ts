@@ -2,7 +2,7 @@
 export { SUPPORTED_MAJORS } from '@pgcloned/postgres';
 export { type RunCloneOptions, runClone } from './clone.ts';
 export type { CloneObserver } from './observer.ts';
-export type { ClonePlan, HostPolicy } from './plan.ts';
+export type { ClonePlan, HostPolicy, SourceRole } from './plan.ts';
 export { runPreflight } from './preflight/run-preflight.ts';
 export { type ProgressTracker, trackProgress } from './progress-tracker.ts';
 export { type SweepOptions, type SweepReport, sweepClone } from './sweep.ts';

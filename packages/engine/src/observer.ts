@@ -14,6 +14,7 @@ import type {
   PhaseName,
   PhaseState,
 } from '@pgcloned/contract';
+import type { SourceRole } from './plan.ts';
 import type { FilledDirectory } from './target/prepare.ts';
 
 export interface CloneObserver {
@@ -25,6 +26,8 @@ export interface CloneObserver {
     readonly error: CloneError;
     readonly pauseMs: number;
   }): void;
+  /** What the first attempt that knew its source copies, told by each: a clone that goes on elsewhere has to know it. */
+  begunFrom(role: SourceRole): void;
   /** What the clone waits for until it goes on by itself, in words; null: it goes on. */
   waiting(reason: string | null): void;
   copyPlanned(plan: {
@@ -59,4 +62,6 @@ export interface CloneObserver {
   /** The point of no return: from now on the directory holds a clone that can be started. */
   published(): void;
   leftover(leftover: Leftover): void;
+  /** A later attempt has removed what was told of as a leftover, by what it was called; nothing, if it was not. */
+  putAway(what: string): void;
 }

@@ -6,8 +6,11 @@
  * the primary if there is none. How far a standby is behind the primary itself tells; where none can be reached the
  * standby knows it as long as it streams, and one that does not is passed over, since nobody knows.
  *
+ * Whoever is on an older timeline than another one was left behind by a promotion: it is not picked, be it a primary. Nor is
+ * a server whose host lets nobody in by SSH, since no file would come from it.
+ *
  * Every attempt picks again: after a failover it is another server. The one that was copied from before is kept if it fits,
- * since what it has sent need not be compared by content then.
+ * since what it has sent need not be compared by content then; so is the primary that had to stand in for a standby.
  */
 import {
   CloneError,
@@ -20,6 +23,7 @@ import { readServerState, type ServerState, walBytesBetween } from '@pgcloned/po
 import { withCleanup } from './cleanup.ts';
 import { type CloneRun, together } from './clone-run.ts';
 import { reachDatabase } from './reach-database.ts';
+import { openSourceHost } from './source-host.ts';
 
 /** Less than a busy primary writes in a minute; what a standby lacks is streamed to the clone in any case. */
 const MAX_LAG_BYTES = 256 * 1024 * 1024;
@@ -37,20 +41,29 @@ export interface PickedServer {
 export interface Candidate {
   readonly server: ServerAddress;
   readonly answer: ServerState | CloneError;
+  /** Why its host cannot be reached, although its database answers. */
+  readonly hostFailure?: CloneError;
+}
+
+/** What was copied before. */
+export interface FormerServer {
+  readonly name: string;
+  /** The timeline of what was copied; null: by another clone, which may have asked for something else. */
+  readonly timeline: number | null;
 }
 
 /**
  * Asks all servers and chooses.
  *
- * @param o.former The name of the server that was copied from before; null: none.
+ * @param o.former Null: nothing was copied before.
  * @throws What `chooseServer` throws.
  */
 export async function pickServer(
   run: Pick<CloneRun, 'plan' | 'name' | 'signal'>,
-  o: { readonly dataDirectory: string; readonly former: string | null },
+  o: { readonly dataDirectory: string; readonly former: FormerServer | null },
 ): Promise<PickedServer> {
   const { source } = run.plan;
-  const candidates = await together<Candidate[]>(
+  let candidates: readonly Candidate[] = await together<Candidate[]>(
     serversOf(source).map(async (server): Promise<Candidate> => {
       try {
         return { server, answer: await askServer(run, server, o.dataDirectory) };
@@ -61,11 +74,39 @@ export async function pickServer(
       }
     }),
   );
-  return chooseServer(candidates, {
-    prefer: source.prefer ?? 'primary',
-    maxLagBytes: source.maxLagBytes ?? MAX_LAG_BYTES,
-    former: o.former,
-  });
+  for (;;) {
+    const picked = chooseServer(candidates, {
+      prefer: source.prefer ?? 'primary',
+      maxLagBytes: source.maxLagBytes ?? MAX_LAG_BYTES,
+      former: o.former,
+    });
+    const hostFailure = await tryHost(run, picked.server);
+    if (hostFailure === null) return picked;
+    candidates = candidates.map((one) =>
+      one.server === picked.server ? { ...one, hostFailure } : one,
+    );
+  }
+}
+
+/** Of one server alone: a host that drops packets takes its time to say nothing. Behind a tunnel it has answered already. */
+async function tryHost(
+  { plan, signal }: Pick<CloneRun, 'plan' | 'signal'>,
+  server: ServerAddress,
+): Promise<CloneError | null> {
+  if (plan.source.ssh.tunnelDatabase) return null;
+  try {
+    await withCleanup(
+      async (cleanup) => {
+        await openSourceHost({ plan, signal, cleanup }, server);
+      },
+      () => {},
+    );
+    return null;
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!(error instanceof CloneError)) throw error;
+    return error;
+  }
 }
 
 async function askServer(
@@ -96,31 +137,34 @@ export function chooseServer(
   }: {
     readonly prefer: 'primary' | 'standby';
     readonly maxLagBytes: number;
-    readonly former: string | null;
+    readonly former: FormerServer | null;
   },
 ): PickedServer {
-  const answered = candidates.flatMap(({ server, answer }) =>
-    answer instanceof CloneError ? [] : [{ server, name: formatServer(server), state: answer }],
+  const answered = candidates.flatMap(({ server, answer, hostFailure }) =>
+    answer instanceof CloneError
+      ? []
+      : [{ server, name: formatServer(server), state: answer, isReachable: !hostFailure }],
   );
   refuseDifferentClusters(answered);
   const primaries = answered.filter(({ state }) => !state.inRecovery);
   refuseTwoPrimaries(primaries);
-  const [primary] = primaries;
+  const timeline = Math.max(...answered.map(({ state }) => state.timeline));
+  const primary = primaries.find(({ state }) => state.timeline === timeline);
 
   const whyNot: Record<string, string> = {};
-  for (const { server, answer } of candidates) {
+  for (const { server, answer, hostFailure } of candidates) {
     const unfit =
       answer instanceof CloneError
         ? answer.message
-        : unfitness(answer, { prefer, maxLagBytes, primary: primary?.state ?? null });
+        : (hostFailure?.message ??
+          unfitness(answer, { prefer, maxLagBytes, timeline, primary: primary?.state ?? null }));
     if (unfit !== null) whyNot[formatServer(server)] = unfit;
   }
   const fits = answered.filter(({ name }) => whyNot[name] === undefined);
-  const isFormer = ({ name }: { readonly name: string }) => name === former;
+  const standIn = primary?.isReachable === true ? primary : undefined;
+  const isGoneOnWith = standIn?.name === former?.name && former?.timeline === timeline;
   const picked =
-    fits.find(isFormer) ??
-    (primary !== undefined && isFormer(primary) ? primary : fits[0]) ??
-    primary;
+    fits.find(({ name }) => name === former?.name) ?? (isGoneOnWith ? standIn : fits[0]) ?? standIn;
   if (picked === undefined) throw noneFits(candidates, prefer, whyNot);
   for (const { name } of fits) whyNot[name] ??= 'another one comes first';
   const { [picked.name]: _, ...passedOver } = whyNot;
@@ -138,18 +182,25 @@ function unfitness(
   {
     prefer,
     maxLagBytes,
+    timeline,
     primary,
   }: {
     readonly prefer: 'primary' | 'standby';
     readonly maxLagBytes: number;
+    /** The newest of all. */
+    readonly timeline: number;
     readonly primary: ServerState | null;
   },
 ): string | null {
+  if (state.timeline !== timeline) {
+    // What it has may not be part of the newer history.
+    const where = `timeline ${String(state.timeline)}, and the ${primary === null ? 'newest is' : 'primary on'} ${String(timeline)}`;
+    return state.inRecovery
+      ? `it is on ${where}`
+      : `it is a primary that a promotion has left behind, on ${where}`;
+  }
   if (prefer === 'primary') return state.inRecovery ? 'it is a standby' : null;
   if (!state.inRecovery) return 'it is the primary';
-  // What it has replayed may not be part of the newer history.
-  if (primary !== null && state.timeline !== primary.timeline)
-    return `it is on timeline ${String(state.timeline)}, and the primary on ${String(primary.timeline)}`;
   const head = primary === null ? state.upstreamLsn : primary.lsn;
   if (head === null)
     return 'nobody knows how far it is behind: no primary can be reached, and it does not stream';
@@ -200,8 +251,8 @@ function noneFits(
   prefer: 'primary' | 'standby',
   whyNot: Readonly<Record<string, string>>,
 ): CloneError {
-  const failures = candidates.flatMap(({ answer }) =>
-    answer instanceof CloneError ? [answer] : [],
+  const failures = candidates.flatMap(({ answer, hostFailure }) =>
+    answer instanceof CloneError ? [answer] : (hostFailure ?? []),
   );
   const codes = new Set(failures.map(({ code }) => code));
   const [first] = failures;

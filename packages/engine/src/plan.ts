@@ -5,6 +5,8 @@
  */
 import type { CloneSpec, SourceConfiguration, StartMethod } from '@pgcloned/contract';
 
+export type SourceRole = 'primary' | 'standby';
+
 export interface HostPolicy {
   /** Directories below which clones may lie. Null: whoever started this decides alone (`pgcloned run`). */
   readonly dataRoots: readonly string[] | null;
@@ -30,6 +32,8 @@ export interface ClonePlan {
   /** 32 hexadecimal digits. */
   readonly id: string;
   readonly attempt: number;
+  /** What the first of its attempts copied, as the observer of an earlier worker was told; null: nobody knows of one. */
+  readonly begunFrom: SourceRole | null;
   readonly spec: Omit<CloneSpec, 'source'>;
   /** For messages only. */
   readonly sourceName: string;

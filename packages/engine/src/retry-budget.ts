@@ -10,6 +10,7 @@
  */
 import type { CloneError, ErrorCode } from '@pgcloned/contract';
 import type { CloneObserver } from './observer.ts';
+import type { SourceRole } from './plan.ts';
 
 const MAY_PASS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'SOURCE_LOST',
@@ -41,11 +42,11 @@ const PAUSES_MS = [500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000, 60_
 
 export interface RetryBudget {
   /**
-   * What this attempt copies. A clone that was begun from a primary waits out a failover: the standby that its address
-   * leads to then is about to be promoted. One that was begun from a standby was to spare the primary, so that it is for
-   * the caller to decide what follows.
+   * What the clone was begun from; null: nobody knows yet. One that was begun from a primary waits out a failover: the
+   * standby that its address leads to then is about to be promoted. One that was begun from a standby was to spare the
+   * primary, so that it is for the caller to decide what follows.
    */
-  readonly copies: (source: 'primary' | 'standby') => void;
+  readonly begunFrom: () => SourceRole | null;
   /** Sees through it how far the attempt gets; everything is passed on. */
   readonly watch: (observer: CloneObserver) => CloneObserver;
   /** How long to wait before the next attempt, in milliseconds; null: there is none. */
@@ -54,29 +55,34 @@ export interface RetryBudget {
 
 /**
  * @param o.isResumed Whether an attempt was made before, by a worker that has ended.
+ * @param o.begunFrom What that one was begun from, if it is known.
  * @param o.picksAgain Whether each attempt picks among several servers: then a promoted standby is no question for the caller.
  */
 export function startRetryBudget({
   isResumed,
+  begunFrom: begunBefore,
   picksAgain,
 }: {
   readonly isResumed: boolean;
+  readonly begunFrom: SourceRole | null;
   readonly picksAgain: boolean;
 }): RetryBudget {
   let hasWorked = isResumed;
-  let begunFrom: 'primary' | 'standby' | null = null;
+  let begunFrom = begunBefore;
   let isPublished = false;
   let pauses = [...PAUSES_MS];
   let missingBytes = Number.POSITIVE_INFINITY;
   let leastMissingBytes = Number.POSITIVE_INFINITY;
   return {
-    copies: (source) => {
-      begunFrom ??= source;
-    },
+    begunFrom: () => begunFrom,
     watch: (observer) => {
       missingBytes = Number.POSITIVE_INFINITY;
       return {
         ...observer,
+        begunFrom: (role) => {
+          begunFrom ??= role;
+          observer.begunFrom(begunFrom);
+        },
         copyPlanned: (plan) => {
           missingBytes = plan.bytesTotal;
           observer.copyPlanned(plan);

@@ -6,6 +6,7 @@ import {
   type Source,
   type StandbySource,
   startSource,
+  startStandby,
   startStandbyOf,
   waitForReplay,
 } from '@pgcloned/testbed';
@@ -17,14 +18,14 @@ const { signal } = new AbortController();
 
 async function pick(
   source: Source,
-  ports: readonly number[],
+  servers: readonly (number | string)[],
   how: { readonly prefer?: string; readonly maxLagBytes?: number; readonly ssh?: object } = {},
 ) {
   const { host: _, ...configuration } = source.configuration;
   const parsed = SourceConfiguration.parse({
     ...configuration,
     ...how,
-    hosts: ports.map((port) => `127.0.0.1:${String(port)}`),
+    hosts: servers.map((one) => (typeof one === 'number' ? `127.0.0.1:${String(one)}` : one)),
   });
   const host = { defaultSshKeyFiles: [], defaultKnownHostsFiles: [], sshAgentSocket: null };
   const plan = { source: parsed, password: null, host } as unknown as ClonePlan;
@@ -96,6 +97,31 @@ describe('of real servers', () => {
     expect(await pick(source, [standby, primary], how)).toMatchObject({ role: 'standby' });
   });
 
+  test('a server whose host is closed is passed over, since no file would come from it', async () => {
+    const { password, passFile, configuration } = source;
+    await using elsewhere = await startStandby(source.primary, {
+      // Where no sshd listens.
+      settings: { listen_addresses: '127.0.0.2' },
+    });
+    const closed = `127.0.0.2:${String(elsewhere.port)}`;
+    await appendFile(passFile, `127.0.0.2:${String(elsewhere.port)}:*:cloner:${password}\n`);
+    await waitForReplay(source.primary, elsewhere);
+    const hosts = [closed, `127.0.0.1:${String(standby)}`];
+
+    const picked = await pick(source, hosts, { prefer: 'standby' });
+
+    expect(picked).toMatchObject({
+      server: { port: standby },
+      passedOver: {
+        [closed]: `cannot connect to 127.0.0.2 port ${String(configuration.ssh.port)}`,
+      },
+    });
+    await expect(pick(source, [closed], { prefer: 'standby' })).rejects.toMatchObject({
+      code: 'SSH_UNREACHABLE',
+      message: expect.stringContaining(`${closed}: cannot connect`),
+    });
+  });
+
   test('servers of another cluster are refused by name', async () => {
     await using stranger = await startSource({ ownIdentity: true });
     const { port } = stranger.primary;
@@ -162,15 +188,55 @@ describe('of what the servers say', () => {
 
   test('the first standby is picked, but the one that was copied before rather', () => {
     expect(chooseServer(three, how).server.host).toBe('db2');
-    expect(chooseServer(three, { ...how, former: 'db3:5432' })).toMatchObject({
+    expect(
+      chooseServer(three, { ...how, former: { name: 'db3:5432', timeline: null } }),
+    ).toMatchObject({
       server: { host: 'db3' },
       passedOver: { 'db1:5432': 'it is the primary', 'db2:5432': 'another one comes first' },
     });
-    expect(chooseServer(three, { ...how, former: 'db1:5432' })).toMatchObject({
-      role: 'primary',
-      isFallback: false,
+    expect(
+      chooseServer(three, { ...how, former: { name: 'db9:5432', timeline: null } }).server.host,
+    ).toBe('db2');
+  });
+
+  test('the primary that stood in for a standby is kept as long as what it has sent is worth something', () => {
+    const copiedOn = (timeline: number | null) =>
+      chooseServer(three, { ...how, former: { name: 'db1:5432', timeline } });
+
+    expect(copiedOn(1)).toMatchObject({ role: 'primary', isFallback: false });
+    // It was a standby then, and was promoted.
+    expect(copiedOn(2).server.host).toBe('db2');
+    expect(copiedOn(null).server.host).toBe('db2');
+  });
+
+  test('a primary that was left behind by a promotion is never picked, whoever else can be reached', () => {
+    const leftBehind = [
+      candidate('db1', state({ inRecovery: false, timeline: 1 })),
+      candidate('db2', state({ timeline: 2, upstreamLsn: '0/3000000' })),
+    ];
+    const where = 'on timeline 1, and the newest is 2';
+
+    expect(chooseServer(leftBehind, how)).toMatchObject({
+      server: { host: 'db2' },
+      role: 'standby',
+      passedOver: { 'db1:5432': `it is a primary that a promotion has left behind, ${where}` },
     });
-    expect(chooseServer(three, { ...how, former: 'db9:5432' }).server.host).toBe('db2');
+    expect(() => chooseServer(leftBehind, { ...how, prefer: 'primary' })).toThrow(
+      expect.objectContaining({
+        code: 'SOURCE_UNREACHABLE',
+        message: expect.stringContaining('a promotion has left behind'),
+      }),
+    );
+  });
+
+  test('of standbys without a primary those are passed over that have not followed to the newest timeline', () => {
+    const upstreamLsn = '0/3000000';
+    const standbys = [
+      candidate('db2', state({ timeline: 1, upstreamLsn })),
+      candidate('db3', state({ timeline: 2, upstreamLsn })),
+    ];
+
+    expect(chooseServer(standbys, how).server.host).toBe('db3');
   });
 
   test('a standby of another timeline than the primary is passed over', () => {

@@ -108,6 +108,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
   const plan: ClonePlan = {
     id: created.toString(16).padStart(32, '0'),
     attempt: 1,
+    begunFrom: null,
     spec,
     sourceName: 'orders',
     source: SourceConfiguration.parse(wish.source),

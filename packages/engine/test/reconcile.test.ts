@@ -18,7 +18,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { SourceEntry } from '@pgcloned/rsync';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { copiedCluster, copiedServer, openCopyJournal } from '../src/copy/journal.ts';
+import { copiedBefore, copiedCluster, openCopyJournal } from '../src/copy/journal.ts';
 import {
   listLocal,
   listShort,
@@ -125,7 +125,7 @@ describe('the journal', () => {
     await using later = await open(LISTED_AT_NS, other);
     expect(later.vouchesFor('pgdata', entry('a'))).toBe(false);
     expect(await copiedCluster(directory)).toBe(other.systemIdentifier);
-    expect(await copiedServer(directory)).toBe(other.server);
+    expect(await copiedBefore(directory)).toMatchObject(other);
   });
 
   test('of a timeline that was left meanwhile is not believed any more', async () => {

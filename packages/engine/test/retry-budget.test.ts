@@ -10,7 +10,10 @@ const observer = {
   kept: () => {},
   copied: () => {},
   published: () => {},
+  begunFrom: () => {},
 } as unknown as CloneObserver;
+
+const how = { isResumed: false, begunFrom: null, picksAgain: false } as const;
 
 function failure(code: ErrorCode = 'SOURCE_LOST'): CloneError {
   return new CloneError(code, 'it broke off');
@@ -18,7 +21,7 @@ function failure(code: ErrorCode = 'SOURCE_LOST'): CloneError {
 
 /** The failures of attempts that leave so much of so much missing, up to the one that ends the clone. */
 function attemptsOf(missing: (attempt: number) => { readonly of: number; readonly bytes: number }) {
-  const budget = startRetryBudget({ isResumed: false, picksAgain: false });
+  const budget = startRetryBudget(how);
   for (let attempt = 1; attempt < 1_000; attempt += 1) {
     const watched = budget.watch(observer);
     const { of, bytes } = missing(attempt);
@@ -49,28 +52,30 @@ test.each([
 test.each<ErrorCode>(['TARGET_NO_SPACE', 'CANCELLED', 'WORKER_STOPPED', 'TARGET_OTHER_CLUSTER'])(
   '%s is not tried again',
   (code) => {
-    expect(
-      startRetryBudget({ isResumed: true, picksAgain: false }).pauseAfter(failure(code)),
-    ).toBeNull();
+    expect(startRetryBudget({ ...how, isResumed: true }).pauseAfter(failure(code))).toBeNull();
   },
 );
 
 test('a promotion is waited out where a failover has led to the standby, and told where a standby was asked for', () => {
-  const failover = startRetryBudget({ isResumed: false, picksAgain: false });
-  failover.copies('primary');
-  failover.copies('standby');
-  const standby = startRetryBudget({ isResumed: false, picksAgain: false });
-  standby.copies('standby');
+  const failover = startRetryBudget(how);
+  failover.watch(observer).begunFrom('primary');
+  failover.watch(observer).begunFrom('standby');
+  const standby = startRetryBudget(how);
+  standby.watch(observer).begunFrom('standby');
+  const oneOfSeveral = startRetryBudget({ ...how, picksAgain: true });
+  oneOfSeveral.watch(observer).begunFrom('standby');
+  const resumed = startRetryBudget({ ...how, isResumed: true, begunFrom: 'primary' });
+  resumed.watch(observer).begunFrom('standby');
 
+  expect(failover.begunFrom()).toBe('primary');
   expect(failover.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
   expect(standby.pauseAfter(failure('SOURCE_PROMOTED'))).toBeNull();
-  const oneOfSeveral = startRetryBudget({ isResumed: false, picksAgain: true });
-  oneOfSeveral.copies('standby');
   expect(oneOfSeveral.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
+  expect(resumed.pauseAfter(failure('SOURCE_PROMOTED'))).not.toBeNull();
 });
 
 test('nothing is tried again once the clone is published, in whatever phase its loss is noticed', () => {
-  const budget = startRetryBudget({ isResumed: false, picksAgain: false });
+  const budget = startRetryBudget(how);
   budget.watch(observer).published();
 
   expect(budget.pauseAfter(failure())).toBeNull();
@@ -78,28 +83,24 @@ test('nothing is tried again once the clone is published, in whatever phase its 
 
 describe.each<ErrorCode>(['RSYNCD_FAILED', 'SOURCE_MISMATCH', 'TARGET_BUSY'])('%s', (code) => {
   test('is not tried again where nothing has worked yet', () => {
-    expect(
-      startRetryBudget({ isResumed: false, picksAgain: false }).pauseAfter(failure(code)),
-    ).toBeNull();
+    expect(startRetryBudget(how).pauseAfter(failure(code))).toBeNull();
   });
 
   test('is tried again once files came over', () => {
-    const budget = startRetryBudget({ isResumed: false, picksAgain: false });
+    const budget = startRetryBudget(how);
     budget.watch(observer).copied({ worker: 0, bytes: 1, files: 0 });
 
     expect(budget.pauseAfter(failure(code))).not.toBeNull();
   });
 
   test('is tried again in an attempt that follows another', () => {
-    const budget = startRetryBudget({ isResumed: false, picksAgain: false });
+    const budget = startRetryBudget(how);
     budget.pauseAfter(failure());
 
     expect(budget.pauseAfter(failure(code))).not.toBeNull();
   });
 
   test('is tried again by the worker that comes after another', () => {
-    expect(
-      startRetryBudget({ isResumed: true, picksAgain: false }).pauseAfter(failure(code)),
-    ).not.toBeNull();
+    expect(startRetryBudget({ ...how, isResumed: true }).pauseAfter(failure(code))).not.toBeNull();
   });
 });

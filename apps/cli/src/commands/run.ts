@@ -151,10 +151,20 @@ function observe({
     instance(change) {
       outcome.instance = { ...outcome.instance, ...change };
     },
+    begunFrom() {
+      // This process makes all attempts itself.
+    },
     leftover(leftover) {
-      outcome.leftovers = [...outcome.leftovers, leftover];
+      outcome.leftovers = [...without(outcome.leftovers, leftover.what), leftover];
+    },
+    putAway(what) {
+      outcome.leftovers = without(outcome.leftovers, what);
     },
   };
+}
+
+function without(leftovers: readonly Leftover[], what: string): readonly Leftover[] {
+  return leftovers.filter((one) => one.what !== what);
 }
 
 function planOf(
@@ -174,6 +184,7 @@ function planOf(
   return {
     id: uuidv7().replaceAll('-', ''),
     attempt: 1,
+    begunFrom: null,
     spec,
     sourceName,
     source,

@@ -110,10 +110,10 @@ export async function copiedCluster(directory: string): Promise<string | null> {
   return clusterOf(await readWholeLines(journalPath(directory)));
 }
 
-/** The name of the server that was last copied from into an unfinished clone, or null. */
-export async function copiedServer(directory: string): Promise<string | null> {
+/** What was last copied from into an unfinished clone, or null. */
+export async function copiedBefore(directory: string): Promise<CopyIdentity | null> {
   const lines = await readWholeLines(journalPath(directory));
-  return lines.findLast((line) => 'begin' in line)?.begin.server ?? null;
+  return lines.findLast((line) => 'begin' in line)?.begin ?? null;
 }
 
 function clusterOf(lines: readonly (BeginLine | BatchLine)[]): string | null {

@@ -13,6 +13,7 @@ import {
   openSession,
   parsePostmasterPid,
   probeReplication,
+  promoted,
   readSourceFacts,
   type Session,
   type SourceFacts,
@@ -20,13 +21,13 @@ import {
 import { runProcess } from '@pgcloned/process';
 import { type HostProbe, localCompressions, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
-import { copiedCluster, copiedServer } from '../copy/journal.ts';
+import { copiedBefore } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { tryTransport } from '../copy/transport.ts';
 import { usableCompressions } from '../copy/usable-compressions.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { isOwnAddress } from '../own-address.ts';
-import { pickServer } from '../pick-server.ts';
+import { type FormerServer, pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
 import { removeBootDirectory } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
@@ -34,9 +35,10 @@ import { checkDatabaseLibraries } from '../replica/database-libraries.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
 import { checkSettings } from '../replica/required-settings.ts';
-import { dropNotedSlot, notedSlot, refuseExistingSlot } from '../replica/slot.ts';
+import { notedSlot, putAwayNotedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { openSourceHost } from '../source-host.ts';
 import {
+  type Claim,
   claimTablespaces,
   claimTarget,
   type TargetField,
@@ -85,7 +87,7 @@ const choice = check('choice', ['claim'], async (run, { claim }, { notice }) => 
   if (plan.source.hosts === null) return;
   const { server, role, isFallback, passedOver } = await pickServer(run, {
     dataDirectory: ownedPath(run, claim.data.final),
-    former: await copiedServer(claim.data.build),
+    former: await formerServer(run, claim.data),
   });
   const name = formatServer(server);
   observer.log('info', `the ${role} ${name} is copied`, passedOver);
@@ -170,8 +172,7 @@ const slot = check('slot', ['claim', 'session'], async (run, seen) => {
   const noted = await notedSlot(seen.claim.data.build);
   if (noted?.slotName === slotName) {
     if (run.looksOnly) return;
-    for (const leftover of await dropNotedSlot(run, noted, seen.claim.data.final))
-      run.observer.leftover(leftover);
+    await putAwayNotedSlot(run, noted, seen.claim.data);
   }
   await refuseExistingSlot(seen.session, slotName, run.signal);
 });
@@ -363,31 +364,56 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [sharing],
 ];
 
-/** Behind the address of a source another cluster may answer by now: what was copied is of no use for it. */
+/** What the clone was begun from is another now: its address leads elsewhere, or time has gone on there. */
 async function refuseSwitchedSource(
   { plan }: CloneRun,
   {
     claim: { data },
-    settings: server,
-    facts: { systemIdentifier },
+    settings,
+    facts: { systemIdentifier, inRecovery, timeline },
   }: Pick<Seen, 'claim' | 'settings' | 'facts'>,
 ): Promise<void> {
-  const copied = await copiedCluster(data.build);
-  if (copied === null || copied === systemIdentifier) return;
+  // Between two attempts nobody watched.
+  if (plan.begunFrom === 'standby' && !inRecovery && plan.source.hosts === null)
+    throw promoted({ settings });
+  const copied = await copiedBefore(data.build);
   // That of another clone that did not end well makes room for this one.
-  if ((await readMarker(data.build, 'data'))?.cloneId !== plan.id) return;
-  throw new CloneError(
-    'TARGET_OTHER_CLUSTER',
-    `the clone was begun from cluster ${copied}, and at ${formatServer(server)} is cluster ${systemIdentifier} now`,
-    {
-      facts: {
-        path: data.build,
-        systemIdentifier: copied,
-        systemIdentifierOfSource: systemIdentifier,
+  if (copied === null || !(await isOwn(plan, data))) return;
+  const where = formatServer(settings);
+  if (copied.systemIdentifier !== systemIdentifier) {
+    throw new CloneError(
+      'TARGET_OTHER_CLUSTER',
+      `the clone was begun from cluster ${copied.systemIdentifier}, and at ${where} is cluster ${systemIdentifier} now`,
+      {
+        facts: {
+          path: data.build,
+          systemIdentifier: copied.systemIdentifier,
+          systemIdentifierOfSource: systemIdentifier,
+        },
+        hint: 'See where the address of the source leads. If the other cluster is meant, clone again.',
       },
-      hint: 'See where the address of the source leads. If the other cluster is meant, clone again.',
+    );
+  }
+  // A standby tells the timeline of its last restartpoint, and may be further.
+  if (inRecovery || timeline >= copied.timeline) return;
+  throw new CloneError(
+    'SOURCE_MISMATCH',
+    `the clone was begun on timeline ${String(copied.timeline)}, and at ${where} is a primary on ${String(timeline)} now, which a promotion has left behind`,
+    {
+      facts: { timeline: copied.timeline, timelineOfSource: timeline },
+      hint: 'Stop that one, and see that the address of the source leads to the primary that counts. If it is meant all the same, clone again.',
     },
   );
+}
+
+async function isOwn({ id }: CloneRun['plan'], { build }: Claim['data']): Promise<boolean> {
+  return (await readMarker(build, 'data'))?.cloneId === id;
+}
+
+async function formerServer({ plan }: CloneRun, data: Claim['data']): Promise<FormerServer | null> {
+  const copied = await copiedBefore(data.build);
+  if (copied === null) return null;
+  return { name: copied.server, timeline: (await isOwn(plan, data)) ? copied.timeline : null };
 }
 
 async function needsOf({

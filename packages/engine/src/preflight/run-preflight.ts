@@ -196,6 +196,7 @@ const SILENT: CloneObserver = {
   phaseStarted: nothing,
   phaseEnded: nothing,
   interrupted: nothing,
+  begunFrom: nothing,
   waiting: nothing,
   copyPlanned: nothing,
   compression: nothing,
@@ -210,4 +211,5 @@ const SILENT: CloneObserver = {
   instance: nothing,
   published: nothing,
   leftover: nothing,
+  putAway: nothing,
 };

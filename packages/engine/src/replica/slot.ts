@@ -142,6 +142,20 @@ export async function dropNotedSlot(
   }
 }
 
+/** As `dropNotedSlot`. What could not be dropped is told of as left, until a later attempt has dropped it. */
+export async function putAwayNotedSlot(
+  run: CloneRun,
+  noted: NotedSlot,
+  data: Place,
+): Promise<void> {
+  const left = await dropNotedSlot(run, noted, data.final);
+  for (const leftover of left) run.observer.leftover(leftover);
+  if (left.length > 0) return;
+  run.observer.putAway(leftoverOf(noted).what);
+  // Whatever gets this name from now on is another's.
+  await forgetNotedSlot(data.build);
+}
+
 const leftoverOf = ({ slotName, server }: NotedSlot): Leftover => ({
   what: `replication slot ${slotName} on ${formatServer(server)}`,
   remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
