@@ -11,8 +11,10 @@ import {
   type PostgresServer,
   type Source,
   scratchDirectory,
+  startCluster,
   startPrimary,
   startSource,
+  startStandbyOf,
   waitForReplay,
   writePartsFile,
 } from '@pgcloned/testbed';
@@ -79,25 +81,58 @@ async function untilCopiedFrom({ query }: PostgresServer): Promise<void> {
     .toHaveLength(1);
 }
 
+test('a primary that a promotion has left behind is waited out, though it has got the address', async () => {
+  const { primary } = source;
+  await using promoted = await startStandbyOf(source);
+  const { standby: successor } = promoted;
+  await successor.query('SELECT pg_promote()');
+  await successor.query('CREATE TABLE only_here AS SELECT 1 AS one');
+  const clone = await startClone(promoted, {
+    target: { dataDirectory },
+    transfer: SLOWLY,
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+  await clone.copied(0.5);
+
+  await successor.stop('immediate');
+  await primary.stop('fast');
+  {
+    await using _ = await startCluster(primary.dataDirectory, {
+      settings: { port: String(successor.port) },
+    });
+    await clone.said(/interrupted: the clone was begun on timeline 2, and .* a primary on 1 now/);
+  }
+  await successor.start();
+
+  const { stderr, result } = await clone.ended;
+  expect(stderr).toBe('');
+  expect(result.result.timeline).toBe(2);
+  await using standby = await adoptServer(dataDirectory);
+  await waitForReplay(successor, standby);
+  expect(await compareTables(successor, standby)).toEqual([]);
+});
+
 test('another cluster that has got the address is refused, and nothing of it is copied', async () => {
   const { primary, configuration } = source;
-  const clone = await startClone(source, { target: { dataDirectory }, transfer: SLOWLY });
-  await clone.copied(0.3);
-
-  await primary.stop('immediate');
   const other = owned.use(
     await startPrimary({
       ownIdentity: true,
-      port: primary.port,
       hba: ['host all all 127.0.0.1/32 trust', 'host replication all 127.0.0.1/32 trust'],
     }),
   );
   await other.query(`CREATE ROLE ${configuration.user} SUPERUSER LOGIN`);
-
-  const { error } = await clone.ended;
   const [row] = await other.query<{ id: string }>(
     'SELECT system_identifier::text AS id FROM pg_control_system()',
   );
+  await other.stop();
+  const clone = await startClone(source, { target: { dataDirectory }, transfer: SLOWLY });
+  await clone.copied(0.3);
+
+  await primary.stop('immediate');
+  const settings = { port: String(primary.port) };
+  owned.use(await startCluster(other.dataDirectory, { settings }));
+
+  const { error } = await clone.ended;
   expect(error).toMatchObject({
     code: 'TARGET_OTHER_CLUSTER',
     phase: 'preflight',

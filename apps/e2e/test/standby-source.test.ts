@@ -14,6 +14,7 @@ import {
   type Source,
   type StandbySource,
   scratchDirectory,
+  startCluster,
   startSource,
   startStandby,
   startStandbyOf,
@@ -203,6 +204,66 @@ describe('promoted', () => {
   });
 });
 
+test('promoted between two attempts: the clone does not go on with what is a primary now', async () => {
+  await using from = await startStandbyOf(source);
+  const { standby } = from;
+  const clone = await startClone(from, {
+    target: { dataDirectory: join(directory, 'between', 'main') },
+    transfer: { maxRate: 10_000_000, workers: 2 },
+  });
+  await clone.copied(0.3);
+
+  await standby.stop('fast');
+  {
+    // Where the clone does not see it.
+    await using elsewhere = await startCluster(standby.dataDirectory);
+    await promote(elsewhere);
+    await elsewhere.stop('fast');
+  }
+  await standby.start();
+
+  const { error } = await clone.ended;
+  expect(error).toMatchObject({ code: 'SOURCE_PROMOTED', phase: 'preflight' });
+});
+
+test('however long a clone takes to be published, a busy standby keeps the WAL that it asks for once more', async () => {
+  await using from = await startStandbyOf(source);
+  const { standby } = from;
+  const dataDirectory = join(directory, 'kept', 'main');
+  // Else the backup would end where a segment does.
+  await source.primary.query('INSERT INTO rows VALUES (0)');
+  await waitForReplay(source.primary, standby);
+  using caught = gate.catchAt('proveWal');
+  const clone = await startHeldClone(from, {
+    target: { dataDirectory },
+    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+  });
+  await untilHeld(caught, clone);
+
+  for (const _ of [1, 2])
+    await source.primary.query(`SELECT pg_logical_emit_message(true, 'x', 'y'), pg_switch_wal()`);
+  await waitForReplay(source.primary, standby);
+  await untilPinIsMoved(standby);
+  await source.primary.query('CHECKPOINT');
+  await waitForReplay(source.primary, standby);
+  await standby.query('CHECKPOINT');
+  caught.letGo();
+
+  expect((await clone.ended).stderr).toBe('');
+  await using replica = await adoptServer(dataDirectory);
+  await waitForReplay(source.primary, replica);
+});
+
+/** Or would be: its session has asked something. */
+async function untilPinIsMoved({ query }: PostgresServer): Promise<void> {
+  const last = async () =>
+    await query(
+      'SELECT query_start FROM pg_stat_activity JOIN pg_replication_slots ON active_pid = pid',
+    );
+  const before = await last();
+  await expect.poll(last, { timeout: 20_000 }).not.toEqual(before);
+}
+
 test('a standby that neither replays nor has an upstream is cloned, and the clone has what the standby has received', async () => {
   await using from = await startStandbyOf(source);
   const { standby } = from;
@@ -249,16 +310,22 @@ test('a standby that is restarted in the middle costs an attempt, also without a
   const clone = await startHeldClone(from, {
     target: { dataDirectory },
     wal: { retention: 'none' },
-    replica: { start: true, waitFor: 'consistent', port: await freePort() },
+    replica: { start: true, waitFor: 'consistent', slot: 'kept', port: await freePort() },
   });
   await untilHeld(caught, clone);
 
   await from.standby.stop('fast');
-  await from.standby.start();
   caught.letGo();
+  await clone.said(/^interrupted/);
+  await from.standby.start();
 
   const { stderr, result } = await clone.ended;
   expect(stderr).toBe('');
+  // What the first attempt could not undo the second has.
+  expect(result.leftovers).toEqual([]);
+  expect(await from.standby.query('SELECT slot_name FROM pg_replication_slots')).toEqual([
+    { slot_name: 'kept' },
+  ]);
   expect(result.result.keptBytes).toBeGreaterThan(result.result.bytes / 2);
   await using replica = await adoptServer(dataDirectory);
   await waitForReplay(source.primary, replica);

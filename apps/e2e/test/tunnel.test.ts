@@ -4,9 +4,12 @@
  * Takes root, for the other host.
  */
 import { readFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import {
+  compareTables,
   descendantsOf,
+  findDamage,
+  installAmcheck,
   leftBehind,
   listProcesses,
   type OtherHost,
@@ -14,7 +17,10 @@ import {
   runsAsRoot,
   type Source,
   scratchDirectory,
+  startCluster,
   startSource,
+  startWriteLoad,
+  waitForReplay,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Running, runClone, startClone } from './run-clone.ts';
@@ -31,7 +37,9 @@ afterAll(async () => {
 describe.skipIf(!runsAsRoot)('a primary whose port is closed', () => {
   beforeAll(async () => {
     host = owned.use(await otherHost());
-    source = owned.use(await startSource({ listen: '127.0.0.1' }, host));
+    source = owned.use(
+      await startSource({ listen: '127.0.0.1', settings: { wal_keep_size: '4GB' } }, host),
+    );
     directory = owned.use(await scratchDirectory()).path;
   });
 
@@ -68,7 +76,32 @@ describe.skipIf(!runsAsRoot)('a primary whose port is closed', () => {
     );
     const left = { names: [ended.name], servers: [source.primary], directories: [directory] };
     expect(await leftBehind(left)).toEqual([]);
-    await expect(readFile(dirname(socketDirectory))).rejects.toMatchObject({ code: 'ENOENT' });
+    await expect(readFile(socketDirectory)).rejects.toMatchObject({ code: 'ENOENT' });
+  });
+
+  test('is cloned over SSH alone, files and all, while it is written to as fast as it can', async () => {
+    const { primary } = source;
+    await installAmcheck(primary);
+    await using load = await startWriteLoad(primary, { transactionsPerSecond: 10_000, pauseMs: 0 });
+    const transfer = { transport: 'ssh', maxRate: 15_000_000, workers: 2 };
+
+    const ended = await runClone(source, specOf('written to', { transfer }), { on: host.on });
+
+    await load.stop();
+    expect(ended.stderr).toBe('');
+    expect(ended.result.leftovers).toEqual([]);
+    expect(ended.result.result.verification).toMatchObject({ wal: 'passed', pages: 'passed' });
+    // For it lies on this host, where the port is not closed.
+    const { socketDirectory, port } = primary;
+    const conninfo = `host=${socketDirectory} port=${String(port)} user=postgres`;
+    await using replica = await startCluster(join(directory, 'written to'), {
+      settings: { primary_conninfo: conninfo },
+    });
+    await waitForReplay(primary, replica);
+    expect(await compareTables(primary, replica)).toEqual([]);
+    expect(await findDamage(replica)).toBe('');
+    const left = { names: [ended.name], servers: [primary], directories: [directory] };
+    expect(await leftBehind(left)).toEqual([]);
   });
 
   test('is refused if the replica is to stream, since it could not', async () => {

@@ -32,6 +32,8 @@ export interface WriteLoadOptions {
   readonly scale?: number;
   /** The tables of an earlier load serve this one; those that only grow are emptied. */
   readonly reuseTables?: boolean;
+  /** Of pgbench; what the machine cannot do it does not. Default: 100. */
+  readonly transactionsPerSecond?: number;
   /** Pause of each session between two rounds, in milliseconds: longer where several loads share a machine. */
   readonly pauseMs?: number;
   /** What the server ends is begun again: for one that is restarted meanwhile. Then no failure is told. */
@@ -45,6 +47,7 @@ export async function startWriteLoad(
 ): Promise<WriteLoad> {
   const { database = 'postgres', tablespaces = [], scale = 1 } = options;
   const { pauseMs = PAUSE_MS, outlivesServer = false } = options;
+  const { transactionsPerSecond = TRANSACTIONS_PER_SECOND } = options;
   const connection = ['-h', server.socketDirectory, '-p', String(server.port), '-U', 'postgres'];
   const pgbench = join(server.binDirectory, 'pgbench');
   if (options.reuseTables === true) {
@@ -67,7 +70,7 @@ export async function startWriteLoad(
     repeat(change, { server, database, pauseMs, outlivesServer, signal: stopping.signal }),
   );
   const [file = '', ...args] = asPartsUser([
-    ...[pgbench, '-n', '-c', '2', '-T', '86400', '-R', String(TRANSACTIONS_PER_SECOND)],
+    ...[pgbench, '-n', '-c', '2', '-T', '86400', '-R', String(transactionsPerSecond)],
     ...connection,
     database,
   ]);
