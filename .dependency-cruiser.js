@@ -1,6 +1,6 @@
 // Imports go downwards only (ARCHITECTURE.md). Each rule says why, so that whoever breaks it learns where the code belongs.
 
-const ENGINE_PARTS = ['packages/postgres', 'packages/rsync', 'packages/ssh'];
+const ENGINE_PARTS = ['packages/postgres', 'packages/rsync', 'packages/reflink', 'packages/ssh'];
 
 /** Who may import whom. A folder that is missing here is free: apps/e2e and packages/testbed. */
 const MAY_IMPORT = {

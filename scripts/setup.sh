@@ -33,6 +33,10 @@ need ssh openssh-client
 need sshd openssh-server
 need setpriv util-linux
 need ip iproute2
+# The filesystems of the tests, and what tells of theirs.
+need filefrag e2fsprogs
+need mkfs.xfs xfsprogs
+need mkfs.btrfs btrfs-progs
 need redis-server redis-server
 need shellcheck shellcheck
 # The tests clone clusters of other locales.

@@ -93,6 +93,7 @@ export const CATALOGUE = {
   TARGET_IN_USE: entry(409, 'conflict', 'A server runs on the target'),
   TARGET_NOT_WRITABLE: entry(422, 'refused', 'The target cannot be written'),
   TARGET_NO_SPACE: entry(422, 'refused', 'The target has too little space', true),
+  REFLINK_UNSUPPORTED: entry(422, 'refused', 'Source and target cannot share blocks'),
   REPLICA_SETTINGS_TOO_LOW: entry(422, 'refused', 'The replica could not start with its settings'),
 
   PREFLIGHT_FAILED: entry(422, 'refused', 'Something stands against the clone'),

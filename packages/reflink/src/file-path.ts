@@ -1,0 +1,2 @@
+/** Names may hold any bytes; as a `Buffer` they arrive. */
+export type FilePath = string | Buffer;
