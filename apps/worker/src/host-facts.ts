@@ -1,9 +1,9 @@
 /** What this host is and has, as its worker tells it with every heartbeat. */
 import { createHash, randomUUID } from 'node:crypto';
-import { access, constants, readFile, statfs } from 'node:fs/promises';
+import { access, constants, readFile, stat, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
-import { SUPPORTED_MAJORS } from '@pgcloned/engine';
+import { SUPPORTED_MAJORS, sharesBlocks } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
 
 export async function readHostFacts(o: {
@@ -16,8 +16,9 @@ export async function readHostFacts(o: {
   readonly allowedSettings: readonly string[];
   readonly concurrency: number;
   readonly runningClones: readonly string[];
+  readonly sharing: Sharing;
 }): Promise<HostFacts> {
-  const { postgresBin, ...facts } = o;
+  const { postgresBin, sharing, ...facts } = o;
   return {
     ...facts,
     version: VERSION,
@@ -27,7 +28,7 @@ export async function readHostFacts(o: {
     sources: [...o.sources],
     allowedSettings: [...o.allowedSettings],
     runningClones: [...o.runningClones],
-    filesystems: await filesystemsOf(o.dataRoots),
+    filesystems: await filesystemsOf(o.dataRoots, sharing),
   };
 }
 
@@ -44,7 +45,24 @@ async function installedMajors(postgresBin: string): Promise<number[]> {
   return installed;
 }
 
-async function filesystemsOf(dataRoots: readonly string[]): Promise<HostFacts['filesystems']> {
+/** Whether the filesystem that a directory lies on shares blocks; null if that is not known. */
+type Sharing = (directory: string) => Promise<boolean | null>;
+
+/** Finds it out once for each filesystem: it takes a file to do so, and does not change while that is mounted. */
+export function rememberSharing(): Sharing {
+  const known = new Map<string, boolean>();
+  return async (directory) => {
+    const place = `${String((await stat(directory)).dev)} ${directory}`;
+    const shares = known.get(place) ?? (await sharesBlocks(directory));
+    if (shares !== null) known.set(place, shares);
+    return shares;
+  };
+}
+
+async function filesystemsOf(
+  dataRoots: readonly string[],
+  sharing: Sharing,
+): Promise<HostFacts['filesystems']> {
   const filesystems: HostFacts['filesystems'] = [];
   for (const path of dataRoots) {
     // A root that is not mounted just now is left out; preflight names it when a clone wants it.
@@ -55,7 +73,7 @@ async function filesystemsOf(dataRoots: readonly string[]): Promise<HostFacts['f
       path,
       bytesTotal: blocks * bsize,
       bytesFree: bavail * bsize,
-      reflink: null,
+      reflink: await sharing(path).catch(() => null),
     });
   }
   return filesystems;

@@ -17,7 +17,7 @@ import { type HostQueue, openHostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { type CloneJob, type CloneToMake, startCloneJob } from './clone-job.ts';
 import type { HostConfiguration } from './clone-plan.ts';
-import { readHostFacts, readMachineId } from './host-facts.ts';
+import { readHostFacts, readMachineId, rememberSharing } from './host-facts.ts';
 import { openPreflights } from './preflights.ts';
 import { openRunJournal, type RunJournal } from './run-journal.ts';
 import { makeSlots } from './slots.ts';
@@ -98,6 +98,7 @@ export async function startWorker(
     await job.reported;
     jobs.delete(id);
   };
+  const sharing = rememberSharing();
   const preflights = openPreflights(options, engine.runPreflight);
   const run = async (clone: Clone, contract: number): Promise<void> => {
     // It stays queued, and the next worker of this host gives it a job again.
@@ -121,6 +122,7 @@ export async function startWorker(
           allowedSettings: worker.allowedSettings,
           concurrency: worker.concurrency,
           runningClones: [...jobs].filter(([, job]) => job.isRunning()).map(([id]) => id),
+          sharing,
         }),
       run,
       preflight: preflights.look,

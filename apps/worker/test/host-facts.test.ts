@@ -1,9 +1,9 @@
-import { chmod, mkdir, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { HostFacts } from '@pgcloned/contract';
-import { scratchDirectory } from '@pgcloned/testbed';
+import { mountFilesystem, runsAsRoot, scratchDirectory } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
-import { readHostFacts, readMachineId } from '../src/host-facts.ts';
+import { readHostFacts, readMachineId, rememberSharing } from '../src/host-facts.ts';
 
 test('a host tells which versions are installed and how much room its roots have', async () => {
   await using scratch = await scratchDirectory();
@@ -24,6 +24,7 @@ test('a host tells which versions are installed and how much room its roots have
     allowedSettings: [],
     concurrency: 2,
     runningClones: [],
+    sharing: async () => null,
   });
 
   expect(HostFacts.parse(facts)).toEqual(facts);
@@ -31,6 +32,23 @@ test('a host tells which versions are installed and how much room its roots have
   expect(facts.filesystems).toMatchObject([{ path: scratch.path }]);
   expect(facts.filesystems[0]?.bytesFree).toBeGreaterThan(0);
 });
+
+test.skipIf(!runsAsRoot)(
+  'a host tells which of its roots share blocks, and leaves nothing there (needs root)',
+  async () => {
+    await using xfs = await mountFilesystem({ type: 'xfs', bytes: 300 * 1024 ** 2 });
+    await using ext4 = await mountFilesystem({ type: 'ext4', bytes: 20 * 1024 ** 2 });
+    const sharing = rememberSharing();
+
+    expect(await sharing(xfs.path)).toBe(true);
+    expect(await sharing(ext4.path)).toBe(false);
+    await ext4.remount('ro');
+    expect(await sharing(ext4.path)).toBe(false);
+    expect(await rememberSharing()(ext4.path)).toBeNull();
+    expect(await readdir(xfs.path)).toEqual([]);
+    expect(await readdir(ext4.path)).toEqual(['lost+found']);
+  },
+);
 
 test('a machine keeps its identity, and another state directory has another', async () => {
   await using one = await scratchDirectory();

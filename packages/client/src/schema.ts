@@ -682,6 +682,7 @@ export interface components {
                 path: string;
                 bytesTotal: number;
                 bytesFree: number;
+                /** @description Whether clones by method `reflink` can be made within it; null if its worker cannot find out */
                 reflink: boolean | null;
             }[];
             concurrency: number;

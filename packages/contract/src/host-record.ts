@@ -18,7 +18,10 @@ export const HostFacts = z.object({
       path: z.string(),
       bytesTotal: z.int(),
       bytesFree: z.int(),
-      reflink: z.boolean().nullable(),
+      reflink: z.boolean().nullable().meta({
+        description:
+          'Whether clones by method `reflink` can be made within it; null if its worker cannot find out',
+      }),
     }),
   ),
   concurrency: z.int().positive(),

@@ -5,6 +5,7 @@ export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy, SourceRole } from './plan.ts';
 export { runPreflight } from './preflight/run-preflight.ts';
 export { type ProgressTracker, trackProgress } from './progress-tracker.ts';
+export { sharesBlocks } from './shared-blocks.ts';
 export { type SweepOptions, type SweepReport, sweepClone } from './sweep.ts';
 export type { FilledDirectory } from './target/prepare.ts';
 export { controlTransfer, type TransferControl } from './transfer-control.ts';

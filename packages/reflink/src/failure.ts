@@ -54,7 +54,7 @@ export async function explainFailure(
     });
   }
   if (code === 'EROFS' || code === 'EACCES' || code === 'EPERM') {
-    return new CloneError('TARGET_NOT_WRITABLE', `${to} cannot be made from ${from}`, {
+    return new CloneError('TARGET_NOT_WRITABLE', `${to} cannot be made`, {
       facts: { ...facts, reason: code },
       hint: 'Let the user that pgcloned runs as write there.',
       cause: error,

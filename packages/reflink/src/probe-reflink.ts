@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { explainFailure } from './failure.ts';
 import { filesBelow } from './files-below.ts';
 import { reflinkFile } from './reflink-file.ts';
 
@@ -30,7 +31,11 @@ export async function probeReflink(fromDirectory: string, toDirectory: string): 
         if (how === 'shared') return;
       }
     }
-    await writeFile(written, Buffer.alloc(PROBE_BYTES, 1), { flag: 'wx' });
+    try {
+      await writeFile(written, Buffer.alloc(PROBE_BYTES, 1), { flag: 'wx' });
+    } catch (error) {
+      throw await explainFailure(error, { from: fromDirectory, to: written });
+    }
     await reflinkFile({ from: written, to: probe }, { fallback: 'fail', signal });
   } finally {
     await rm(probe, { force: true });
