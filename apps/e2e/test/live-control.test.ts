@@ -1,6 +1,17 @@
 /** A clone whose rate and workers are changed while it copies, through the API and the command line. */
-import { compareTables, startCluster, waitForReplay } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  compareTables,
+  createScattered,
+  listProcesses,
+  otherHost,
+  runAsPartsUser,
+  runsAsRoot,
+  startCluster,
+  startRedis,
+  waitForReplay,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Product, startProduct } from './product.ts';
 
 const owned = new AsyncDisposableStack();
@@ -62,3 +73,73 @@ test.each(['rsyncd', 'ssh'])(
     expect(await compareTables(product.source.primary, standby)).toEqual([]);
   },
 );
+
+/** What is promised, and by how much whoever measures it may be wrong. */
+const HOLDS_WITHIN_MS = 2_000;
+const TOLERANCE = 1.1;
+const LINE_MEGABITS_PER_SECOND = 400;
+/** One file is begun and not complete whenever something changes. */
+const TABLES_MB = [120, 30, 30, 30];
+
+/** How many bytes per second arrive in the files of a directory, on the average of some time. */
+async function rateInto(directory: string, ms: number): Promise<number> {
+  const look = async () => {
+    const { stdout } = await runAsPartsUser(['du', '--bytes', '--summarize', directory]);
+    return { bytes: Number.parseInt(stdout.toString(), 10), atMs: performance.now() };
+  };
+  const before = await look();
+  await delay(ms);
+  const after = await look();
+  return ((after.bytes - before.bytes) / (after.atMs - before.atMs)) * 1000;
+}
+
+describe.skipIf(!runsAsRoot)('over a slow line, which takes root to lay,', () => {
+  test('rate and workers hold two seconds after the answer, and so does the first rate of a clone that had none', async () => {
+    await using host = await otherHost({ megabitsPerSecond: LINE_MEGABITS_PER_SECOND });
+    await using redis = await startRedis();
+    await using far = await startProduct({
+      ...{ from: host, parts: ['worker', 'api'], workerOn: host.on },
+      configuration: { redis: redis.url },
+    });
+    await createScattered(far.source.primary, TABLES_MB);
+
+    const changeMuch = async (transport: string) => {
+      const { id } = await far.create(transport, { transfer: { transport, workers: 2 } });
+      const directory = far.at(transport, 'main');
+      const change = async (transfer: { workers: number; maxRate: number | null }) => {
+        const answer = await far.pgcloned.request('PATCH', `/v1/clones/${id}`, { transfer });
+        expect(answer.status).toBe(200);
+      };
+      const expectHeld = async ({ workers, maxRate }: { workers: number; maxRate: number }) => {
+        await change({ workers, maxRate });
+        await delay(HOLDS_WITHIN_MS);
+        const rsyncs = (await listProcesses()).filter(
+          ({ args }) => args.startsWith('rsync ') && args.endsWith(` ${directory}/`),
+        );
+        // Of each a generator and a receiver.
+        expect(rsyncs.length).toBeLessThanOrEqual(2 * workers);
+        expect(await rateInto(directory, 1_000)).toBeLessThan(maxRate * TOLERANCE);
+      };
+      /** Waited for, since a busy machine may be the slower of the two. */
+      const untilFaster = async (than: number) => {
+        while ((await rateInto(directory, 500)) < than * TOLERANCE)
+          await far.until(id, ({ phase }) => phase === 'copy-files');
+      };
+
+      await far.until(id, ({ progress }) => progress.bytesDone > 10_000_000);
+      await expectHeld({ workers: 2, maxRate: 8_000_000 });
+      await expectHeld({ workers: 4, maxRate: 16_000_000 });
+      await untilFaster(8_000_000);
+      await far.until(id, ({ progress }) => progress.workers.length === 4);
+      await expectHeld({ workers: 1, maxRate: 6_000_000 });
+      await change({ workers: 3, maxRate: null });
+      await untilFaster(6_000_000);
+      const clone = await far.ended(id);
+
+      expect(clone).toMatchObject({ state: 'succeeded', error: null, leftovers: [] });
+      expect(far.logged(id)).not.toContain('a batch broke off and is sent again');
+      await far.expectNothingLeft(clone);
+    };
+    await Promise.all(['rsyncd', 'ssh'].map(changeMuch));
+  });
+});

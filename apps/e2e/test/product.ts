@@ -33,6 +33,8 @@ export const SLOW = { maxRate: 4_000_000, workers: 2 };
 
 interface ProductOptions extends PgclonedOptions {
   readonly source?: Parameters<typeof startSource>[0];
+  /** Another host that the source is reached from, beside this one: that of the worker, see `workerOn`. */
+  readonly from?: Parameters<typeof startSource>[1];
   readonly worker?: Readonly<Record<string, unknown>>;
   /** More of pgcloned.yaml. */
   readonly configuration?: Readonly<Record<string, unknown>>;
@@ -68,7 +70,7 @@ interface SpecOver {
 
 export async function startProduct(options: ProductOptions = {}): Promise<Product> {
   await using parts = new AsyncDisposableStack();
-  const source = parts.use(await startSource(options.source));
+  const source = parts.use(await startSource(options.source, options.from));
   const { path } = parts.use(await scratchDirectory());
   const dataRoot = join(path, 'data');
   await makeDirectory(dataRoot);

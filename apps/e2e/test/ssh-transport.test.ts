@@ -11,6 +11,8 @@ import {
   freePort,
   leftBehind,
   listProcesses,
+  otherHost,
+  runsAsRoot,
   type Source,
   scratchDirectory,
   startSource,
@@ -173,4 +175,34 @@ test('kill -9 ends everything on both sides, and the next clone goes on', async 
   expect(ended.error).toBeUndefined();
   expect(ended.result.result.keptBytes).toBeGreaterThan(1_000_000);
   await expectNothingLeft(ended, 'resumed');
+});
+
+test('a cable that is cut without a word (as root): the stall is noticed, and once it is mended the clone goes on', {
+  skip: !runsAsRoot,
+}, async () => {
+  await using host = await otherHost();
+  await using far = await startSource({}, host);
+  const ofSshd = async () => descendantsOf(far.sshd.pid, await listProcesses());
+  const clone = await startClone(
+    far,
+    { target: { dataDirectory: join(directory, 'cable/main') }, transfer: SLOW },
+    { on: host.on, env: { PGCLONED_WORKER_STALL_SECONDS: '3' } },
+  );
+  await clone.copied(0.2);
+  expect((await ofSshd()).some(({ args }) => args.startsWith('rsync --server'))).toBe(true);
+
+  await host.cut();
+  await clone.said(/a batch broke off and is sent again/);
+  await host.mend();
+  const ended = await clone.ended;
+
+  expect(ended.error).toBeUndefined();
+  // Shorter than the backup session lives without us.
+  expect(ended.messages.join()).not.toMatch('attempt 2');
+  const { bytes, wireBytes } = ended.result.result;
+  expect(wireBytes).toBeLessThan(bytes * 1.3);
+  // Whoever still waited over there for a connection that we had given up is told so by our kernel.
+  while ((await ofSshd()).length > 0) await delay(50);
+  const left = { names: [ended.name], servers: [far.primary], directories: [directory] };
+  expect(await leftBehind(left)).toEqual([]);
 });
