@@ -273,7 +273,7 @@ export interface components {
                  */
                 workers?: number | null;
                 /**
-                 * @description Bytes per second of all workers together; null: no limit
+                 * @description Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit
                  * @default null
                  */
                 maxRate?: number | null;
@@ -392,7 +392,7 @@ export interface components {
             transfer?: {
                 /** @description rsync processes at a time; null: as many as the host has cores, at most 8 */
                 workers?: number | null;
-                /** @description Bytes per second of all workers together; null: no limit */
+                /** @description Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit */
                 maxRate?: number | null;
             };
         };
@@ -738,7 +738,7 @@ export interface components {
                  */
                 workers: number | null;
                 /**
-                 * @description Bytes per second of all workers together; null: no limit
+                 * @description Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit
                  * @default null
                  */
                 maxRate: number | null;

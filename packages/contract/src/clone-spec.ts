@@ -68,7 +68,8 @@ const Workers = z.int().min(1).max(WORKERS_MAX).nullable().meta({
   description: 'rsync processes at a time; null: as many as the host has cores, at most 8',
 });
 const MaxRate = z.int().min(10_000).nullable().meta({
-  description: 'Bytes per second of all workers together; null: no limit',
+  description:
+    'Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit',
 });
 
 const Transfer = z.strictObject({
