@@ -126,7 +126,11 @@ test.each([
     specFor('main', { source: { host: 'db1', user: 'x' } }),
     'NOT_SUPPORTED',
   ],
-  ['method reflink', specFor('main', { method: 'reflink' }), 'NOT_SUPPORTED'],
+  [
+    'a rate without a transfer',
+    specFor('main', { method: 'reflink', transfer: { maxRate: 1_000_000 } }),
+    'NOT_SUPPORTED',
+  ],
   ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],
   ['a time to live', specFor('main', { ttl: 60 }), 'NOT_SUPPORTED'],

@@ -15,7 +15,9 @@ import {
   CloneError,
   Configuration,
   LOG_LEVELS,
+  type LocalSource,
   type LogLevel,
+  localSource,
   type SourceConfiguration,
 } from '@pgcloned/contract';
 import type { Environment, GlobalOptions } from './invocation.ts';
@@ -41,7 +43,7 @@ export interface Settings {
   readonly worker: Omit<Configuration['worker'], 'dataRoots'> & {
     readonly dataRoots: readonly string[];
   };
-  readonly sources: Configuration['sources'];
+  readonly sources: Readonly<Record<string, SourceConfiguration>>;
 }
 
 const SYSTEM_FILE = '/etc/pgcloned/pgcloned.yaml';
@@ -127,7 +129,7 @@ export async function readSettings(
     sources: Object.fromEntries(
       Object.entries(sources).map(([name, source]) => [
         name,
-        'local' in source ? source : withAbsoluteFiles(source, { base, home }),
+        completeSource(source, { base, home }),
       ]),
     ),
   };
@@ -183,11 +185,12 @@ function variableOf(key: string): string {
   return `PGCLONED_${key.replace(/[A-Z]/g, '_$&').replaceAll('.', '_').toUpperCase()}`;
 }
 
-/** The same source with file names relative to `base` (or beginning with `~/`) made absolute. */
-export function withAbsoluteFiles(
-  source: SourceConfiguration,
+/** The same source with file names relative to `base` (or beginning with `~/`) made absolute, and with all defaults. */
+export function completeSource(
+  given: LocalSource | SourceConfiguration,
   { base, home }: { readonly base: string; readonly home: string },
 ): SourceConfiguration {
+  const source = 'ssh' in given ? given : localSource(given, { defaultUser: ownName() });
   const absolute = (file: string | null) =>
     file === null ? null : file.startsWith('~/') ? join(home, file.slice(2)) : resolve(base, file);
   return {
@@ -201,6 +204,15 @@ export function withAbsoluteFiles(
     },
     replication: { ...source.replication, passFile: absolute(source.replication.passFile) },
   };
+}
+
+function ownName(): string {
+  try {
+    return userInfo().username;
+  } catch {
+    // A container may run us as a user id that its passwd file does not know.
+    return 'postgres';
+  }
 }
 
 /** HOME as psql takes it, unless it is another user's. */

@@ -80,6 +80,8 @@ function addRun(program: Command, invocation: Invocation): void {
   const run = program
     .command('run')
     .description('make one clone now, in this process: no Redis, no API')
+    .argument('[origin]', 'data directory of a server on this host, to be cloned by reflinks')
+    .argument('[clone]', 'where PGDATA of its clone shall lie')
     .option('-f, --file <spec>', 'SPEC in YAML or JSON; - is standard input')
     .option('--preflight', 'only find what stands against the clone, and how it is mended')
     .option('--keep-temporary', 'keep the directory in which WAL was collected');
@@ -102,12 +104,13 @@ ${examples(
   'run --host db1 --user cloner --data-directory /var/lib/postgresql/15/main --start --wait-for streaming',
   'run -f clone.yaml --max-rate 200MB --tablespace /srv/fast=/srv/fast2',
   'run --source orders -D "/srv/pg/orders copy" --replace --progress plain',
+  'run --method reflink /srv/pg/orders /srv/pg/orders-test --replica-port 5433 --start',
 )}`,
     )
-    .action(async (_options, command: Command) => {
+    .action(async (_origin, _clone, _options, command: Command) => {
       refuseRoot(invocation.words);
       const { run: runNow } = await import('./commands/run.ts');
-      await runNow(invocation, command.optsWithGlobals());
+      await runNow(invocation, command.optsWithGlobals(), command.args);
     });
 }
 

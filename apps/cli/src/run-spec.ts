@@ -10,10 +10,11 @@ import {
   CloneError,
   type CloneSpec,
   RunSpec,
+  refuseUnfitSource,
   refuseUnsupported,
   type SourceConfiguration,
 } from '@pgcloned/contract';
-import { homeOf, type Settings, withAbsoluteFiles } from './config.ts';
+import { completeSource, homeOf, type Settings } from './config.ts';
 import type { Environment } from './invocation.ts';
 import {
   type LocatedYaml,
@@ -53,11 +54,14 @@ const REFUSED_VARIABLES = ['PGSERVICE', 'PGHOSTADDR'];
  */
 export async function readRunRequest({
   file,
+  places = [],
   options,
   environment,
   settings,
 }: {
   readonly file: string | undefined;
+  /** ORIGIN and CLONE: data directories on this host. */
+  readonly places?: readonly string[];
   readonly options: Readonly<Record<string, unknown>>;
   readonly environment: Environment;
   readonly settings: Settings;
@@ -68,6 +72,7 @@ export async function readRunRequest({
       : await readYaml(file, 'REQUEST_INVALID');
   const origins = new Map<string, string>();
   applyOptions(yaml.content, options, origins);
+  applyPlaces(yaml.content, places, origins);
   applyVariables(yaml.content, environment, origins);
   const { source: asked, target, ...rest } = validate(yaml, origins);
   if (target.host !== undefined && target.host !== settings.host) {
@@ -84,14 +89,15 @@ export async function readRunRequest({
   const named = 'name' in asked;
   const source = named
     ? sourceOf(asked.name, settings)
-    : withAbsoluteFiles(asked, {
+    : completeSource(asked, {
         base: file === undefined || file === '-' ? process.cwd() : dirname(resolve(file)),
         home: homeOf(environment),
       });
+  refuseUnfitSource(spec, source);
   refuseSocketWithoutSsh(source);
   return {
     spec,
-    sourceName: named ? asked.name : (source.host ?? source.hosts?.join(', ') ?? ''),
+    sourceName: named ? asked.name : nameOf(source),
     source,
     password: (!(named && source.passFile !== null) && environment.PGPASSWORD) || null,
   };
@@ -116,13 +122,37 @@ function applyOptions(
   }
 }
 
+/** All that a clone on this host needs: only one method makes it of a data directory alone. */
+function applyPlaces(
+  content: Record<string, unknown>,
+  [origin, clone]: readonly string[],
+  origins: Map<string, string>,
+): void {
+  if (origin === undefined) return;
+  if (clone === undefined) {
+    throw new CloneError('REQUEST_INVALID', `where ${origin} shall be cloned to is missing`, {
+      hint: 'Give both: pgcloned run --method reflink ORIGIN CLONE.',
+    });
+  }
+  const put = (path: string, value: unknown, from: string) => {
+    setIn(content, path.split('.'), value);
+    origins.set(path, from);
+  };
+  put('source.local', true, 'ORIGIN');
+  put('source.dataDirectory', resolve(origin), 'ORIGIN');
+  put('target.dataDirectory', resolve(clone), 'CLONE');
+  if (content.method === undefined) put('method', 'reflink', 'ORIGIN');
+}
+
 function applyVariables(
   content: Record<string, unknown>,
   environment: Environment,
   origins: Map<string, string>,
 ): void {
   const { source = {} } = content;
-  const isSpelledOut = typeof source === 'object' && source !== null && !('name' in source);
+  // A local one tells by itself how it is reached.
+  const isSpelledOut =
+    typeof source === 'object' && source !== null && !('name' in source) && !('local' in source);
   if (!isSpelledOut) return;
   for (const name of REFUSED_VARIABLES) {
     if (!environment[name]) continue;
@@ -143,7 +173,7 @@ function applyVariables(
   const isNamed = ['host', 'hosts'].some((key) => getIn(content, ['source', key]) !== undefined);
   if (!isNamed) {
     throw new CloneError('REQUEST_INVALID', 'no source is named', {
-      hint: 'Give --host (or PGHOST), --source with a name of the configuration, or a SPEC with -f.',
+      hint: 'Give --host (or PGHOST), --source with a name of the configuration, a SPEC with -f, or ORIGIN and CLONE for a clone on this host.',
     });
   }
   // ssh would ask the agent too; a source that is spelled out may say `agent: false`.
@@ -169,13 +199,11 @@ function sourceOf(name: string, { sources, file }: Settings): SourceConfiguratio
       hint: 'Add it to `sources` of the configuration, or spell it out with --host.',
     });
   }
-  if ('local' in source) {
-    throw new CloneError('NOT_SUPPORTED', `source ${name} is local, which needs method reflink`, {
-      hint: 'Spell out how it is reached by SQL and SSH, and use method rsync.',
-    });
-  }
   return source;
 }
+
+const nameOf = ({ host, hosts, dataDirectory }: SourceConfiguration): string =>
+  host ?? hosts?.join(', ') ?? dataDirectory ?? '';
 
 /** A directory of sockets is a fine host for psql, but SSH needs a name. */
 function refuseSocketWithoutSsh({ host, ssh }: SourceConfiguration): void {

@@ -98,10 +98,15 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     }),
   ],
   'Copy:': [
-    option('--method <name>', 'method', 'rsync'),
+    option('--method <name>', 'method', 'rsync; reflink with ORIGIN and CLONE, on one host'),
     option('-j, --workers <number>', 'transfer.workers', 'rsyncs at a time (cores, ≤ 8)', 'number'),
     option('--max-rate <size>', 'transfer.maxRate', 'bytes per second of all together', 'bytes'),
     option('--compression <name>', 'transfer.compression', 'none, lz4, zstd or auto (none)'),
+    option(
+      '--fallback <what>',
+      'transfer.fallback',
+      'where blocks cannot be shared: fail, copy (fail)',
+    ),
     option('--checksum', 'transfer.checksum', 'compare contents, not size and time', {
       constant: true,
     }),

@@ -1,5 +1,6 @@
 /** What `pgcloned run` makes of SPEC, options and environment; the clone itself is tested in apps/e2e. */
 import { existsSync } from 'node:fs';
+import { userInfo } from 'node:os';
 import { EXIT_STATUS } from '@pgcloned/contract';
 import { startSshd } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -18,11 +19,13 @@ afterAll(async () => {
 /** What the command would hand to the engine. */
 async function requested({
   spec,
+  places = [],
   options = {},
   env = {},
   configuration = 'host: here\n',
 }: {
   readonly spec?: string;
+  readonly places?: readonly string[];
   readonly options?: Readonly<Record<string, unknown>>;
   readonly env?: Readonly<Record<string, string>>;
   readonly configuration?: string;
@@ -34,6 +37,7 @@ async function requested({
   );
   return await readRunRequest({
     file: spec === undefined ? undefined : await workplace.file('spec.yaml', spec),
+    places,
     options,
     environment,
     settings,
@@ -53,6 +57,26 @@ test('options alone are enough, and the rest has the defaults of the contract', 
   expect(spec.replica.start).toBe(true);
   expect(spec.transfer.maxRate).toBe(200 * 1024 * 1024);
   expect(password).toBeNull();
+});
+
+test('a clone on this host needs two data directories and nothing else', async () => {
+  const { spec, source, sourceName, password } = await requested({
+    places: ['/srv/orders', '/srv/test'],
+    env: { PGHOST: 'elsewhere', PGPORT: '1', PGUSER: 'somebody' },
+  });
+
+  expect(sourceName).toBe('/srv/orders');
+  expect(source).toMatchObject({ local: true, dataDirectory: '/srv/orders', host: null });
+  expect(source.user).toBe(userInfo().username);
+  expect(spec).toMatchObject({ method: 'reflink', target: { dataDirectory: '/srv/test' } });
+  expect(password).toBeNull();
+
+  const more = await requested({
+    places: ['/srv/orders', '/srv/test'],
+    options: { user: 'dba', replicaPort: '5433' },
+  });
+  expect(more.source.user).toBe('dba');
+  expect(more.spec.replica.port).toBe(5433);
 });
 
 test('several servers come from an option or the SPEC, and PGHOST is not one more', async () => {
@@ -144,6 +168,19 @@ test('the agent is asked when there is one, unless the SPEC says no', async () =
 });
 
 test.each([
+  ['no CLONE', { places: ['/srv/a'] }, 'REQUEST_INVALID', 'where /srv/a shall be cloned to'],
+  [
+    'ORIGIN and a host',
+    { places: ['/srv/a', '/srv/b'], options: { host: 'db1' } },
+    'REQUEST_INVALID',
+    'option --host: source.host: unknown key',
+  ],
+  [
+    'ORIGIN and method rsync',
+    { places: ['/srv/a', '/srv/b'], options: { method: 'rsync' } },
+    'NOT_SUPPORTED',
+    'method rsync does not copy a source that is configured as local',
+  ],
   ['no source', { spec: TARGET }, 'REQUEST_INVALID', 'no source is named'],
   [
     'a source that nobody has configured',
@@ -188,10 +225,10 @@ test.each([
     'not a size: 200 furlongs',
   ],
   [
-    'what is not built yet',
+    'reflinks of another host',
     { spec: TARGET, options: { host: 'db', method: 'reflink' } },
     'NOT_SUPPORTED',
-    'reflink is not supported',
+    'method reflink needs a source on the same host',
   ],
   [
     'a variable that leads psql elsewhere',

@@ -19,12 +19,12 @@ export interface HostConfiguration {
   readonly worker: Omit<Configuration['worker'], 'dataRoots'> & {
     readonly dataRoots: readonly string[];
   };
-  readonly sources: Configuration['sources'];
+  readonly sources: Readonly<Record<string, SourceConfiguration>>;
   /** Where the agent listens that sources with `ssh.agent` use; null: there is none. */
   readonly sshAgentSocket: string | null;
 }
 
-/** @throws {CloneError} `SOURCE_UNKNOWN`, `NOT_SUPPORTED` for a source on this host. */
+/** @throws {CloneError} `SOURCE_UNKNOWN`. */
 export function planClone(
   clone: Pick<Clone, 'id' | 'attempt' | 'spec'>,
   host: HostConfiguration,
@@ -35,12 +35,6 @@ export function planClone(
     throw new CloneError('SOURCE_UNKNOWN', `this host has no source ${wanted.name}`, {
       facts: { source: wanted.name, known: Object.keys(host.sources).join(', ') },
       hint: 'Use one of the known names, or add the source to the configuration of the worker.',
-    });
-  }
-  if ('local' in source) {
-    throw new CloneError('NOT_SUPPORTED', 'a source on the same host is not supported', {
-      facts: { source: wanted.name },
-      hint: 'Configure the source with host, user and ssh.',
     });
   }
   return {
@@ -63,9 +57,7 @@ function hostPolicy({
   sources,
   sshAgentSocket,
 }: HostConfiguration): HostPolicy {
-  const files = Object.values(sources).flatMap((source) =>
-    'local' in source ? [] : filesOf(source),
-  );
+  const files = Object.values(sources).flatMap(filesOf);
   return {
     dataRoots: worker.dataRoots,
     postgresBin: worker.postgresBin,

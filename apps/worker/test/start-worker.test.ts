@@ -114,7 +114,6 @@ test('nobody else may read the journal', async () => {
 test.each([
   ['SOURCE_UNKNOWN', 'elsewhere'],
   ['SOURCE_UNKNOWN', 'constructor'],
-  ['NOT_SUPPORTED', 'here'],
 ])('a clone fails with %s if its source is %s', async (code, name) => {
   const engine = playedEngine();
   await using _worker = await startWorker(options(), engine);

@@ -9,7 +9,10 @@ import {
   CloneSpec,
   type CloneSpecInput,
   Configuration,
+  LocalSource,
+  localSource,
   newClone,
+  SourceConfiguration,
 } from '@pgcloned/contract';
 import type { CloneObserver, ClonePlan, TransferControl } from '@pgcloned/engine';
 import { pino } from 'pino';
@@ -33,13 +36,13 @@ export function workerOptions(o: {
   readonly directory: string;
   readonly concurrency?: number;
 }): WorkerOptions {
-  const { worker, sources } = Configuration.parse({
-    worker: { concurrency: o.concurrency ?? 2 },
-    sources: {
-      orders: { host: 'db1', passFile: '/etc/pass', ssh: { privateKeyFile: '/etc/key' } },
-      here: { local: true, dataDirectory: '/srv/orders' },
-    },
-  });
+  const { worker } = Configuration.parse({ worker: { concurrency: o.concurrency ?? 2 } });
+  const orders = { host: 'db1', passFile: '/etc/pass', ssh: { privateKeyFile: '/etc/key' } };
+  const here = { local: true, dataDirectory: '/srv/orders' } as const;
+  const sources = {
+    orders: SourceConfiguration.parse(orders),
+    here: localSource(LocalSource.parse(here), { defaultUser: 'dba' }),
+  };
   return {
     file: '/etc/pgcloned.yaml',
     sshAgentSocket: null,

@@ -261,6 +261,7 @@ export interface components {
                 ifExists?: "fail" | "replace" | "resync";
             };
             /**
+             * @description rsync: over the network, from any host. reflink: of a source on the host itself, whose blocks the clone shares until one of both changes them; it takes a filesystem that can do that (XFS, btrfs), and takes seconds whatever the size
              * @default rsync
              * @enum {string}
              */
@@ -268,7 +269,7 @@ export interface components {
             /** @default {} */
             transfer?: {
                 /**
-                 * @description rsync processes at a time; null: as many as the host has cores, at most 8
+                 * @description rsync processes at a time, or threads that make reflinks; null: as many as the host has cores, at most 8
                  * @default null
                  */
                 workers?: number | null;
@@ -294,6 +295,12 @@ export interface components {
                  * @default false
                  */
                 checksum?: boolean;
+                /**
+                 * @description Of method reflink, where the filesystem of the source cannot share blocks with that of the clone: fail, or copy every byte, which takes its time and its room
+                 * @default fail
+                 * @enum {string}
+                 */
+                fallback?: "fail" | "copy";
             };
             /** @default {} */
             wal?: {
@@ -356,10 +363,10 @@ export interface components {
             /** @default {} */
             verification?: {
                 /**
-                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning
-                 * @default true
+                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning. null: yes for method rsync, no for method reflink: its copy shares the blocks of the source, and reading all of them would take longer than everything else
+                 * @default null
                  */
-                pages?: boolean;
+                pages?: boolean | null;
                 /**
                  * @description Leave a backup_manifest, by which pg_verifybackup tells whether a file has changed since; a server that runs on the clone changes them
                  * @default false
@@ -390,7 +397,7 @@ export interface components {
         /** @description What is to change; what is left out stays as it is */
         CloneChange: {
             transfer?: {
-                /** @description rsync processes at a time; null: as many as the host has cores, at most 8 */
+                /** @description rsync processes at a time, or threads that make reflinks; null: as many as the host has cores, at most 8 */
                 workers?: number | null;
                 /** @description Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit */
                 maxRate?: number | null;
@@ -635,7 +642,7 @@ export interface components {
             /** @description Which check found it */
             check: string;
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -727,13 +734,14 @@ export interface components {
                 ifExists: "fail" | "replace" | "resync";
             };
             /**
+             * @description rsync: over the network, from any host. reflink: of a source on the host itself, whose blocks the clone shares until one of both changes them; it takes a filesystem that can do that (XFS, btrfs), and takes seconds whatever the size
              * @default rsync
              * @enum {string}
              */
             method: "rsync" | "reflink";
             transfer: {
                 /**
-                 * @description rsync processes at a time; null: as many as the host has cores, at most 8
+                 * @description rsync processes at a time, or threads that make reflinks; null: as many as the host has cores, at most 8
                  * @default null
                  */
                 workers: number | null;
@@ -759,6 +767,12 @@ export interface components {
                  * @default false
                  */
                 checksum: boolean;
+                /**
+                 * @description Of method reflink, where the filesystem of the source cannot share blocks with that of the clone: fail, or copy every byte, which takes its time and its room
+                 * @default fail
+                 * @enum {string}
+                 */
+                fallback: "fail" | "copy";
             };
             wal: {
                 /**
@@ -818,10 +832,10 @@ export interface components {
             };
             verification: {
                 /**
-                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning
-                 * @default true
+                 * @description Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning. null: yes for method rsync, no for method reflink: its copy shares the blocks of the source, and reading all of them would take longer than everything else
+                 * @default null
                  */
-                pages: boolean;
+                pages: boolean | null;
                 /**
                  * @description Leave a backup_manifest, by which pg_verifybackup tells whether a file has changed since; a server that runs on the clone changes them
                  * @default false
@@ -902,7 +916,8 @@ export interface components {
                  *           "maxRate": null,
                  *           "compression": "none",
                  *           "transport": "rsyncd",
-                 *           "checksum": false
+                 *           "checksum": false,
+                 *           "fallback": "fail"
                  *         },
                  *         "wal": {
                  *           "retention": "pin"
@@ -919,7 +934,7 @@ export interface components {
                  *           "configuration": "auto"
                  *         },
                  *         "verification": {
-                 *           "pages": true,
+                 *           "pages": null,
                  *           "manifest": false,
                  *           "boot": false
                  *         },
@@ -1052,7 +1067,8 @@ export interface components {
                  *           "maxRate": null,
                  *           "compression": "none",
                  *           "transport": "rsyncd",
-                 *           "checksum": false
+                 *           "checksum": false,
+                 *           "fallback": "fail"
                  *         },
                  *         "wal": {
                  *           "retention": "pin"
@@ -1069,7 +1085,7 @@ export interface components {
                  *           "configuration": "auto"
                  *         },
                  *         "verification": {
-                 *           "pages": true,
+                 *           "pages": null,
                  *           "manifest": false,
                  *           "boot": false
                  *         },
@@ -1385,7 +1401,8 @@ export interface components {
                  *           "maxRate": null,
                  *           "compression": "none",
                  *           "transport": "rsyncd",
-                 *           "checksum": false
+                 *           "checksum": false,
+                 *           "fallback": "fail"
                  *         },
                  *         "wal": {
                  *           "retention": "pin"
@@ -1402,7 +1419,7 @@ export interface components {
                  *           "configuration": "auto"
                  *         },
                  *         "verification": {
-                 *           "pages": true,
+                 *           "pages": null,
                  *           "manifest": false,
                  *           "boot": false
                  *         },
@@ -1561,7 +1578,8 @@ export interface components {
                  *           "maxRate": null,
                  *           "compression": "none",
                  *           "transport": "rsyncd",
-                 *           "checksum": false
+                 *           "checksum": false,
+                 *           "fallback": "fail"
                  *         },
                  *         "wal": {
                  *           "retention": "pin"
@@ -1578,7 +1596,7 @@ export interface components {
                  *           "configuration": "auto"
                  *         },
                  *         "verification": {
-                 *           "pages": true,
+                 *           "pages": null,
                  *           "manifest": false,
                  *           "boot": false
                  *         },
@@ -1718,7 +1736,8 @@ export interface components {
                  *           "maxRate": null,
                  *           "compression": "none",
                  *           "transport": "rsyncd",
-                 *           "checksum": false
+                 *           "checksum": false,
+                 *           "fallback": "fail"
                  *         },
                  *         "wal": {
                  *           "retention": "pin"
@@ -1735,7 +1754,7 @@ export interface components {
                  *           "configuration": "auto"
                  *         },
                  *         "verification": {
-                 *           "pages": true,
+                 *           "pages": null,
                  *           "manifest": false,
                  *           "boot": false
                  *         },
@@ -2035,7 +2054,8 @@ export interface operations {
                      *               "maxRate": null,
                      *               "compression": "none",
                      *               "transport": "rsyncd",
-                     *               "checksum": false
+                     *               "checksum": false,
+                     *               "fallback": "fail"
                      *             },
                      *             "wal": {
                      *               "retention": "pin"
@@ -2052,7 +2072,7 @@ export interface operations {
                      *               "configuration": "auto"
                      *             },
                      *             "verification": {
-                     *               "pages": true,
+                     *               "pages": null,
                      *               "manifest": false,
                      *               "boot": false
                      *             },

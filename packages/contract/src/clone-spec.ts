@@ -7,7 +7,7 @@
 import * as z from 'zod';
 import { CloneError } from './errors.ts';
 import { SETTING_NAME } from './settings.ts';
-import { SourceConfiguration } from './source.ts';
+import { LocalSource, SourceConfiguration } from './source.ts';
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: refusing them is the purpose
 const TEXT = /^[^\u0000-\u001f\u007f]*$/;
@@ -65,7 +65,8 @@ export type Compression = (typeof COMPRESSIONS)[number];
 export const WORKERS_MAX = 64;
 
 const Workers = z.int().min(1).max(WORKERS_MAX).nullable().meta({
-  description: 'rsync processes at a time; null: as many as the host has cores, at most 8',
+  description:
+    'rsync processes at a time, or threads that make reflinks; null: as many as the host has cores, at most 8',
 });
 const MaxRate = z.int().min(10_000).nullable().meta({
   description:
@@ -89,6 +90,10 @@ const Transfer = z.strictObject({
   checksum: z.boolean().default(false).meta({
     description: 'Compare contents instead of size and time wherever a file is there already',
   }),
+  fallback: z.enum(['fail', 'copy']).default('fail').meta({
+    description:
+      'Of method reflink, where the filesystem of the source cannot share blocks with that of the clone: fail, or copy every byte, which takes its time and its room',
+  }),
 });
 
 const Wal = z.strictObject({
@@ -99,9 +104,9 @@ const Wal = z.strictObject({
 });
 
 const Verification = z.strictObject({
-  pages: z.boolean().default(true).meta({
+  pages: z.boolean().nullable().default(null).meta({
     description:
-      'Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning',
+      'Check the page checksums of the copy, if the cluster has any. A page that is corrupt on the source is copied as it is and named in a warning. null: yes for method rsync, no for method reflink: its copy shares the blocks of the source, and reading all of them would take longer than everything else',
   }),
   manifest: z.boolean().default(false).meta({
     description:
@@ -182,7 +187,10 @@ const withDefaults = <Shape extends z.ZodObject>(schema: Shape) =>
   schema.prefault({} as z.input<Shape>);
 
 const specShape = {
-  method: z.enum(['rsync', 'reflink']).default('rsync'),
+  method: z.enum(['rsync', 'reflink']).default('rsync').meta({
+    description:
+      'rsync: over the network, from any host. reflink: of a source on the host itself, whose blocks the clone shares until one of both changes them; it takes a filesystem that can do that (XFS, btrfs), and takes seconds whatever the size',
+  }),
   transfer: withDefaults(Transfer),
   wal: withDefaults(Wal),
   replica: withDefaults(Replica),
@@ -226,30 +234,99 @@ export type CloneSpecInput = z.input<typeof CloneSpec>;
 
 /** The same for `pgcloned run`: the source may be spelled out, and the target's host is this machine. */
 export const RunSpec = z.strictObject({
-  source: z.union([z.strictObject({ name: z.string().min(1).max(63) }), SourceConfiguration]),
+  source: z.union([
+    z.strictObject({ name: z.string().min(1).max(63) }),
+    LocalSource,
+    SourceConfiguration,
+  ]),
   target: Target.extend({ host: HostName.optional() }),
   ...specShape,
 });
 
 export type RunSpec = z.output<typeof RunSpec>;
 
+/** Whether the page checksums of the copy are checked. */
+export function checksPages({
+  method,
+  verification,
+}: {
+  readonly method: CloneSpec['method'];
+  readonly verification: Pick<CloneSpec['verification'], 'pages'>;
+}): boolean {
+  return verification.pages ?? method === 'rsync';
+}
+
 /**
- * Refuses what the schema knows but the product does not do yet.
+ * Refuses what the schema knows but the product does not do yet, and what the method has no use for.
  *
  * @throws {CloneError} `NOT_SUPPORTED`, naming the field and what can be used in its place.
  */
-export function refuseUnsupported(spec: Omit<CloneSpec, 'source' | 'target'>): void {
+export function refuseUnsupported(spec: Omit<CloneSpec, 'source'>): void {
   const refuse = (field: string, value: string, instead: string): never => {
     throw new CloneError('NOT_SUPPORTED', `${field}: ${value} is not supported`, {
       facts: { field, value },
       hint: instead,
     });
   };
-  if (spec.method !== 'rsync') refuse('method', spec.method, 'Use method rsync.');
   if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
   if (spec.replica.waitFor === 'writable')
     refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
   if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');
+  for (const { field, value, instead } of uselessFor(spec)) refuse(field, String(value), instead);
+}
+
+/** What is asked for although the method does nothing of the kind. */
+function uselessFor({
+  method,
+  target,
+  transfer,
+}: Pick<CloneSpec, 'method' | 'target' | 'transfer'>) {
+  const { maxRate, compression, transport, checksum, fallback } = transfer;
+  if (method === 'rsync') {
+    const instead = 'Leave it out: it is about method reflink.';
+    return fallback === 'fail' ? [] : [{ field: 'transfer.fallback', value: fallback, instead }];
+  }
+  const instead = 'Leave it out: with method reflink nothing is sent.';
+  const transfers = [
+    { field: 'transfer.maxRate', value: maxRate, isDefault: maxRate === null, instead },
+    {
+      field: 'transfer.compression',
+      value: compression,
+      isDefault: compression === 'none',
+      instead,
+    },
+    { field: 'transfer.transport', value: transport, isDefault: transport === 'rsyncd', instead },
+    { field: 'transfer.checksum', value: checksum, isDefault: !checksum, instead },
+    {
+      field: 'target.ifExists',
+      value: target.ifExists,
+      isDefault: target.ifExists !== 'resync',
+      instead: 'Use replace: a new clone by method reflink takes seconds.',
+    },
+  ];
+  return transfers.filter(({ isDefault }) => !isDefault);
+}
+
+/**
+ * @throws {CloneError} `NOT_SUPPORTED` if the method cannot copy from such a source.
+ */
+export function refuseUnfitSource(
+  { method }: Pick<CloneSpec, 'method'>,
+  { local }: Pick<SourceConfiguration, 'local'>,
+): void {
+  if (local === (method === 'reflink')) return;
+  throw new CloneError(
+    'NOT_SUPPORTED',
+    local
+      ? 'method rsync does not copy a source that is configured as local'
+      : 'method reflink needs a source on the same host',
+    {
+      facts: { method, local },
+      hint: local
+        ? 'Use method reflink, or spell out how the source is reached by SQL and SSH.'
+        : 'Configure the source with `local: true` and its dataDirectory, or use method rsync.',
+    },
+  );
 }

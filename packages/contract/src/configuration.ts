@@ -1,7 +1,7 @@
 /** The shape of `pgcloned.yaml`. Reading files and environment is the business of the command line. */
 import * as z from 'zod';
 import { HostName } from './clone-spec.ts';
-import { SourceConfiguration } from './source.ts';
+import { LocalSource, SourceConfiguration } from './source.ts';
 
 const ROLES = ['viewer', 'operator', 'admin'] as const;
 /** viewer: read; operator: also create and cancel; admin: everything. */
@@ -49,12 +49,6 @@ const Worker = z.strictObject({
   stallSeconds: z.number().min(1).max(86_400).default(60),
   noSpaceSeconds: z.number().min(0).max(86_400).default(600),
   leaseSeconds: z.number().min(3).max(600).default(15),
-});
-
-/** A source on the worker's own host, for method `reflink`. */
-const LocalSource = z.strictObject({
-  local: z.literal(true),
-  dataDirectory: z.string().regex(/^\//, 'must be an absolute path'),
 });
 
 export const Configuration = z.strictObject({

@@ -17,6 +17,7 @@ export const NOTICES = {
   NO_SLOT_FREE: 'warning',
   NOT_CHECKED: 'info',
   OLD_CONTENTS_LOST: 'warning',
+  REFLINK_FALLBACK: 'warning',
   REPLICA_HAS_NO_WAY: 'warning',
   RSYNC_VULNERABLE: 'warning',
   SLOT_TIMEOUT_SHORT: 'warning',

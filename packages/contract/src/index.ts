@@ -21,7 +21,9 @@ export {
   type CloneSpecInput,
   COMPRESSIONS,
   type Compression,
+  checksPages,
   RunSpec,
+  refuseUnfitSource,
   refuseUnsupported,
   TransferLimits,
   WORKERS_MAX,
@@ -62,6 +64,8 @@ export { changeRequest, Remedy } from './remedy.ts';
 export { refuseForbiddenSettings } from './settings.ts';
 export {
   formatServer,
+  LocalSource,
+  localSource,
   type ServerAddress,
   SourceConfiguration,
   serversOf,

@@ -55,6 +55,7 @@ const Server = z
   }, 'must have a port from 1 to 65535');
 
 const shape = z.strictObject({
+  local: z.literal(false).default(false),
   host: HostOnly.nullable().default(null),
   hosts: z.array(Server).min(1).nullable().default(null),
   prefer: z.enum(['primary', 'standby']).nullable().default(null),
@@ -78,7 +79,29 @@ export const SourceConfiguration = shape.superRefine((source, context) => {
     context.addIssue({ code: 'custom', path: [...path], message });
 });
 
-export type SourceConfiguration = z.output<typeof SourceConfiguration>;
+/** One that is `local` has neither host nor port: its postmaster.pid tells how it is reached. */
+export type SourceConfiguration = Omit<z.output<typeof SourceConfiguration>, 'local'> & {
+  readonly local: boolean;
+};
+
+/** A cluster on the worker's own host, for method `reflink`. */
+export const LocalSource = z.strictObject({
+  local: z.literal(true),
+  dataDirectory: z.string().regex(/^\//, 'must be an absolute path'),
+  user: z.string().min(1).nullable().default(null),
+  database: z.string().min(1).default('postgres'),
+  passFile: z.string().min(1).nullable().default(null),
+});
+
+export type LocalSource = z.output<typeof LocalSource>;
+
+/** @param defaultUser Whom to connect as where the source says nothing: the user that owns its files, as psql would. */
+export function localSource(
+  { user, ...source }: LocalSource,
+  { defaultUser }: { readonly defaultUser: string },
+): SourceConfiguration {
+  return { ...shape.parse({}), ...source, user: user ?? defaultUser };
+}
 
 export interface ServerAddress {
   readonly host: string;

@@ -1,6 +1,13 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { CloneError, CloneSpec, RunSpec, refuseUnsupported } from '../src/index.ts';
+import {
+  CloneError,
+  CloneSpec,
+  checksPages,
+  RunSpec,
+  refuseUnfitSource,
+  refuseUnsupported,
+} from '../src/index.ts';
 
 const minimal = {
   source: { name: 'orders' },
@@ -33,6 +40,7 @@ test('source, host and data directory are enough, and everything else has the pu
       compression: 'none',
       transport: 'rsyncd',
       checksum: false,
+      fallback: 'fail',
     },
     wal: { retention: 'pin' },
     replica: {
@@ -46,7 +54,7 @@ test('source, host and data directory are enough, and everything else has the pu
       clusterName: null,
       configuration: 'auto',
     },
-    verification: { pages: true, manifest: false, boot: false },
+    verification: { pages: null, manifest: false, boot: false },
     deadline: null,
     ttl: null,
     labels: {},
@@ -155,16 +163,26 @@ test('pgcloned run takes a source by name or spelled out, and needs no host', ()
     rsyncd: { ports: '45000-45999' },
   });
   expect(RunSpec.safeParse({ source: { host: 'db1', password: 'x' }, target }).success).toBe(false);
+  const local = { local: true, dataDirectory: '/srv/orders' };
+  expect(RunSpec.parse({ source: local, target }).source).toMatchObject(local);
 });
 
 test.each([
-  ['method', { method: 'reflink' }],
   ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
   ['ttl', { ttl: 3600 }],
   ['webhook', { webhook: { url: 'https://example.org/' } }],
+  ['transfer.fallback', { transfer: { fallback: 'copy' } }],
+  ['transfer.maxRate', { method: 'reflink', transfer: { maxRate: 1_000_000 } }],
+  ['transfer.compression', { method: 'reflink', transfer: { compression: 'zstd' } }],
+  ['transfer.transport', { method: 'reflink', transfer: { transport: 'ssh' } }],
+  ['transfer.checksum', { method: 'reflink', transfer: { checksum: true } }],
+  [
+    'target.ifExists',
+    { method: 'reflink', target: { ...minimal.target, ifExists: 'resync' as const } },
+  ],
 ])(
-  'what is not built yet in %s is refused by name, with what can be used in its place',
+  'what is not built yet in %s, or not by this method, is refused by name, with what can be used in its place',
   (field, part) => {
     const spec = CloneSpec.parse({ ...minimal, ...part });
 
@@ -184,8 +202,25 @@ test.each([
   },
 );
 
-test('the defaults are supported', () => {
-  expect(() => refuseUnsupported(CloneSpec.parse(minimal))).not.toThrow();
+test.each(['rsync', 'reflink'])('the defaults are supported, with method %s', (method) => {
+  expect(() => refuseUnsupported(CloneSpec.parse({ ...minimal, method }))).not.toThrow();
+});
+
+test.each([
+  ['rsync', true],
+  ['reflink', false],
+] as const)('a source does not fit method %s if local is %s', (method, local) => {
+  expect(() => refuseUnfitSource({ method }, { local })).toThrow(
+    expect.objectContaining({ code: 'NOT_SUPPORTED', facts: { method, local } }),
+  );
+  expect(() => refuseUnfitSource({ method }, { local: !local })).not.toThrow();
+});
+
+test('pages are checked unless they are shared, or if it is asked for', () => {
+  expect(checksPages(CloneSpec.parse(minimal))).toBe(true);
+  expect(checksPages(CloneSpec.parse({ ...minimal, method: 'reflink' }))).toBe(false);
+  const asked = { ...minimal, method: 'reflink', verification: { pages: true } };
+  expect(checksPages(CloneSpec.parse(asked))).toBe(true);
 });
 
 test('no input makes the schema throw anything but an answer', () => {

@@ -1,5 +1,12 @@
 import { expect, test } from 'vitest';
-import { Configuration, formatServer, SourceConfiguration, serversOf } from '../src/index.ts';
+import {
+  Configuration,
+  formatServer,
+  LocalSource,
+  localSource,
+  SourceConfiguration,
+  serversOf,
+} from '../src/index.ts';
 
 const brokenPlaces = (configuration: unknown) =>
   (Configuration.safeParse(configuration).error?.issues ?? []).map(({ path }) => path.join('.'));
@@ -69,6 +76,17 @@ test('several servers are named with or without a port', () => {
   expect(serversOf(SourceConfiguration.parse({ host: '::1' }))).toEqual([
     { host: '::1', port: 5432 },
   ]);
+});
+
+test('a local source needs its data directory and nothing else: the rest is found', () => {
+  const { orders } = Configuration.parse({
+    sources: { orders: { local: true, dataDirectory: '/srv/orders' } },
+  }).sources;
+  const source = localSource(LocalSource.parse(orders), { defaultUser: 'dba' });
+
+  expect(source).toMatchObject({ local: true, dataDirectory: '/srv/orders', host: null });
+  expect(source).toMatchObject({ user: 'dba', database: 'postgres', passFile: null });
+  expect(serversOf(source)).toEqual([]);
 });
 
 test.each(['127.0.0.1:7432', '0.0.0.0:80', '[::1]:7432', 'localhost:7432'])(

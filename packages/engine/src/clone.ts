@@ -14,6 +14,7 @@ import {
   type Leftover,
   type PhaseName,
   refuseForbiddenSettings,
+  refuseUnfitSource,
   refuseUnsupported,
   toCloneError,
 } from '@pgcloned/contract';
@@ -24,6 +25,7 @@ import { collectWal } from './phases/collect-wal.ts';
 import { copyFiles } from './phases/copy-files.ts';
 import { preflight } from './phases/preflight.ts';
 import { publish } from './phases/publish.ts';
+import { reflinkFiles } from './phases/reflink-files.ts';
 import { startBackup } from './phases/start-backup.ts';
 import { startReplica } from './phases/start-replica.ts';
 import { stopBackup } from './phases/stop-backup.ts';
@@ -155,6 +157,7 @@ async function runAttempt(
       };
 
       refuseUnsupported(plan.spec);
+      refuseUnfitSource(plan.spec, plan.source);
       refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
 
       const ready = await phase('preflight', () => preflight(run));
@@ -164,7 +167,8 @@ async function runAttempt(
       const { stream, ...start } = await phase('start-backup', () =>
         startBackup(run, ready, pinned),
       );
-      const copy = await phase('copy-files', () => copyFiles(run, ready, start));
+      const copyBy = { rsync: copyFiles, reflink: reflinkFiles }[plan.spec.method];
+      const copy = await phase('copy-files', () => copyBy(run, ready, start));
       const stop = await phase('stop-backup', () => stopBackup(run, ready, start, copy));
       await phase('collect-wal', () => collectWal(run, ready, { stream, start, stop }));
       const published = await phase('publish', () =>
@@ -187,7 +191,7 @@ async function runAttempt(
         files: copy.files,
         keptBytes: copy.keptBytes,
         compression: copy.compression,
-        verification: { transfer: 'passed', wal: 'passed', pages: copy.pages, boot },
+        verification: { transfer: copy.transfer, wal: 'passed', pages: copy.pages, boot },
       };
     }, reportLeftovers(observer));
   } catch (error) {

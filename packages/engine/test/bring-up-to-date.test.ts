@@ -202,6 +202,7 @@ async function copy(
         },
         transfer: { compression: 'none', checksum },
         // Its files hold no pages.
+        method: 'rsync',
         verification: { pages: false, manifest: false, boot: false },
       },
       source: { rsyncd: { ports: '45000-45999', address: null } },
@@ -236,7 +237,7 @@ async function copy(
     facts,
     // Nothing is written to while it is copied: as if all of it had been listed when it was old enough.
     probe: { now: BigInt(Date.now() + 100_000) * 1_000_000n },
-    host: { ssh: () => ssh },
+    host: { runner: () => ssh, ssh: () => ssh },
     session: { query: () => Promise.resolve([tablespace]) },
     address: { host: 'db1', port: 5432 },
     tablespaces: await claimTablespaces(run, claim, { ...facts, sameHost: true }),

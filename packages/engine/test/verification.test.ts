@@ -102,7 +102,7 @@ async function verify({
   } as unknown as CloneRun;
   const ready = {
     facts: { dataChecksums: true, pageBytes: PAGE_BYTES, segmentPages: 131_072 },
-    host: { ssh: () => ssh },
+    host: { runner: () => ssh },
     session,
   } as unknown as Ready;
   const root: CheckedRoot = { source: primary.dataDirectory, destination: copy, prefix: '' };

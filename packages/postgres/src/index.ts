@@ -51,6 +51,7 @@ export {
   standbyStatus,
 } from './replica-status.ts';
 export { probeReplication, type ReplicationIdentity } from './replication-probe.ts';
+export { parseSegmentHeader, SEGMENT_HEADER_BYTES } from './segment-header.ts';
 export { type StartServerOptions, startServer, stopServer } from './server.ts';
 export { readServerState, type ServerState } from './server-state.ts';
 export { openSession, type Session } from './session.ts';
@@ -82,4 +83,4 @@ export {
   type WalReceiver,
   type WalReceiverOptions,
 } from './wal-receiver.ts';
-export { segmentName, segmentStart, segmentsBetween } from './wal-segment.ts';
+export { segmentName, segmentStart, segmentStartOfName, segmentsBetween } from './wal-segment.ts';

@@ -24,6 +24,8 @@ export interface PostmasterPid {
   readonly port: number | null;
   /** The first of its socket directories; null if it has none, or not yet. */
   readonly socketDirectory: string | null;
+  /** The first of its TCP addresses as it is configured: `localhost`, `*`; null if it has none, or not yet. */
+  readonly listenAddress: string | null;
   /** System V key and id of its shared memory. */
   readonly sharedMemory: SharedMemory | null;
   /** `starting`, `stopping`, `standby` (recovering, accepts no sessions) or `ready`. */
@@ -38,7 +40,7 @@ export function parsePostmasterPid(lines: readonly string[]): PostmasterPid | nu
     startedAt = '',
     port = '',
     socket = '',
-    ,
+    listen = '',
     memory = '',
     status = '',
   ] = lines;
@@ -51,6 +53,7 @@ export function parsePostmasterPid(lines: readonly string[]): PostmasterPid | nu
     startedAtSeconds: Number(startedAt),
     port: /^\d+$/.test(port.trim()) ? Number(port) : null,
     socketDirectory: socket.trim() === '' ? null : socket,
+    listenAddress: listen.trim() === '' ? null : listen.trim(),
     sharedMemory: key && id ? { key: systemV(key), id: systemV(id) } : null,
     status: status.trim() === '' ? null : status.trim(),
   };

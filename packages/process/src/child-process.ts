@@ -157,6 +157,8 @@ export interface RunOptions extends Omit<StartOptions, 'onData'> {
   readonly stallMs?: number;
   /** Exit statuses that are no error. Default: 0. */
   readonly accept?: readonly number[] | 'any';
+  /** Told of each piece of standard output, unless its lines go to `onLine`. */
+  readonly onOutput?: () => void;
   /** More output than this stops the program: nothing here is expected to flood us. Default: 64 MiB. */
   readonly outputBytesMax?: number;
 }
@@ -193,6 +195,7 @@ export async function runProcess(command: Command, options: RunOptions): Promise
     ...(options.onLine === undefined && {
       onData: (chunk: Buffer) => {
         outputBytes += chunk.length;
+        options.onOutput?.();
         if (outputBytes <= outputBytesMax) chunks.push(chunk);
         else stop();
       },

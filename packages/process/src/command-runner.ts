@@ -1,5 +1,5 @@
 /**
- * Commands on a host that may be another one. `ssh` implements it;
+ * Commands on a host that may be another one. `ssh` implements it, and `localRunner` does for this host;
  * whoever runs commands there is given one and does not care where they run.
  */
 import type { Exit } from './command.ts';
@@ -39,6 +39,10 @@ export interface CommandRunner {
    * @throws {CloneError} `SOURCE_LOST` if the connection breaks; the signal's reason if it aborts.
    */
   readonly run: (command: string, options: RunRemoteOptions) => Promise<RemoteExit>;
+}
+
+/** One that can also keep a command running, with an input and lines of output. */
+export interface ProcessRunner extends CommandRunner {
   readonly start: (
     command: string,
     options: { readonly signal: AbortSignal; readonly onLine: (line: string) => void },

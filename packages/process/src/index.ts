@@ -10,6 +10,7 @@ export {
 export { type Command, describeExit, type Exit } from './command.ts';
 export {
   type CommandRunner,
+  type ProcessRunner,
   quoteForShell,
   type RemoteExit,
   type RemoteProcess,
@@ -18,4 +19,5 @@ export {
 export { syncDirectory, unfinishedWrites, writeDurably } from './durable-file.ts';
 export { type FileLock, lockFile } from './file-lock.ts';
 export { splitLines } from './line-splitter.ts';
+export { localRunner } from './local-runner.ts';
 export { unlessAborted } from './unless-aborted.ts';

@@ -19,9 +19,9 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import {
-  type CommandRunner,
   describeExit,
   type Finished,
+  type ProcessRunner,
   runProcess,
   unlessAborted,
 } from '@pgcloned/process';
@@ -101,7 +101,7 @@ export interface RsyncDaemon extends AsyncDisposable {
  *   `REMOTE_COMMAND_FAILED` if the wrapper does not come up, and what the runner throws.
  */
 export async function startDaemon(
-  runner: CommandRunner,
+  runner: ProcessRunner,
   request: DaemonRequest,
 ): Promise<RsyncDaemon> {
   request.signal.throwIfAborted();
@@ -174,7 +174,7 @@ interface RsyncEnd {
 }
 
 async function startWrapper(
-  runner: CommandRunner,
+  runner: ProcessRunner,
   request: DaemonRequest,
   user: string,
 ): Promise<Wrapper> {

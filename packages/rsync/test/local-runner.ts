@@ -8,10 +8,10 @@ import { addAbortListener, once } from 'node:events';
 import { symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { CommandRunner, Exit } from '@pgcloned/process';
+import type { Exit, ProcessRunner } from '@pgcloned/process';
 import { asPartsUser, makeDirectory, partsEnvironment, type SshServer } from '@pgcloned/testbed';
 
-export interface LocalRunner extends CommandRunner {
+export interface LocalRunner extends ProcessRunner {
   /** The first directory of its PATH. */
   readonly bin: string;
   /** What the last `start` started: the wrapper's main shell. */

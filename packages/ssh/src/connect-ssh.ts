@@ -10,7 +10,7 @@ import { addAbortListener } from 'node:events';
 import { createConnection } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { CloneError } from '@pgcloned/contract';
-import type { CommandRunner } from '@pgcloned/process';
+import type { ProcessRunner } from '@pgcloned/process';
 import ssh2 from 'ssh2';
 import type { Session } from './channel.ts';
 import { AGENT, type ClientKey, readClientKeys } from './client-keys.ts';
@@ -26,7 +26,7 @@ const KEEPALIVE_COUNT_MAX = 3;
 /** How long the other side may take to close its end after we have said goodbye. */
 const GOODBYE_MS = 2_000;
 
-export interface SshConnection extends CommandRunner, AsyncDisposable {
+export interface SshConnection extends ProcessRunner, AsyncDisposable {
   /** The IP address that the connection reached, without port. */
   readonly remoteAddress: string;
   /** Our own address of that connection. */

@@ -11,6 +11,7 @@ import { CloneError } from '@pgcloned/contract';
 import {
   type CommandRunner,
   type Exit,
+  type ProcessRunner,
   type RemoteExit,
   type RemoteProcess,
   splitLines,
@@ -83,7 +84,7 @@ export async function runCommand(
  */
 export async function startCommand(
   session: Session,
-  ...[command, { signal, onLine }]: Parameters<CommandRunner['start']>
+  ...[command, { signal, onLine }]: Parameters<ProcessRunner['start']>
 ): Promise<RemoteProcess> {
   const { channel, exited, stderrTail } = await openCommand(session, command, signal);
   const lines = splitLines('utf8', onLine);

@@ -32,11 +32,17 @@ type RunOptions = GlobalOptions &
     readonly preflight?: boolean;
   };
 
-export async function run(invocation: Invocation, options: RunOptions): Promise<void> {
+/** @param places ORIGIN and CLONE. */
+export async function run(
+  invocation: Invocation,
+  options: RunOptions,
+  places: readonly string[],
+): Promise<void> {
   const { environment, signal } = invocation;
   const settings = await readSettings(environment, options.config);
   const request = await readRunRequest({
     file: options.file,
+    places,
     options: { ...options },
     environment,
     settings,

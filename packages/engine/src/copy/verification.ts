@@ -11,7 +11,7 @@
  */
 import { open } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { CloneError, formatBytes, type Verdict } from '@pgcloned/contract';
+import { CloneError, checksPages, formatBytes, type Verdict } from '@pgcloned/contract';
 import {
   type BackupStart,
   type CheckedFile,
@@ -102,9 +102,9 @@ export function openVerification(
   ready: Ready,
   { startLsn }: Pick<BackupStart, 'startLsn'>,
 ): Verification {
-  const { pages, manifest } = run.plan.spec.verification;
+  const { manifest } = run.plan.spec.verification;
   const { dataChecksums, pageBytes, segmentPages } = ready.facts;
-  const judgesPages = pages && dataChecksums && canJudgePages;
+  const judgesPages = checksPages(run.plan.spec) && dataChecksums && canJudgePages;
   const checker = openPageChecker({
     ...{ pageBytes, judgesPages, sums: manifest },
     threads: Math.min(THREADS_MAX, Math.ceil(availableParallelism() / CORES_PER_THREAD)),
@@ -247,7 +247,7 @@ async function fetchAgain(
   await using here = await open(bytePath(root.destination, file.name), 'r+');
   for (const window of windowsOf(blocks, Math.floor(WINDOW_BYTES / pageBytes))) {
     const [first = 0] = window;
-    const there = await readRemotePages(ready.host.ssh(), {
+    const there = await readRemotePages(ready.host.runner(), {
       path: `${root.source}/${file.name}`,
       pageBytes,
       first: first - firstBlock,

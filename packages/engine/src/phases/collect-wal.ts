@@ -3,10 +3,12 @@
  *
  * On a primary the end of the backup closes its segment, so a complete segment tells that it has come (R3.5). A standby
  * closes none, and an idle upstream may not for hours, so there the position that was received counts. That the last one is
- * here says nothing about the others: pg_waldump reads every record between (R4.13).
+ * here says nothing about the others: pg_waldump reads every record between (R4.13). With method reflink nothing has flowed:
+ * the segments are taken from the source's own pg_wal.
  */
 import { type BackupStart, keepUnfinishedSegment, proveWal } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
+import { takeWal } from '../copy/take-wal.ts';
 import type { Ready } from '../ready.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
@@ -20,20 +22,12 @@ export async function collectWal(
     stop,
   }: { readonly stream: WalStream; readonly start: BackupStart; readonly stop: Stop },
 ): Promise<void> {
-  // A receiver that ends aborts the run by itself.
-  if (ready.facts.inRecovery) await stream.receiver.waitUntilReceived(stop.stopLsn, run.signal);
-  else await stream.receiver.waitUntilComplete(stop.stopLsn, run.signal);
-  await stream.receiver.stop(run.signal);
-  // Before the last segment gets a name by which it counts as complete.
-  stream.pin?.streamEnded(stop.stopLsn);
-  if (ready.facts.inRecovery) {
-    await keepUnfinishedSegment(stream.directory, {
-      timeline: start.timeline,
-      endLsn: stop.stopLsn,
-      segmentBytes: ready.facts.walSegmentBytes,
-    });
+  if (stream.flow === null) {
+    await takeWal(run, ready, { ...stream, start, stop });
+    stream.pin?.streamEnded(stop.stopLsn);
+  } else {
+    await endStream(run, ready, { ...stream, flow: stream.flow, start, stop });
   }
-  await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
   await proveWal({
     binDirectory: ready.binDirectory,
@@ -45,4 +39,35 @@ export async function collectWal(
     stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });
+}
+
+async function endStream(
+  run: CloneRun,
+  { facts }: Ready,
+  {
+    pin,
+    directory,
+    flow: { receiver, space },
+    start,
+    stop,
+  }: Pick<WalStream, 'pin' | 'directory'> & {
+    readonly flow: NonNullable<WalStream['flow']>;
+    readonly start: BackupStart;
+    readonly stop: Stop;
+  },
+): Promise<void> {
+  // A receiver that ends aborts the run by itself.
+  if (facts.inRecovery) await receiver.waitUntilReceived(stop.stopLsn, run.signal);
+  else await receiver.waitUntilComplete(stop.stopLsn, run.signal);
+  await receiver.stop(run.signal);
+  // Before the last segment gets a name by which it counts as complete.
+  pin?.streamEnded(stop.stopLsn);
+  if (facts.inRecovery) {
+    await keepUnfinishedSegment(directory, {
+      timeline: start.timeline,
+      endLsn: stop.stopLsn,
+      segmentBytes: facts.walSegmentBytes,
+    });
+  }
+  await space.stop();
 }

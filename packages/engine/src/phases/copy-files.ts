@@ -6,7 +6,7 @@
  * its way to the disk already: the filesystems are synced again and again while the copy goes on, or the sync at the end
  * would take as long again.
  */
-import { realpath, rm, writeFile } from 'node:fs/promises';
+import { realpath } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
@@ -16,12 +16,12 @@ import {
   formatBytes,
   formatServer,
   toCloneError,
+  type Verdict,
 } from '@pgcloned/contract';
-import { type BackupStart, readTablespaces } from '@pgcloned/postgres';
+import type { BackupStart } from '@pgcloned/postgres';
 import {
   type ByteName,
   listFiles,
-  remoteExists,
   type SourceEntry,
   sweepHost,
   type TransferRequest,
@@ -51,7 +51,7 @@ import {
   removeAll,
 } from '../copy/reconcile.ts';
 import { openRoad } from '../copy/road.ts';
-import { selectDataDirectory, selectTablespace } from '../copy/select.ts';
+import { type Root, refuseSource, rootsOf, selectRoot, tablespacesNow } from '../copy/roots.ts';
 import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
 import { openTransport, type SourceDirectory, type Transport } from '../copy/transport.ts';
 import {
@@ -62,11 +62,10 @@ import {
 } from '../copy/verification.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
-import { claimTablespaces } from '../target/claim.ts';
-import type { Place, TablespacePlace } from '../target/layout.ts';
+import type { TablespacePlace } from '../target/layout.ts';
 import { isWithin } from '../target/locks.ts';
-import { exists, hasControlFile, markerPath } from '../target/marker.ts';
-import { giveUpOldCluster, orphansOf, targetIsSource } from '../target/old-cluster.ts';
+import { hasControlFile, markerPath } from '../target/marker.ts';
+import { giveUpOldCluster, orphansOf } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import { workersOf } from '../transfer-control.ts';
@@ -88,6 +87,8 @@ const CHANNEL_PAUSES_MS = [200, 500, 1_000, 2_000, 5_000, 10_000];
 export interface Copy extends Verified {
   readonly bytes: number;
   readonly files: number;
+  /** Whether every file is proven to be what was read on the source. */
+  readonly transfer: Verdict;
   /** Of `bytes`: what was here already and was not sent, whole files and parts of files. */
   readonly keptBytes: number;
   /** What files were compressed with on their way, for the most part; null where nothing was picked. */
@@ -95,8 +96,6 @@ export interface Copy extends Verified {
   /** The tablespaces that were copied: the set at the start of the backup (R1.9). */
   readonly tablespaces: readonly TablespacePlace[];
 }
-
-type Root = SourceDirectory & CheckedRoot;
 
 /** What is to be done for one root. */
 interface RootPlan extends SourceDirectory, CheckedRoot, Reconciliation {
@@ -353,6 +352,7 @@ async function copyRound({
     files: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
     compression: compression.picked(),
+    transfer: 'passed',
     tablespaces,
     ...verified,
   };
@@ -497,36 +497,6 @@ async function takeOver(
     if (place?.takesOver === true) await prepareClonePlace(run, ready, place);
 }
 
-/**
- * What is taken over or replaced must not be what the source itself uses: its server may run in another container, where it
- * is not seen from here (R9.8), and whoever has copied its data directory has copied its links.
- */
-async function refuseSource(
-  { plan, signal }: CloneRun,
-  { data, wal, facts, host }: Ready,
-  tablespaces: readonly TablespacePlace[],
-): Promise<void> {
-  const pairs: readonly (readonly [Place, string])[] = [
-    [data, facts.dataDirectory],
-    ...(wal === null ? [] : [[wal, join(facts.dataDirectory, 'pg_wal')] as const]),
-    ...tablespaces.map(
-      (place) => [place, join(place.source, facts.tablespaceDirectoryName)] as const,
-    ),
-  ];
-  const name = `pgcloned-probe-${plan.id}-${String(plan.attempt)}`;
-  for (const [{ final, takesOver, old }, source] of pairs) {
-    if ((!takesOver && old === null) || !(await exists(final))) continue;
-    const probe = join(final, name);
-    await writeFile(probe, '', { flag: 'wx', mode: 0o600 });
-    try {
-      if (await remoteExists(host.ssh(), { path: join(source, name), signal }))
-        throw targetIsSource(final, source);
-    } finally {
-      await rm(probe);
-    }
-  }
-}
-
 async function planRoot({
   ready,
   tablespaces,
@@ -540,14 +510,7 @@ async function planRoot({
   readonly listing: readonly SourceEntry[] | null;
   readonly isVouched: (entry: SourceEntry) => boolean;
 }): Promise<RootPlan> {
-  const isDataDirectory = root.source === ready.facts.dataDirectory;
-  // A version directory that nobody has written into yet may be missing (R1.8); PGDATA may not.
-  if (listing == null && isDataDirectory) throw vanished(root.source);
-  const tablespacesInside = isDataDirectory ? inside(ready, tablespaces) : [];
-  const logDirectory = relativeLogDirectory(ready);
-  const selection = isDataDirectory
-    ? selectDataDirectory(listing ?? [], { tablespacesInside, logDirectory })
-    : selectTablespace(listing ?? []);
+  const { selection, tablespacesInside } = selectRoot({ ready, tablespaces, root, listing });
   const entries = new Map((listing ?? []).map((entry) => [entry.name, entry]));
   const local = await listLocal(root.destination);
   const spared = [...ownNamesIn(root, ready), ...tablespacesInside];
@@ -571,42 +534,6 @@ const ownNamesIn = ({ destination }: Root, { temporaryWalDirectory }: Ready): re
 const sumOf = (files: readonly { readonly bytes: number }[]) =>
   files.reduce((sum, { bytes }) => sum + bytes, 0);
 
-/** The set at this moment, which is after the start of the backup (R1.9). */
-async function tablespacesNow(run: CloneRun, ready: Ready): Promise<readonly TablespacePlace[]> {
-  const now = await readTablespaces(ready.session, run.signal);
-  const known = new Map(ready.tablespaces.map((place) => [place.oid, place]));
-  const added = now.filter(({ oid, location }) => known.get(oid)?.source !== location);
-  const places = await claimTablespaces(run, ready, {
-    ...ready.facts,
-    tablespaces: added,
-    sameHost: ready.sameHost,
-  });
-  return [
-    ...ready.tablespaces.filter(({ oid, source }) =>
-      now.some((one) => one.oid === oid && one.location === source),
-    ),
-    ...places,
-  ];
-}
-
-/** R1.8: of a tablespace only the version directory; each root is a module of its own. */
-function rootsOf(ready: Ready, tablespaces: readonly TablespacePlace[]): readonly Root[] {
-  return [
-    {
-      module: 'pgdata',
-      source: ready.facts.dataDirectory,
-      destination: ready.data.build,
-      prefix: '',
-    },
-    ...tablespaces.map(({ oid, source, build }) => ({
-      module: `tablespace-${oid}`,
-      source: join(source, ready.facts.tablespaceDirectoryName),
-      destination: build,
-      prefix: `pg_tblspc/${oid}/${ready.facts.tablespaceDirectoryName}/`,
-    })),
-  ];
-}
-
 /** What engines left there that died together with the guards of their leases. Not needed for this clone. */
 async function sweepSource({ observer, signal }: CloneRun, { host }: Ready): Promise<void> {
   try {
@@ -620,32 +547,11 @@ async function sweepSource({ observer, signal }: CloneRun, { host }: Ready): Pro
   }
 }
 
-function inside(ready: Ready, tablespaces: readonly TablespacePlace[]): readonly string[] {
-  const above = `${ready.facts.dataDirectory}/`;
-  return tablespaces
-    .filter(({ source }) => source.startsWith(above))
-    .map(({ source }) => Buffer.from(source.slice(above.length)).toString('latin1'));
-}
-
-function relativeLogDirectory({ facts }: Ready): string | null {
-  const directory = facts.settings.log_directory ?? '';
-  return directory === '' || directory.startsWith('/')
-    ? null
-    : Buffer.from(directory).toString('latin1');
-}
-
 function lostWrites({ data }: Ready, cause: unknown): CloneError {
   const { message, facts } = toCloneError(cause);
   return new CloneError('TRANSFER_FAILED', 'the target could not be brought to the disk', {
     facts: { dataDirectory: data.final, reason: message, ...facts },
     hint: 'See the kernel log of this host and the state of its disk before you clone again; nothing of this copy is kept then.',
     cause,
-  });
-}
-
-function vanished(path: string): CloneError {
-  return new CloneError('SOURCE_CHANGED', `${path} has vanished from the source`, {
-    facts: { path },
-    hint: 'See whether the source still runs, then clone again.',
   });
 }

@@ -45,7 +45,7 @@ export async function stopBackup(
   const { image, controlFile } = await readControlFile(
     async () => {
       const path = join(ready.facts.dataDirectory, 'global', 'pg_control');
-      const read = await readRemoteFile(ready.host.ssh(), {
+      const read = await readRemoteFile(ready.host.runner(), {
         path,
         bytesMax: CONTROL_FILE_BYTES,
         signal,

@@ -1,6 +1,6 @@
 /**
  * Phase 2 of 8: WAL flows into a temporary directory here, from before the backup starts, and the source keeps what has
- * not arrived.
+ * not arrived. With method reflink it keeps all of it: what is needed is taken from its pg_wal in the end.
  *
  * The pin is a temporary slot in a session of its own (R5.1, R5.3): it costs the source nothing after us, whatever
  * happens. The receiver uses no slot (R4.8), so it can never hold up a commit; where it begins is told by an empty file
@@ -34,11 +34,16 @@ const FOLLOW_INTERVAL_MS = 2_000;
 export interface WalStream {
   /** Null in unpinned mode. */
   readonly pin: HeldPin | null;
-  readonly receiver: WalReceiver;
   /** Where the segments arrive. */
   readonly directory: string;
-  /** Where the stream begins. */
+  /** Where the stream begins, or what the pin keeps. */
   readonly seedLsn: string;
+  /** Null: nothing flows, all is taken at once when the backup has ended. */
+  readonly flow: WalFlow | null;
+}
+
+interface WalFlow {
+  readonly receiver: WalReceiver;
   /** Ends the clone before WAL fills its filesystem. */
   readonly space: WalSpaceWatch;
 }
@@ -55,7 +60,7 @@ export async function streamWal(run: CloneRun, ready: Ready): Promise<WalStream 
   return await openStream(run, ready, { pin, ...seed });
 }
 
-/** Settles once WAL from the segment of `seedLsn` on is streaming. */
+/** Settles once WAL from the segment of `seedLsn` on is streaming, if it shall. */
 export async function openStream(
   run: CloneRun,
   ready: Ready,
@@ -66,6 +71,8 @@ export async function openStream(
   }: Pick<WalStream, 'pin' | 'seedLsn'> & { readonly seedTimeline: number },
 ): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
+  await mkdir(directory, { mode: 0o700 });
+  if (run.plan.spec.method === 'reflink') return { pin, directory, seedLsn, flow: null };
   const space = await watchSpace(run, ready);
   const seed = {
     timeline: seedTimeline,
@@ -78,7 +85,7 @@ export async function openStream(
     await receiver[Symbol.asyncDispose]();
   });
   follow(run, pin, receiver);
-  return { pin, receiver, directory, seedLsn, space };
+  return { pin, directory, seedLsn, flow: { receiver, space } };
 }
 
 /** The first change on this host. What is taken over stays as it is until the copy begins. */
@@ -106,11 +113,14 @@ async function prepareTarget(run: CloneRun, ready: Ready): Promise<void> {
  * Also for tablespaces, once it is known which there are.
  *
  * A failed clone keeps what it copied; a cancelled one takes it away, but for what it has taken over: that was not made
- * by it, and its remains are what another clone can build upon.
+ * by it, and its remains are what another clone can build upon. Nobody builds upon reflinks: they are made anew in no time,
+ * and would only keep old blocks of the source from being freed.
  */
 export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Place): Promise<void> {
   await removeStrays(place, [place.build, ready.temporaryWalDirectory]);
-  const isKept = (await copiedCluster(ready.data.build)) === ready.facts.systemIdentifier;
+  const buildsUpon = run.plan.spec.method === 'rsync';
+  const isKept =
+    buildsUpon && (await copiedCluster(ready.data.build)) === ready.facts.systemIdentifier;
   const prepared = await prepareDirectory(place, {
     cloneId: run.plan.id,
     dataDirectory: ready.data.final,
@@ -131,7 +141,7 @@ export async function prepareClonePlace(run: CloneRun, ready: Ready, place: Plac
       if (await isPublished(ready.data.final, run.plan.id)) return;
       const { code } = toCloneError(error);
       // What is built aside serves only this very clone: another one builds under another name.
-      const isOfUse = place.build === place.final || code === 'WORKER_STOPPED';
+      const isOfUse = buildsUpon && (place.build === place.final || code === 'WORKER_STOPPED');
       if (isOfUse && code !== 'CANCELLED' && !(await isUntouched(prepared))) return;
       await removePrepared(prepared);
       if (place.kind === 'data') run.observer.instance({ state: 'absent' });
@@ -169,9 +179,9 @@ export async function pinIfPossible(run: CloneRun, ready: Ready): Promise<HeldPi
     });
   }
   const slotDirectory = join(ready.facts.dataDirectory, 'pg_replslot', pin.slotName);
-  if (!(await remoteExists(ready.host.ssh(), { path: slotDirectory, signal: run.signal }))) {
+  if (!(await remoteExists(ready.host.runner(), { path: slotDirectory, signal: run.signal }))) {
     throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
-      facts: { host: ready.host.ssh().label, missing: slotDirectory },
+      facts: { host: ready.host.runner().label, missing: slotDirectory },
       hint: 'Check host, port and ssh.host of the source: the slot just made by SQL is not seen by SSH.',
     });
   }
@@ -212,7 +222,6 @@ async function receive(
   ready: Ready,
   { directory, seed }: Pick<WalReceiverOptions, 'directory' | 'seed'>,
 ): Promise<WalReceiver> {
-  await mkdir(directory, { mode: 0o700 });
   const receiver = await startWalReceiver({
     binDirectory: ready.binDirectory,
     settings: ready.settings,

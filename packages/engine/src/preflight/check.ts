@@ -15,6 +15,8 @@ import type { Room } from '../target/space.ts';
 export interface Seen extends Omit<Ready, keyof Claim | 'promotion'> {
   readonly claim: Claim;
   readonly rooms: readonly Room[];
+  /** With method reflink: the directories of the source that cannot share blocks with their place, and are copied. */
+  readonly unshared: readonly string[];
   /** Of rsync on this host. */
   readonly rsyncVersion: string;
   /** How quickly files come from the source. */

@@ -3,6 +3,7 @@
  *
  * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
  */
+import { realpath } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { CloneError, formatServer, type Remedy, serversOf } from '@pgcloned/contract';
 import {
@@ -26,7 +27,7 @@ import { bytesIn } from '../copy/reconcile.ts';
 import { tryTransport } from '../copy/transport.ts';
 import { usableCompressions } from '../copy/usable-compressions.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
-import { isOwnAddress } from '../own-address.ts';
+import { findLocalServer } from '../local-source.ts';
 import { type FormerServer, pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
 import { removeBootDirectory } from '../replica/boot.ts';
@@ -36,7 +37,7 @@ import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
 import { checkSettings } from '../replica/required-settings.ts';
 import { notedSlot, putAwayNotedSlot, refuseExistingSlot } from '../replica/slot.ts';
-import { openSourceHost } from '../source-host.ts';
+import { OWN_HOST, openSourceHost } from '../source-host.ts';
 import {
   type Claim,
   claimTablespaces,
@@ -49,6 +50,7 @@ import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts
 import { roomFor, type SpaceNeed, shortagesIn } from '../target/space.ts';
 import { offerPlace } from './another-place.ts';
 import { type Check, check, type Seen } from './check.ts';
+import { findUnshared } from './find-unshared.ts';
 import { measureLink } from './measure-link.ts';
 
 const target = check('target', [], async (run, _seen, { error }) => {
@@ -76,6 +78,8 @@ const target = check('target', [], async (run, _seen, { error }) => {
 });
 
 const connection = check('connection', [], async ({ plan }) => {
+  const { local, dataDirectory } = plan.source;
+  if (local) return { address: await addressOf(plan, await findLocalServer(dataDirectory ?? '')) };
   const [only] = serversOf(plan.source);
   return plan.source.hosts === null && only !== undefined
     ? { address: await addressOf(plan, only) }
@@ -103,6 +107,7 @@ const choice = check('choice', ['claim'], async (run, { claim }, { notice }) => 
 });
 
 const ssh = check('ssh', ['address'], async (run, { address }, { notice }) => {
+  if (run.plan.source.local) return { host: OWN_HOST };
   const host = await openSourceHost(run, address);
   if (run.plan.source.ssh.insecure) {
     notice({
@@ -178,7 +183,7 @@ const slot = check('slot', ['claim', 'session'], async (run, seen) => {
 });
 
 const sourceHost = check('source-host', ['host', 'facts'], async ({ signal }, seen) => ({
-  probe: await probeHost(seen.host.ssh(), { dataDirectory: seen.facts.dataDirectory, signal }),
+  probe: await probeHost(seen.host.runner(), { dataDirectory: seen.facts.dataDirectory, signal }),
 }));
 
 const programs = check('programs', ['facts'], async ({ plan, signal }, seen) => ({
@@ -201,11 +206,12 @@ const files = check('files', ['host', 'probe', 'facts'], async (run, seen, { err
   // Without the right to know it, which has been told, there is nothing to compare.
   const isKnown = facts.dataDirectory !== '';
   if (isKnown) refuseUnreadable(seen);
-  for (const one of missingPrograms(seen)) error(one);
-  if (isKnown) refuseOtherCluster(run, probe, facts);
+  for (const one of missingPrograms(run, seen)) error(one);
+  if (isKnown) await refuseOtherCluster(run, probe, facts);
 });
 
-const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
+const rsync = check('rsync', ['probe'], async ({ plan }, { probe }, { notice }) => {
+  if (plan.spec.method !== 'rsync') return;
   const message = rsyncVersionWarning(probe.rsyncVersion ?? '');
   if (message === null) return;
   const remedies = install(probe.installer, 'rsync', 'source');
@@ -214,30 +220,34 @@ const rsync = check('rsync', ['probe'], async (_run, { probe }, { notice }) => {
 
 const transport = check('transport', ['host', 'facts', 'probe'], async (run, seen) => {
   // Without them nothing could come, which has been said.
-  if (!seen.probe.dataDirectoryReadable || seen.probe.rsyncVersion === null) return;
+  const canCome = seen.probe.dataDirectoryReadable && seen.probe.rsyncVersion !== null;
+  if (run.plan.spec.method !== 'rsync' || !canCome) return;
   const { dataDirectory } = seen.facts;
   await tryTransport(run, { ssh: seen.host.ssh(), dataDirectory });
 });
 
-const compression = check('compression', ['host', 'probe'], async ({ plan, signal }, seen) => ({
-  compressions: usableCompressions({
-    asked: plan.spec.transfer.compression,
-    here: await localCompressions(signal).catch(async (error: unknown) => {
-      throw error instanceof CloneError && error.code === 'TOOL_MISSING'
-        ? await rsyncMissingHere()
-        : error;
+const compression = check('compression', ['host', 'probe'], async ({ plan, signal }, seen) => {
+  if (plan.spec.method !== 'rsync') return { compressions: [] };
+  return {
+    compressions: usableCompressions({
+      asked: plan.spec.transfer.compression,
+      here: await localCompressions(signal).catch(async (error: unknown) => {
+        throw error instanceof CloneError && error.code === 'TOOL_MISSING'
+          ? await rsyncMissingHere()
+          : error;
+      }),
+      there: seen.probe.compressions,
+      sourceHost: seen.host.host,
     }),
-    there: seen.probe.compressions,
-    sourceHost: seen.host.host,
-  }),
-}));
+  };
+});
 
 const tablespaces = check(
   'tablespaces',
   ['claim', 'host', 'facts'],
   async (run, { claim, host, facts }, { error }) => {
     for (const unknown of unknownLocations(run, facts.tablespaces)) error(unknown);
-    const sameHost = isOwnAddress(host.ssh().remoteAddress);
+    const sameHost = host.isHere;
     const { dataRoots } = run.plan.host;
     const refused: Promise<unknown>[] = [];
     const claimed = await claimTablespaces(run, claim, { ...facts, sameHost }, (thrown, source) => {
@@ -255,6 +265,8 @@ const tablespaces = check(
     return { sameHost, tablespaces: claimed };
   },
 );
+
+const reflinks = check('reflinks', ['claim', 'facts', 'tablespaces'], findUnshared);
 
 const contents = check('contents', ['claim', 'tablespaces'], async (_run, seen) => {
   for (const place of [seen.claim.data, seen.claim.wal, ...seen.tablespaces])
@@ -283,13 +295,13 @@ const settings = check('settings', ['facts', 'binDirectory', 'hostConfiguration'
 
 const space = check(
   'space',
-  ['claim', 'facts', 'tablespaces'],
-  async ({ plan }, seen, { error }) => {
+  ['claim', 'facts', 'tablespaces', 'unshared'],
+  async (run, seen, { error }) => {
     // Without the right to know how large it is, which has been told.
     if (seen.facts.databaseBytes === null) return;
-    const rooms = await roomFor(await needsOf(seen), seen.facts.walSegmentBytes);
+    const rooms = await roomFor(await needsOf(run, seen), seen.facts.walSegmentBytes);
     // A later attempt waits for room where there is none.
-    if (plan.attempt === 1) for (const shortage of shortagesIn(rooms)) error(shortage);
+    if (run.plan.attempt === 1) for (const shortage of shortagesIn(rooms)) error(shortage);
     return { rooms };
   },
 );
@@ -304,7 +316,8 @@ const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { 
   });
 });
 
-const rsyncHere = check('rsync-here', [], async ({ signal }, _seen, { notice, error }) => {
+const rsyncHere = check('rsync-here', [], async ({ plan, signal }, _seen, { notice, error }) => {
+  if (plan.spec.method !== 'rsync') return;
   const version = await localRsyncVersion(signal);
   if (version === null) {
     error(await rsyncMissingHere());
@@ -321,6 +334,7 @@ const rsyncHere = check('rsync-here', [], async ({ signal }, _seen, { notice, er
 });
 
 const link = check('link', ['host', 'session', 'facts', 'probe'], async (run, seen, { notice }) => {
+  if (run.plan.spec.method !== 'rsync') return;
   const { dataDirectoryReadable, rsyncVersion, hasGnuFind } = seen.probe;
   // Else nothing could come, which has been told.
   const canCome = dataDirectoryReadable && rsyncVersion !== null && hasGnuFind;
@@ -357,7 +371,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [files, rsync, compression, ownWay],
   [transport],
   [tablespaces],
-  [contents],
+  [contents, reflinks],
   [configuration],
   [settings],
   [space],
@@ -416,19 +430,26 @@ async function formerServer({ plan }: CloneRun, data: Claim['data']): Promise<Fo
   return { name: copied.server, timeline: (await isOwn(plan, data)) ? copied.timeline : null };
 }
 
-async function needsOf({
-  claim: { data, temporaryWalDirectory },
-  facts,
-  tablespaces,
-}: Pick<Seen, 'claim' | 'facts' | 'tablespaces'>): Promise<readonly SpaceNeed[]> {
+async function needsOf(
+  { plan }: CloneRun,
+  {
+    claim: { data, temporaryWalDirectory },
+    facts,
+    tablespaces,
+    unshared,
+  }: Pick<Seen, 'claim' | 'facts' | 'tablespaces' | 'unshared'>,
+): Promise<readonly SpaceNeed[]> {
+  const needOf = async (source: string, path: string, bytes: number): Promise<SpaceNeed> => {
+    const isSent = plan.spec.method === 'rsync' || unshared.includes(source);
+    return { path, bytes: isSent ? bytes - (await bytesIn(path)) : 0 };
+  };
   return [
-    { path: data.build, bytes: (facts.databaseBytes ?? 0) - (await bytesIn(data.build)) },
+    await needOf(facts.dataDirectory, data.build, facts.databaseBytes ?? 0),
     ...(await Promise.all(
-      tablespaces.map(async ({ build, oid }) => ({
-        path: build,
-        bytes:
-          (facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0) - (await bytesIn(build)),
-      })),
+      tablespaces.map(async ({ build, oid, source: location }) => {
+        const bytes = facts.tablespaces.find((one) => one.oid === oid)?.bytes ?? 0;
+        return await needOf(location, build, bytes);
+      }),
     )),
     // Nobody knows how much WAL there will be; there has to be room for some.
     { path: temporaryWalDirectory, bytes: 0 },
@@ -509,12 +530,14 @@ async function rsyncMissingHere(): Promise<CloneError> {
 }
 
 /** The programs that are needed on the source host. */
-function missingPrograms({
-  host: { host },
-  probe,
-}: Pick<Seen, 'host' | 'probe'>): readonly CloneError[] {
+function missingPrograms(
+  { plan }: CloneRun,
+  { host: { host }, probe }: Pick<Seen, 'host' | 'probe'>,
+): readonly CloneError[] {
   const missing = [
-    ...(probe.rsyncVersion === null ? [{ program: 'rsync', packageName: 'rsync' }] : []),
+    ...(plan.spec.method === 'rsync' && probe.rsyncVersion === null
+      ? [{ program: 'rsync', packageName: 'rsync' }]
+      : []),
     ...(probe.hasGnuFind ? [] : [{ program: 'GNU find', packageName: 'findutils' }]),
   ];
   return missing.map(
@@ -547,10 +570,19 @@ function refuseUnreadable({
 const START_TIME_TOLERANCE_SECONDS = 60;
 
 /** R11.2, as far as it can be told before the pin: do SQL and SSH lead to one cluster? */
-function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceFacts): void {
+async function refuseOtherCluster(
+  { plan }: CloneRun,
+  probe: HostProbe,
+  facts: SourceFacts,
+): Promise<void> {
   const postmaster = parsePostmasterPid(probe.postmasterPid);
   // The server names it without a slash at the end.
   const configured = plan.source.dataDirectory?.replace(/(.)\/+$/, '$1') ?? null;
+  const isConfigured =
+    configured === null ||
+    configured === facts.dataDirectory ||
+    // Of what lies here it counts where a path leads.
+    (plan.source.local && (await realpath(configured)) === (await realpath(facts.dataDirectory)));
   const startedSecondsApart = Math.abs(
     Date.parse(facts.startedAt) / 1000 - (postmaster?.startedAtSeconds ?? 0),
   );
@@ -558,7 +590,7 @@ function refuseOtherCluster({ plan }: CloneRun, probe: HostProbe, facts: SourceF
     postmaster?.dataDirectory === facts.dataDirectory &&
     postmaster.port === facts.port &&
     startedSecondsApart <= START_TIME_TOLERANCE_SECONDS &&
-    (configured === null || configured === facts.dataDirectory);
+    isConfigured;
   if (isSame) return;
   throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
     facts: {

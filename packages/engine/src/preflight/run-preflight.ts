@@ -12,6 +12,7 @@ import {
   findingOfNotice,
   type PreflightReport,
   refuseForbiddenSettings,
+  refuseUnfitSource,
   refuseUnsupported,
 } from '@pgcloned/contract';
 import { type SourceFacts, versionName } from '@pgcloned/postgres';
@@ -37,6 +38,7 @@ export async function runPreflight(
 ): Promise<PreflightReport> {
   const startedMs = performance.now();
   refuseUnsupported(plan.spec);
+  refuseUnfitSource(plan.spec, plan.source);
   refuseForbiddenSettings(plan.spec.replica.settings, plan.host.allowedSettings);
   const limit = new AbortController();
   const timer = setTimeout(() => {

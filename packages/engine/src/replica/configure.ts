@@ -97,7 +97,7 @@ async function bringSourceFiles(
   { host, facts, data }: Ready,
   put: (name: string, text: string) => Promise<void>,
 ): Promise<void> {
-  const reading = { runner: host.ssh(), stallMs: run.plan.host.stallMs, signal: run.signal };
+  const reading = { runner: host.runner(), stallMs: run.plan.host.stallMs, signal: run.signal };
   const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
   const { configFile, hbaFile, identFile } = facts.configFiles;
   const copied = isOutside(configFile)
@@ -126,7 +126,10 @@ async function workableSettings(
 
   const addresses = listOf(source('listen_addresses'));
   if (!addresses.every(isListenable))
-    replace('listen_addresses', `localhost, ${ready.host.ssh().localAddress}`);
+    replace(
+      'listen_addresses',
+      ready.host.isHere ? 'localhost' : `localhost, ${ready.host.ssh().localAddress}`,
+    );
   const sockets = listOf(source('unix_socket_directories'));
   const usable = (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
   if (!usable)

@@ -118,7 +118,8 @@ export function explainFullTarget(error: unknown): unknown {
   });
 }
 
-async function deepestExisting(path: string): Promise<string> {
+/** Where `path` is, or the directory that it will be made in. */
+export async function deepestExisting(path: string): Promise<string> {
   for (let existing = path; existing !== '/'; existing = dirname(existing)) {
     if ((await stat(existing).catch(() => null)) !== null) return existing;
   }

@@ -1,0 +1,54 @@
+/**
+ * How a cluster on this host is reached: nobody has to say it, its `postmaster.pid` does.
+ */
+import { stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { CloneError, type ServerAddress } from '@pgcloned/contract';
+import { isServerRunning } from '@pgcloned/postgres';
+
+/** Addresses on which a server listens for everybody, and how it is reached there. */
+const EVERYWHERE: Readonly<Record<string, string>> = {
+  '*': 'localhost',
+  '0.0.0.0': '127.0.0.1',
+  '::': '::1',
+};
+
+/**
+ * @returns The directory of its socket, or an address if it has none.
+ * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_RIGHTS_MISSING` if the files are not ours: the
+ *   server of the clone has to own them.
+ */
+export async function findLocalServer(dataDirectory: string): Promise<ServerAddress> {
+  await refuseForeignFiles(dataDirectory);
+  const server = await isServerRunning(dataDirectory);
+  if (server === null) throw noServer(`no server runs on ${dataDirectory}`, dataDirectory);
+  const { port, socketDirectory, listenAddress } = server;
+  if (port === null)
+    throw noServer(`the server on ${dataDirectory} does not listen yet`, dataDirectory);
+  if (socketDirectory !== null) return { host: resolve(dataDirectory, socketDirectory), port };
+  if (listenAddress === null)
+    throw noServer(`the server on ${dataDirectory} listens nowhere`, dataDirectory);
+  return { host: EVERYWHERE[listenAddress] ?? listenAddress, port };
+}
+
+async function refuseForeignFiles(dataDirectory: string): Promise<void> {
+  const stats = await stat(dataDirectory).catch((cause: unknown) => {
+    throw new CloneError('SOURCE_UNREACHABLE', `${dataDirectory} cannot be found`, {
+      facts: { dataDirectory, code: (cause as NodeJS.ErrnoException).code ?? null },
+      hint: 'Name the data directory of a running server on this host.',
+      cause,
+    });
+  });
+  if (stats.uid === process.getuid?.()) return;
+  throw new CloneError('SOURCE_RIGHTS_MISSING', `${dataDirectory} belongs to another user`, {
+    facts: { dataDirectory, ownerUid: stats.uid, ownUid: process.getuid?.() ?? null },
+    hint: 'Run pgcloned as the user that owns the data directory.',
+  });
+}
+
+function noServer(message: string, dataDirectory: string): CloneError {
+  return new CloneError('SOURCE_UNREACHABLE', message, {
+    facts: { dataDirectory },
+    hint: 'Start it and see its log: a clone is made of a server that runs.',
+  });
+}
