@@ -140,6 +140,22 @@ describe('a directory', () => {
     expect(await inspectDirectory(path, 'tablespace')).toBe('unfinished');
   });
 
+  test('is still ours when a restart of the host gave its device another number, and no other is', async () => {
+    const path = join(root, 'place');
+    await mkdir(path);
+    await writeMarker(path, 'data', { cloneId: 'a', dataDirectory: path, finished: false });
+    const file = join(path, '.pgcloned-marker');
+    const marker = JSON.parse(await readFile(file, 'utf8')) as Record<string, string>;
+
+    await writeFile(file, JSON.stringify({ ...marker, device: '1' }));
+    expect(await readMarker(path, 'data')).toMatchObject({ cloneId: 'a' });
+
+    for (const birth of ['1', '0', undefined]) {
+      await writeFile(file, JSON.stringify({ ...marker, device: '1', birth }));
+      expect(await readMarker(path, 'data')).toBeNull();
+    }
+  });
+
   test('that was renamed or copied is no longer ours', async () => {
     const path = join(root, 'clone');
     await mkdir(path);

@@ -1,7 +1,8 @@
 /**
  * The marker: a file that says which clone filled a directory, and whether it finished.
  *
- * It names the directory's path, device and inode, so that a copy or a rename of the directory is not taken for ours.
+ * It names the directory's path, device, inode and birth, so that a copy or a rename of the directory is not taken for ours.
+ * The number of a device may be another one after a restart of the host; then the birth, which nobody can copy, tells.
  * Only a directory whose marker matches may be emptied, reused or removed (R11.5). Whether a data directory is finished
  * is decided by its pg_control (R2.5); a WAL or tablespace directory has none, so its marker says it, and the data
  * directory that it belongs to has the last word.
@@ -20,11 +21,15 @@ export interface Marker {
   readonly finished: boolean;
 }
 
-interface StoredMarker extends Marker {
+interface Identity {
   readonly path: string;
   readonly device: string;
   readonly inode: string;
+  /** When the directory was made, in nanoseconds since 1970; 0 where the filesystem does not tell. */
+  readonly birth: string;
 }
+
+type StoredMarker = Marker & Identity;
 
 const IN_DIRECTORY = '.pgcloned-marker';
 
@@ -53,9 +58,8 @@ export async function readMarker(directory: string, kind: DirectoryKind): Promis
     const stored = JSON.parse(
       await readFile(markerPath(directory, kind), 'utf8'),
     ) as Partial<StoredMarker>;
-    const { path, device, inode } = await identityOf(directory);
     const { cloneId, dataDirectory, finished } = stored;
-    if (stored.path !== path || stored.device !== device || stored.inode !== inode) return null;
+    if (!isSame(stored, await identityOf(directory))) return null;
     if (typeof cloneId !== 'string' || typeof dataDirectory !== 'string') return null;
     return { cloneId, dataDirectory, finished: finished === true };
   } catch (error) {
@@ -105,9 +109,14 @@ export async function exists(path: string): Promise<boolean> {
   }
 }
 
-async function identityOf(path: string): Promise<Pick<StoredMarker, 'path' | 'device' | 'inode'>> {
-  const { dev, ino } = await stat(path, { bigint: true });
-  return { path, device: String(dev), inode: String(ino) };
+function isSame(stored: Partial<Identity>, { path, device, inode, birth }: Identity): boolean {
+  if (stored.path !== path || stored.inode !== inode) return false;
+  return stored.device === device || (birth !== '0' && stored.birth === birth);
+}
+
+async function identityOf(path: string): Promise<Identity> {
+  const { dev, ino, birthtimeNs } = await stat(path, { bigint: true });
+  return { path, device: String(dev), inode: String(ino), birth: String(birthtimeNs) };
 }
 
 function isMissing(error: unknown): boolean {
