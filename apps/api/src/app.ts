@@ -19,6 +19,7 @@ import { requestLog } from './plugins/request-log.ts';
 import { streams } from './plugins/streams.ts';
 import { cloneChangeRoutes } from './routes/clone-change.ts';
 import { cloneEventRoutes } from './routes/clone-events.ts';
+import { cloneInstanceRoutes } from './routes/clone-instance.ts';
 import { cloneRoutes } from './routes/clones.ts';
 import { healthRoutes } from './routes/health.ts';
 import { hostRoutes } from './routes/hosts.ts';
@@ -90,6 +91,7 @@ export async function buildApi({
   await app.register(healthRoutes, { store });
   await app.register(cloneRoutes, { prefix: '/v1', store });
   await app.register(cloneChangeRoutes, { prefix: '/v1', store });
+  await app.register(cloneInstanceRoutes, { prefix: '/v1', store });
   await app.register(cloneEventRoutes, { prefix: '/v1', store });
   await app.register(preflightRoutes, { prefix: '/v1', store });
   await app.register(hostRoutes, { prefix: '/v1', store });

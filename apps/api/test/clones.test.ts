@@ -133,7 +133,7 @@ test.each([
   ],
   ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],
-  ['a time to live', specFor('main', { ttl: 60 }), 'NOT_SUPPORTED'],
+  ['a time to live of a century', specFor('main', { ttl: 3_155_760_000 }), 'REQUEST_INVALID'],
   ['a webhook', specFor('main', { webhook: { url: 'https://x.example/' } }), 'NOT_SUPPORTED'],
   [
     'a setting that runs commands',
@@ -359,15 +359,88 @@ test('a clone that has succeeded cannot be cancelled, but forgotten', async () =
   const tooEarly = await remove('');
   await worker.confirm({ ...clone, state: 'succeeded', endedAt: clone.createdAt }, FENCE);
   const cancelled = await product.post({}, `${url}/cancel`);
-  const withData = await remove('?data=true');
+  const both = await remove('?data=true&force=true', asAdmin);
   const forgotten = await remove('');
 
   expect(problemIn(tooEarly)).toMatchObject({ status: 409, code: 'CLONE_NOT_ENDED' });
   expect(problemIn(cancelled)).toMatchObject({ status: 409, code: 'CLONE_ENDED' });
-  expect(problemIn(withData)).toMatchObject({ status: 422, code: 'NOT_SUPPORTED' });
+  expect(problemIn(both)).toMatchObject({ status: 422, code: 'REQUEST_INVALID' });
   expect(forgotten.statusCode).toBe(204);
   expect((await product.app.inject({ url, headers: asViewer })).statusCode).toBe(404);
 });
+
+test('what is asked of an instance is shown at once, until its worker has done it', async () => {
+  await using product = await openProduct();
+  const worker = await product.register();
+  const { clone, url } = await endedClone(product, worker, { ttl: 60 });
+
+  const stopped = (await product.post({}, `${url}/stop`)).json<Clone>();
+  const extended = (await product.post({ ttl: null }, `${url}/extend`)).json<Clone>();
+  const removing = await product.app.inject({
+    method: 'DELETE',
+    url: `${url}?data=true`,
+    headers: asOperator,
+  });
+  const started = await product.post({}, `${url}/start`);
+  const forgotten = await product.app.inject({ method: 'DELETE', url, headers: asOperator });
+
+  expect(stopped).toMatchObject({
+    waitingFor: 'host replica-1 to stop the server of the clone',
+    instance: { state: 'running', expiresAt: null },
+  });
+  expect(extended.instance).toMatchObject({ expiresAt: null });
+  expect(removing.statusCode).toBe(202);
+  expect(removing.json()).toMatchObject({ instance: { state: 'removing' } });
+  expect(problemIn(started)).toMatchObject({ status: 409, code: 'INSTANCE_MISSING' });
+  expect(problemIn(forgotten)).toMatchObject({ status: 409, code: 'CLONE_EXPIRES' });
+  const wish = (await worker.read(clone.id))?.wishedInstance ?? null;
+  expect(wish).toMatchObject({ server: 'stopped', ttl: null, remove: true });
+  const removed: Clone = { ...clone, instance: { ...clone.instance, state: 'removed' } };
+  expect(await worker.updateEnded(removed, FENCE, wish)).toBe('stored');
+  expect((await product.app.inject({ url, headers: asViewer })).json()).toMatchObject({
+    waitingFor: null,
+    instance: { state: 'removed' },
+  });
+});
+
+test('neither is a protected clone deleted, nor one forgotten whose files will go', async () => {
+  await using product = await openProduct();
+  const worker = await product.register();
+  const { url } = await endedClone(product, worker, { protected: true });
+  const patch = async (payload: object) =>
+    await product.app.inject({ method: 'PATCH', url, headers: asOperator, payload });
+  const remove = async (query: string) =>
+    await product.app.inject({ method: 'DELETE', url: url + query, headers: asOperator });
+
+  const refused = [await remove('?data=true'), await remove('')];
+  const unprotected = await patch({ protected: false });
+  await product.post({ ttl: 3600 }, `${url}/extend`);
+  const expiring = await remove('');
+  await product.post({ ttl: null }, `${url}/extend`);
+
+  for (const answer of refused)
+    expect(problemIn(answer)).toMatchObject({ status: 409, code: 'CLONE_PROTECTED' });
+  expect(unprotected.json()).toMatchObject({ instance: { protected: false } });
+  expect(problemIn(expiring)).toMatchObject({ status: 409, code: 'CLONE_EXPIRES' });
+  expect((await remove('')).statusCode).toBe(204);
+});
+
+/** A server of it runs, as its worker says. */
+async function endedClone(
+  product: Awaited<ReturnType<typeof openProduct>>,
+  worker: Awaited<ReturnType<typeof product.register>>,
+  more: Record<string, unknown>,
+) {
+  const queued = (await product.post(specFor('main', more))).json<Clone>();
+  const clone: Clone = {
+    ...queued,
+    state: 'succeeded',
+    endedAt: queued.createdAt,
+    instance: { ...queued.instance, state: 'running', port: 5433 },
+  };
+  await worker.confirm(clone, FENCE);
+  return { clone, url: `/v1/clones/${clone.id}` };
+}
 
 test('only an admin may forget a clone that has not ended', async () => {
   await using product = await openProduct();

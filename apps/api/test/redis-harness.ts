@@ -59,6 +59,8 @@ export async function openProduct() {
           preflight: () => Promise.reject(new Error('no test asks for it')),
           onCancelRequested: () => {},
           onTransferWished: () => {},
+          onInstanceWished: () => {},
+          onRedisEmpty: () => {},
           onFenceLost: () => {},
           onError: () => {},
           signal: new AbortController().signal,

@@ -8,6 +8,7 @@ import {
   EXIT_STATUS,
   LOG_LEVELS,
   parseBytes,
+  parseSeconds,
   STATES,
   VERSION,
 } from '@pgcloned/contract';
@@ -162,7 +163,7 @@ function addClones(program: Command, invocation: Invocation): void {
   clone
     .command('change <id>')
     .description(
-      'change rate and workers of a clone, also while it copies; what is not given stays',
+      'change protection, rate and workers of a clone, also while it copies; what is not given stays',
     )
     .option(
       '--max-rate <size>',
@@ -174,6 +175,8 @@ function addClones(program: Command, invocation: Invocation): void {
       'rsyncs at a time; auto: as many as the host has cores, at most 8',
       orWord('auto', positiveInteger),
     )
+    .option('--protect', 'neither delete nor the end of its time removes its files')
+    .option('--no-protect', 'take that back')
     .addHelpText(
       'after',
       examples('clone change ID --max-rate 50MB', 'clone change ID --max-rate none --workers 8'),
@@ -189,9 +192,35 @@ function addClones(program: Command, invocation: Invocation): void {
       const { cancelClone } = await import('./commands/clones.ts');
       await cancelClone(invocation, command.optsWithGlobals(), id);
     });
+  for (const action of ['start', 'stop'] as const) {
+    clone
+      .command(`${action} <id>`)
+      .description(`${action} the server of a clone that has ended`)
+      .action(async (id: string, _options, command: Command) => {
+        const { serveClone } = await import('./commands/clones.ts');
+        await serveClone(invocation, command.optsWithGlobals(), { id, action });
+      });
+  }
+  clone
+    .command('extend <id>')
+    .description('give a clone another time to live, from now on')
+    .requiredOption(
+      '--ttl <time>',
+      'when its files are removed, as 90min, 12h or 7d; none: never',
+      orWord('none', parseSeconds),
+    )
+    .addHelpText('after', examples('clone extend ID --ttl 2h', 'clone extend ID --ttl none'))
+    .action(async (id: string, { ttl }: { ttl: number | 'none' }, command: Command) => {
+      const { extendClone } = await import('./commands/clones.ts');
+      await extendClone(invocation, command.optsWithGlobals(), {
+        id,
+        ttl: ttl === 'none' ? null : ttl,
+      });
+    });
   clone
     .command('delete <id>')
     .description('forget a clone that has ended; its files stay')
+    .option('--data', 'the other way round: stop its server and remove its files')
     .option('--force', 'also one whose host is gone (role admin)')
     .action(async (id: string, _options, command: Command) => {
       const { deleteClone } = await import('./commands/clones.ts');

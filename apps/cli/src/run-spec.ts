@@ -86,6 +86,12 @@ export async function readRunRequest({
   }
   const spec = { ...rest, target: { ...target, host: settings.host } };
   refuseUnsupported(spec);
+  if (spec.ttl !== null || spec.protected) {
+    throw new CloneError('NOT_SUPPORTED', 'ttl and protected need a worker', {
+      facts: { field: spec.ttl === null ? 'protected' : 'ttl' },
+      hint: 'Leave them out and remove the clone by hand, or ask the API of a worker for it (`pgcloned clone create`).',
+    });
+  }
   const named = 'name' in asked;
   const source = named
     ? sourceOf(asked.name, settings)

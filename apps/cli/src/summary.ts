@@ -24,7 +24,11 @@ export function formatSummary({
 export function formatResult({ result, instance, leftovers }: Outcome): readonly string[] {
   return [
     ...(result === null ? [] : formatTotals(result)),
-    ...formatRows([['replica', describeInstance(instance)]]),
+    ...formatRows([
+      ['replica', describeInstance(instance)],
+      ['trouble', instance.error === null ? null : instance.error.message],
+      ['hint', instance.error === null ? null : instance.error.hint],
+    ]),
     ...formatRows((result?.warnings ?? []).map((warning) => ['warning', warning])),
     ...formatLeftovers(leftovers),
   ];
@@ -53,8 +57,17 @@ function formatTotals(result: CloneResult): readonly string[] {
   ]);
 }
 
-function describeInstance({ state, port }: Instance): string {
-  return state === 'running' && port !== null ? `running on port ${String(port)}` : state;
+export function describeInstance({
+  state,
+  port,
+  expiresAt,
+  protected: isProtected,
+}: Instance): string {
+  return [
+    state === 'running' && port !== null ? `running on port ${String(port)}` : state,
+    ...(expiresAt === null || state === 'removed' ? [] : [`until ${expiresAt}`]),
+    ...(isProtected ? ['protected'] : []),
+  ].join(', ');
 }
 
 /** What could not be undone, each with the command that removes it. */

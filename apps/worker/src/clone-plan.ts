@@ -50,7 +50,7 @@ export function planClone(
   };
 }
 
-function hostPolicy({
+export function hostPolicy({
   file,
   stateDirectory,
   worker,

@@ -4,11 +4,12 @@
  *
  * Redis may be away, empty or old; this says what this host has done. A file whose record has not ended, found at the
  * start of a worker, belongs to a run that was interrupted. Ended ones stay for a while, so that a job that is given out
- * once more finds that it was done.
+ * once more finds that it was done, and those whose files are still there for as long as they are: it is from here that the
+ * worker knows when a clone goes and what it consists of.
  */
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Clone, hasEnded } from '@pgcloned/contract';
+import { Clone, hasEnded, hasFiles } from '@pgcloned/contract';
 import type { FilledDirectory, SourceRole } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
 
@@ -46,7 +47,7 @@ export interface RunJournal {
   /** Undefined: this host has never begun it, or long ago. */
   readonly read: (id: string) => Promise<Run | undefined>;
   readonly list: () => Promise<readonly Run[]>;
-  /** Removes ended runs that are too old or too many. */
+  /** Removes ended runs without files that are too old or too many. */
   readonly prune: () => Promise<void>;
 }
 
@@ -83,7 +84,9 @@ export async function openRunJournal(o: {
     },
     prune: async () => {
       const ended = (await list())
-        .filter(({ clone, reported }) => reported && hasEnded(clone.state))
+        .filter(
+          ({ clone, reported }) => reported && hasEnded(clone.state) && !hasFiles(clone.instance),
+        )
         .toSorted((one, other) => endedAt(other) - endedAt(one));
       for (const [index, run] of ended.entries()) {
         if (index < ENDED_KEPT_MAX && Date.now() - endedAt(run) < ENDED_KEPT_MS) continue;

@@ -9,6 +9,7 @@ import {
   type CloneEvent,
   type CloneResult,
   type ErrorFacts,
+  expiring,
   type LogLevel,
   type LogLine,
   nextState,
@@ -59,7 +60,9 @@ export function startRunRecord(clone: Clone, listener: RecordListener): RunRecor
       const { dataDirectory } = record.spec.target;
       warnings.push(`${dataDirectory} was published before the cancel came through`);
     }
-    change({ ...fields, state, waitingFor: null, warnings, endedAt: now() });
+    const endedAt = now();
+    const instance = expiring(record, endedAt);
+    change({ ...fields, state, waitingFor: null, warnings, endedAt, instance });
   };
   const log = (level: LogLevel, message: string, fields: ErrorFacts = {}) => {
     listener.line({ time: now(), level, phase: tracker.phase(), message, fields: { ...fields } });

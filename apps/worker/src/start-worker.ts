@@ -11,13 +11,22 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
-import { runClone, runPreflight, sweepClone } from '@pgcloned/engine';
+import {
+  lookAtInstance,
+  removeInstance,
+  runClone,
+  runPreflight,
+  startInstance,
+  stopInstance,
+  sweepClone,
+} from '@pgcloned/engine';
 import { type FileLock, lockFile } from '@pgcloned/process';
 import { type HostQueue, openHostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
-import { type CloneJob, type CloneToMake, startCloneJob } from './clone-job.ts';
+import { type CloneJob, type CloneToMake, reportRun, startCloneJob } from './clone-job.ts';
 import type { HostConfiguration } from './clone-plan.ts';
 import { readHostFacts, readMachineId, rememberSharing } from './host-facts.ts';
+import { type InstanceEngine, type Instances, watchInstances } from './instances.ts';
 import { openPreflights } from './preflights.ts';
 import { openRunJournal, type RunJournal } from './run-journal.ts';
 import { makeSlots } from './slots.ts';
@@ -37,8 +46,8 @@ export interface WorkerOptions extends HostConfiguration {
   readonly signal: AbortSignal;
 }
 
-/** What makes clones. */
-export interface Engine {
+/** What makes clones, and what is done with them afterwards. */
+export interface Engine extends InstanceEngine {
   readonly runClone: typeof runClone;
   readonly runPreflight: typeof runPreflight;
   readonly sweepClone: typeof sweepClone;
@@ -56,7 +65,10 @@ export type RunningWorker = AsyncDisposable;
  */
 export async function startWorker(
   options: WorkerOptions,
-  engine: Engine = { runClone, runPreflight, sweepClone },
+  engine: Engine = {
+    ...{ runClone, runPreflight, sweepClone },
+    ...{ lookAtInstance, startInstance, stopInstance, removeInstance },
+  },
 ): Promise<RunningWorker> {
   const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
   const log = options.logger.child({ part: 'worker' });
@@ -77,6 +89,13 @@ export async function startWorker(
   const jobs = new Map<string, CloneJob>();
   const slots = makeSlots(worker.concurrency);
   let stopping = false;
+  /** Null until those of the worker before are known. */
+  let instances: Instances | null = null;
+  let isRedisEmpty = false;
+  const tellAgain = async (): Promise<void> => {
+    isRedisEmpty = false;
+    for (const run of instances?.runsWithFiles() ?? []) await reportRun(run, { queue, journal });
+  };
   /** Attach or start: a job may be given out twice, its clone is made once. */
   const make = async (toMake: CloneToMake): Promise<void> => {
     const { id } = toMake.clone;
@@ -97,6 +116,10 @@ export async function startWorker(
     jobs.set(id, job);
     await job.reported;
     jobs.delete(id);
+    instances?.attend(id);
+  };
+  const onError = (error: unknown) => {
+    log.warn({ err: error }, 'queue');
   };
   const sharing = rememberSharing();
   const preflights = openPreflights(options, engine.runPreflight);
@@ -132,12 +155,17 @@ export async function startWorker(
       onTransferWished: (id, wish) => {
         jobs.get(id)?.changeTransfer(wish);
       },
+      onInstanceWished: (id) => {
+        instances?.attend(id);
+      },
+      onRedisEmpty: () => {
+        isRedisEmpty = true;
+        if (instances !== null) tellAgain().catch(onError);
+      },
       onFenceLost: (id) => {
         jobs.get(id)?.giveUp();
       },
-      onError: (error) => {
-        log.warn({ err: error }, 'queue');
-      },
+      onError,
       signal,
     }),
   );
@@ -156,6 +184,17 @@ export async function startWorker(
   });
   const claimed = await claimInterruptedRuns(interrupted, { ...sweep, queue, workerId });
   await reportEndedRuns({ ...sweep, queue, workerId });
+  instances = parts.use(
+    await watchInstances({
+      host: options,
+      journal,
+      queue,
+      engine,
+      isBeingMade: (id) => jobs.has(id),
+      log,
+    }),
+  );
+  if (isRedisEmpty) await tellAgain();
   for (const before of claimed) {
     log.info({ cloneId: before.clone.id, attempt: before.clone.attempt }, 'clone goes on');
     void make({ clone: before.clone, contract: CONTRACT_VERSION, before });

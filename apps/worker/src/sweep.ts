@@ -10,7 +10,9 @@
 import {
   type Clone,
   CloneError,
+  expiring,
   hasEnded,
+  type Instance,
   nextState,
   type Progress,
   recordError,
@@ -175,7 +177,10 @@ function withLastWord(clone: Clone, last: OpenClone | undefined): Clone {
   return {
     ...clone,
     progress: brokenOff(progress, clone.endedAt),
-    instance: instance.state === 'running' ? instance : clone.instance,
+    instance:
+      instance.state === 'running'
+        ? { ...clone.instance, state: instance.state, port: instance.port }
+        : clone.instance,
   };
 }
 
@@ -203,16 +208,17 @@ function lostClone(clone: Clone, { published, leftovers }: SweepReport): Clone {
   error.phase = clone.phase;
   const state = nextState(clone.state, 'fail') ?? clone.state;
   const endedAt = new Date().toISOString();
+  const instance: Instance =
+    published && clone.instance.state === 'unfinished'
+      ? { ...clone.instance, state: 'stopped' }
+      : clone.instance;
   return {
     ...clone,
     state,
     waitingFor: null,
     endedAt,
     progress: brokenOff(clone.progress, endedAt),
-    instance:
-      published && clone.instance.state === 'unfinished'
-        ? { ...clone.instance, state: 'stopped' }
-        : clone.instance,
+    instance: expiring({ ...clone, instance }, endedAt),
     error: state === 'failed' ? recordError(error) : null,
     leftovers: [...clone.leftovers, ...leftovers],
   };

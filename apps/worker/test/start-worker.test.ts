@@ -804,6 +804,8 @@ async function openOther({ workerId }: { readonly workerId: string }): Promise<H
     preflight: () => Promise.reject(new Error('no test asks for it')),
     onCancelRequested: () => {},
     onTransferWished: () => {},
+    onInstanceWished: () => {},
+    onRedisEmpty: () => {},
     onFenceLost: () => {},
     onError: () => {},
     signal: new AbortController().signal,

@@ -90,6 +90,10 @@ export function playedEngine(): Engine & {
       return await promise;
     },
     runPreflight: () => Promise.reject(new Error('no test asks for it')),
+    lookAtInstance: () => Promise.resolve({ state: 'absent', port: null }),
+    startInstance: () => Promise.reject(new Error('no test asks for it')),
+    stopInstance: () => Promise.reject(new Error('no test asks for it')),
+    removeInstance: () => Promise.reject(new Error('no test asks for it')),
     sweepClone: (plan, { becomes }) => {
       swept.push(`${plan.id} ${becomes}`);
       return Promise.resolve({ published: false, leftovers: [] });

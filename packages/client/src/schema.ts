@@ -75,7 +75,7 @@ export interface paths {
         };
         /**
          * Look at one clone
-         * @description With `Prefer: wait=N` the answer waits up to N seconds (at most 50) for the next change: for one since `If-None-Match`, where that is given. A clone that has ended is answered at once.
+         * @description With `Prefer: wait=N` the answer waits up to N seconds (at most 50) for the next change: for one since `If-None-Match`, where that is given. A clone that has ended is answered at once, unless something that was asked for is still to be done with it.
          *
          *     Role: `viewer`.
          */
@@ -83,8 +83,8 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * Forget a clone that has ended
-         * @description Removes the record. What was cloned stays where it is.
+         * Forget a clone that has ended, or remove its files
+         * @description Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops the server and removes the data directory with all that belongs to it, as far as it carries the marker of this clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is protected is refused, and so is forgetting one whose files will be removed.
          *
          *     Role: `operator`.
          */
@@ -92,8 +92,8 @@ export interface paths {
         options?: never;
         head?: never;
         /**
-         * Change rate and workers of a clone
-         * @description A JSON Merge Patch (RFC 7396) of `transfer.maxRate` and `transfer.workers`; what is left out stays as it is, and null is the default. It holds for whatever is still to be copied: at once while files are copied, for which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. A clone that has copied all its files takes a change without any effect; one that has ended takes none.
+         * Change rate, workers and protection of a clone
+         * @description A JSON Merge Patch (RFC 7396) of `transfer.maxRate`, `transfer.workers` and `protected`; what is left out stays as it is, and null is the default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. A clone that has copied all its files takes a change without any effect; one that has ended takes none.
          *
          *     Role: `operator`.
          */
@@ -116,6 +116,72 @@ export interface paths {
          *     Role: `operator`.
          */
         post: operations["cancelClone"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clones/{id}/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start the server of a clone
+         * @description Of a clone that has ended and whose instance is stopped or running. The worker of its host does it, and `waitingFor` says so until then; afterwards `instance` tells what became of it, and `instance.error` why it could not be done. It is started as the host starts servers (`worker.start`). Its postmaster lives then; it may still be recovering. `Prefer: wait` of `GET` waits for it.
+         *
+         *     Role: `operator`.
+         */
+        post: operations["startClone"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clones/{id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop the server of a clone
+         * @description Of a clone that has ended and whose instance is stopped or running. The worker of its host does it, and `waitingFor` says so until then; afterwards `instance` tells what became of it, and `instance.error` why it could not be done. Sessions are ended by a fast shutdown, and by an immediate one if that takes longer than `worker.stallSeconds`. `Prefer: wait` of `GET` waits for it.
+         *
+         *     Role: `operator`.
+         */
+        post: operations["stopClone"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/clones/{id}/extend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give a clone another time to live
+         * @description Its files will be removed in `ttl` seconds from now, be that later or sooner than before; null: never. `instance.expiresAt` says when.
+         *
+         *     Role: `operator`.
+         */
+        post: operations["extendClone"];
         delete?: never;
         options?: never;
         head?: never;
@@ -383,8 +449,16 @@ export interface components {
              * @default null
              */
             deadline?: string | null;
-            /** @default null */
+            /**
+             * @description Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never
+             * @default null
+             */
             ttl?: number | null;
+            /**
+             * @description Neither DELETE nor the end of its time removes the files, until this is taken back
+             * @default false
+             */
+            protected?: boolean;
             /** @default {} */
             labels?: {
                 [key: string]: string;
@@ -402,6 +476,12 @@ export interface components {
                 /** @description Bytes per second of all workers together, for files: WAL is streamed beside it; null: no limit */
                 maxRate?: number | null;
             };
+            /** @description Whether DELETE and the end of its time leave the files of the clone alone */
+            protected?: boolean;
+        };
+        CloneExtension: {
+            /** @description Seconds from now; null: for ever */
+            ttl: number | null;
         };
         Problem: {
             /** @description A name for the code that is a URI; it leads nowhere */
@@ -413,7 +493,7 @@ export interface components {
              * @description What to decide by
              * @enum {string}
              */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             /** @description What happened this time */
             detail?: string;
             /** @description What can be done about it */
@@ -539,15 +619,26 @@ export interface components {
             };
         };
         Instance: {
-            /** @enum {string} */
+            /**
+             * @description What lies in the data directory, as the worker sees it every few seconds. absent: nothing of this clone; unfinished: a copy that cannot be started; removed: nothing any more, because that was asked for or its time was over
+             * @enum {string}
+             */
             state: "absent" | "unfinished" | "stopped" | "running" | "removing" | "removed";
+            /** @description Null unless it is running */
             port: number | null;
+            /** @description When its files are removed, unless it is protected then; null: never */
             expiresAt: string | null;
+            /** @description Neither DELETE nor the end of its time removes it */
             protected: boolean;
+            /**
+             * @description Why what was last asked for could not be done
+             * @default null
+             */
+            error: components["schemas"]["CloneFailure"] | null;
         };
         CloneFailure: {
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -642,7 +733,7 @@ export interface components {
             /** @description Which check found it */
             check: string;
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -852,8 +943,16 @@ export interface components {
              * @default null
              */
             deadline: string | null;
-            /** @default null */
+            /**
+             * @description Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never
+             * @default null
+             */
             ttl: number | null;
+            /**
+             * @description Neither DELETE nor the end of its time removes the files, until this is taken back
+             * @default false
+             */
+            protected: boolean;
             /** @default {} */
             labels: {
                 [key: string]: string;
@@ -940,6 +1039,7 @@ export interface components {
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
+                 *         "protected": false,
                  *         "labels": {
                  *           "team": "billing"
                  *         },
@@ -1022,7 +1122,8 @@ export interface components {
                  *         "state": "absent",
                  *         "port": null,
                  *         "expiresAt": null,
-                 *         "protected": false
+                 *         "protected": false,
+                 *         "error": null
                  *       },
                  *       "error": null,
                  *       "leftovers": []
@@ -1091,6 +1192,7 @@ export interface components {
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
+                 *         "protected": false,
                  *         "labels": {
                  *           "team": "billing"
                  *         },
@@ -1173,7 +1275,8 @@ export interface components {
                  *         "state": "absent",
                  *         "port": null,
                  *         "expiresAt": null,
-                 *         "protected": false
+                 *         "protected": false,
+                 *         "error": null
                  *       },
                  *       "error": null,
                  *       "leftovers": []
@@ -1425,6 +1528,7 @@ export interface components {
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
+                 *         "protected": false,
                  *         "labels": {
                  *           "team": "billing"
                  *         },
@@ -1518,7 +1622,8 @@ export interface components {
                  *         "state": "absent",
                  *         "port": null,
                  *         "expiresAt": null,
-                 *         "protected": false
+                 *         "protected": false,
+                 *         "error": null
                  *       },
                  *       "error": null,
                  *       "leftovers": []
@@ -1602,6 +1707,7 @@ export interface components {
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
+                 *         "protected": false,
                  *         "labels": {
                  *           "team": "billing"
                  *         },
@@ -1695,7 +1801,168 @@ export interface components {
                  *         "state": "absent",
                  *         "port": null,
                  *         "expiresAt": null,
-                 *         "protected": false
+                 *         "protected": false,
+                 *         "error": null
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
+        /** @description With `data`: its files will be, or are, removed; asking again changes nothing. */
+        RemovalAccepted: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "running",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": "copy-files",
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false,
+                 *           "fallback": "fail"
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": null,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "protected": false,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": "2026-11-20T09:00:00.120Z",
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 3758096384,
+                 *         "bytesDone": 1288490188,
+                 *         "filesTotal": 13400,
+                 *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "bytesPerSecond": 429496729,
+                 *         "etaSeconds": 6,
+                 *         "wal": {
+                 *           "startLsn": "0/2000028",
+                 *           "receivedLsn": "0/2A4F1C8"
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "running",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": [
+                 *           {
+                 *             "index": 0,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748364
+                 *           },
+                 *           {
+                 *             "index": 1,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748365
+                 *           }
+                 *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false,
+                 *         "error": null
                  *       },
                  *       "error": null,
                  *       "leftovers": []
@@ -1760,6 +2027,7 @@ export interface components {
                  *         },
                  *         "deadline": null,
                  *         "ttl": null,
+                 *         "protected": false,
                  *         "labels": {
                  *           "team": "billing"
                  *         },
@@ -1853,7 +2121,488 @@ export interface components {
                  *         "state": "absent",
                  *         "port": null,
                  *         "expiresAt": null,
-                 *         "protected": false
+                 *         "protected": false,
+                 *         "error": null
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
+        /** @description It will be, or is, running. */
+        StartAccepted: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "running",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": "copy-files",
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false,
+                 *           "fallback": "fail"
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": null,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "protected": false,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": "2026-11-20T09:00:00.120Z",
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 3758096384,
+                 *         "bytesDone": 1288490188,
+                 *         "filesTotal": 13400,
+                 *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "bytesPerSecond": 429496729,
+                 *         "etaSeconds": 6,
+                 *         "wal": {
+                 *           "startLsn": "0/2000028",
+                 *           "receivedLsn": "0/2A4F1C8"
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "running",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": [
+                 *           {
+                 *             "index": 0,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748364
+                 *           },
+                 *           {
+                 *             "index": 1,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748365
+                 *           }
+                 *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false,
+                 *         "error": null
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
+        /** @description It will be, or is, stopped. */
+        StopAccepted: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "running",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": "copy-files",
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false,
+                 *           "fallback": "fail"
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": null,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "protected": false,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": "2026-11-20T09:00:00.120Z",
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 3758096384,
+                 *         "bytesDone": 1288490188,
+                 *         "filesTotal": 13400,
+                 *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "bytesPerSecond": 429496729,
+                 *         "etaSeconds": 6,
+                 *         "wal": {
+                 *           "startLsn": "0/2000028",
+                 *           "receivedLsn": "0/2A4F1C8"
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "running",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": [
+                 *           {
+                 *             "index": 0,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748364
+                 *           },
+                 *           {
+                 *             "index": 1,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748365
+                 *           }
+                 *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false,
+                 *         "error": null
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
+        /** @description It has so much time from now on. */
+        ExtensionAccepted: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "running",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": "copy-files",
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false,
+                 *           "fallback": "fail"
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": null,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "protected": false,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": "2026-11-20T09:00:00.120Z",
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 3758096384,
+                 *         "bytesDone": 1288490188,
+                 *         "filesTotal": 13400,
+                 *         "filesDone": 2210,
+                 *         "wireBytes": 1289104211,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "bytesPerSecond": 429496729,
+                 *         "etaSeconds": 6,
+                 *         "wal": {
+                 *           "startLsn": "0/2000028",
+                 *           "receivedLsn": "0/2A4F1C8"
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "running",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": [
+                 *           {
+                 *             "index": 0,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748364
+                 *           },
+                 *           {
+                 *             "index": 1,
+                 *             "bytesDone": 644245094,
+                 *             "bytesPerSecond": 214748365
+                 *           }
+                 *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false,
+                 *         "error": null
                  *       },
                  *       "error": null,
                  *       "leftovers": []
@@ -2078,6 +2827,7 @@ export interface operations {
                      *             },
                      *             "deadline": null,
                      *             "ttl": null,
+                     *             "protected": false,
                      *             "labels": {
                      *               "team": "billing"
                      *             },
@@ -2171,7 +2921,8 @@ export interface operations {
                      *             "state": "absent",
                      *             "port": null,
                      *             "expiresAt": null,
-                     *             "protected": false
+                     *             "protected": false,
+                     *             "error": null
                      *           },
                      *           "error": null,
                      *           "leftovers": []
@@ -2280,7 +3031,7 @@ export interface operations {
     deleteClone: {
         parameters: {
             query?: {
-                /** @description Also stop the replica and remove its directory (not supported yet) */
+                /** @description Stop the server and remove the files; the record stays */
                 data?: boolean;
                 /** @description Forget a clone whose host is gone, in whatever state (role `admin`) */
                 force?: boolean;
@@ -2294,6 +3045,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
+            202: components["responses"]["RemovalAccepted"];
             /** @description It is forgotten. */
             204: {
                 headers: {
@@ -2362,6 +3114,82 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
             409: components["responses"]["Conflict"];
+            429: components["responses"]["RateLimited"];
+            500: components["responses"]["Bug"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    startClone: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            202: components["responses"]["StartAccepted"];
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            429: components["responses"]["RateLimited"];
+            500: components["responses"]["Bug"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    stopClone: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            202: components["responses"]["StopAccepted"];
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            429: components["responses"]["RateLimited"];
+            500: components["responses"]["Bug"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    extendClone: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloneExtension"];
+            };
+        };
+        responses: {
+            202: components["responses"]["ExtensionAccepted"];
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            413: components["responses"]["TooLarge"];
+            415: components["responses"]["MediaTypeUnsupported"];
+            422: components["responses"]["Invalid"];
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];

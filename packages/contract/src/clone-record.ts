@@ -1,6 +1,6 @@
 /** The public record of a clone: what the API answers, the event stream sends and the worker writes. */
 import * as z from 'zod';
-import { CloneSpec, COMPRESSIONS, type TransferLimits } from './clone-spec.ts';
+import { CloneSpec, COMPRESSIONS, type TransferLimits, Ttl } from './clone-spec.ts';
 import { STATES } from './clone-state.ts';
 import { CATALOGUE, type CloneError, type ErrorCode } from './errors.ts';
 import { PHASE_STATES, PHASES } from './phases.ts';
@@ -139,14 +139,42 @@ export const INSTANCE_STATES = [
 
 export const Instance = z
   .object({
-    state: z.enum(INSTANCE_STATES),
-    port: z.int().nullable(),
-    expiresAt: Time.nullable(),
-    protected: z.boolean(),
+    state: z.enum(INSTANCE_STATES).meta({
+      description:
+        'What lies in the data directory, as the worker sees it every few seconds. absent: nothing of this clone; unfinished: a copy that cannot be started; removed: nothing any more, because that was asked for or its time was over',
+    }),
+    port: z.int().nullable().meta({ description: 'Null unless it is running' }),
+    expiresAt: Time.nullable().meta({
+      description: 'When its files are removed, unless it is protected then; null: never',
+    }),
+    protected: z
+      .boolean()
+      .meta({ description: 'Neither DELETE nor the end of its time removes it' }),
+    error: RecordError.nullable().default(null).meta({
+      description: 'Why what was last asked for could not be done',
+    }),
   })
   .meta({ id: 'Instance' });
 
 export type Instance = z.output<typeof Instance>;
+
+/** Whether something of the clone lies on its host, or may do so. */
+export function hasFiles({ state }: Instance): boolean {
+  return state !== 'absent' && state !== 'removed';
+}
+
+/** What is asked of the worker for the instance of a clone. What is left out stays as it is. */
+export const InstanceWish = z.strictObject({
+  server: z.enum(['running', 'stopped']).optional(),
+  /** Seconds from when the worker hears of it; null: for ever. */
+  ttl: Ttl.nullable().optional(),
+  /** When the ttl was asked for, by the clock of the API. */
+  askedAt: Time.optional(),
+  protected: z.boolean().optional(),
+  remove: z.literal(true).optional(),
+});
+
+export type InstanceWish = z.output<typeof InstanceWish>;
 
 export const Clone = z
   .object({
@@ -205,6 +233,16 @@ export function withTransfer(clone: Clone, limits: TransferLimits): Clone {
   return { ...clone, spec: { ...clone.spec, transfer: { ...clone.spec.transfer, ...limits } } };
 }
 
+/** The instance of a clone that ends now: from here its time counts, also that of an unfinished copy. */
+export function expiring({ spec, instance }: Clone, endedAt: string): Instance {
+  if (spec.ttl === null || !hasFiles(instance)) return instance;
+  return { ...instance, expiresAt: expiryAfter(spec.ttl, Date.parse(endedAt)) };
+}
+
+export function expiryAfter(ttlSeconds: number, nowMs: number): string {
+  return new Date(nowMs + ttlSeconds * 1000).toISOString();
+}
+
 /** The record of a clone that was just accepted. */
 export function newClone({
   id,
@@ -231,7 +269,13 @@ export function newClone({
     progress: noProgress(),
     result: null,
     warnings: [],
-    instance: { state: 'absent', port: null, expiresAt: null, protected: false },
+    instance: {
+      state: 'absent',
+      port: null,
+      expiresAt: null,
+      protected: spec.protected,
+      error: null,
+    },
     error: null,
     leftovers: [],
   };

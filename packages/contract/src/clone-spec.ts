@@ -183,6 +183,11 @@ const Replica = z
     message: `must be a port from 1 to ${String(PORT_MAX)}, and cannot stand beside replica.port`,
   });
 
+/** Ten years: beyond that it is no disposable clone, and times stay times. */
+const TTL_MAX = 10 * 365 * 86_400;
+
+export const Ttl = z.int().min(1).max(TTL_MAX);
+
 const withDefaults = <Shape extends z.ZodObject>(schema: Shape) =>
   schema.prefault({} as z.input<Shape>);
 
@@ -198,7 +203,14 @@ const specShape = {
   deadline: z.iso.datetime({ offset: true }).nullable().default(null).meta({
     description: 'When a clone that has not ended is given up',
   }),
-  ttl: z.int().positive().nullable().default(null),
+  ttl: Ttl.nullable().default(null).meta({
+    description:
+      'Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never',
+  }),
+  protected: z.boolean().default(false).meta({
+    description:
+      'Neither DELETE nor the end of its time removes the files, until this is taken back',
+  }),
   labels: z
     .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), Label)
     .refine((labels) => Object.keys(labels).length <= 32, 'must be 32 labels at the most')
@@ -226,7 +238,12 @@ export const TransferLimits = z.strictObject({ workers: Workers, maxRate: MaxRat
 export type TransferLimits = z.output<typeof TransferLimits>;
 
 export const CloneChange = z
-  .strictObject({ transfer: TransferLimits.partial().optional() })
+  .strictObject({
+    transfer: TransferLimits.partial().optional(),
+    protected: z.boolean().optional().meta({
+      description: 'Whether DELETE and the end of its time leave the files of the clone alone',
+    }),
+  })
   .meta({ id: 'CloneChange', description: 'What is to change; what is left out stays as it is' });
 
 export type CloneChange = z.output<typeof CloneChange>;
@@ -271,7 +288,6 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source'>): void {
   if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
   if (spec.replica.waitFor === 'writable')
     refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
-  if (spec.ttl !== null) refuse('ttl', String(spec.ttl), 'Leave ttl out and delete the clone.');
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');
   for (const { field, value, instead } of uselessFor(spec)) refuse(field, String(value), instead);

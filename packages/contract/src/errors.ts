@@ -60,6 +60,14 @@ export const CATALOGUE = {
   TOO_LATE_TO_CANCEL: entry(409, 'conflict', 'The clone is published already'),
   CLONE_ENDED: entry(409, 'conflict', 'The clone has ended'),
   CLONE_NOT_ENDED: entry(409, 'conflict', 'The clone has not ended'),
+  CLONE_PROTECTED: entry(409, 'conflict', 'The clone is protected'),
+  CLONE_EXPIRES: entry(409, 'conflict', 'The files of the clone are going to be removed'),
+  INSTANCE_MISSING: entry(
+    409,
+    'conflict',
+    'The clone has no instance for which this could be done',
+  ),
+  INSTANCE_CHANGED: entry(409, 'conflict', 'The directory is not the one that the clone filled'),
   STATE_DIRECTORY_BUSY: entry(409, 'conflict', 'Another pgcloned uses this state directory'),
 
   // Our own parts.
@@ -112,6 +120,7 @@ export const CATALOGUE = {
   PUBLISH_FAILED: entry(500, 'failed', 'The clone could not be put into place'),
   REPLICA_START_FAILED: entry(500, 'failed', 'The published clone did not start as asked'),
   VERIFICATION_FAILED: entry(500, 'failed', 'The published clone did not stand its test'),
+  REMOVAL_FAILED: entry(500, 'failed', 'The files of the clone could not be removed', true),
   DEADLINE_EXCEEDED: entry(500, 'failed', 'The deadline of the clone has passed'),
   PROCESS_FAILED: entry(500, 'failed', 'A program failed'),
   WORKER_STOPPED: entry(500, 'failed', 'The worker was stopped', true),

@@ -4,8 +4,12 @@ export {
   CloneId,
   CloneResult,
   ERROR_CODES,
+  expiring,
+  expiryAfter,
+  hasFiles,
   INSTANCE_STATES,
   type Instance,
+  InstanceWish,
   Leftover,
   newClone,
   noProgress,
@@ -26,6 +30,7 @@ export {
   refuseUnfitSource,
   refuseUnsupported,
   TransferLimits,
+  Ttl,
   WORKERS_MAX,
 } from './clone-spec.ts';
 export {
@@ -70,5 +75,5 @@ export {
   SourceConfiguration,
   serversOf,
 } from './source.ts';
-export { formatBytes, parseBytes } from './units.ts';
+export { formatBytes, parseBytes, parseSeconds } from './units.ts';
 export { CONTRACT_VERSION, VERSION } from './version.ts';

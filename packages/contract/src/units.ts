@@ -1,4 +1,4 @@
-/** Sizes as PostgreSQL writes them (`200MB`, powers of 1024), for options and for people. */
+/** Sizes (`200MB`, powers of 1024) and times (`90min`) as PostgreSQL writes them, for options and for people. */
 import { CloneError } from './errors.ts';
 
 const FACTORS: Readonly<Record<string, number>> = {
@@ -19,6 +19,21 @@ export function parseBytes(text: string): number {
   if (Number.isSafeInteger(bytes)) return bytes;
   throw new CloneError('REQUEST_INVALID', `not a size: ${text}`, {
     hint: 'Write a number with a unit of B, kB, MB, GB or TB, for example 200MB.',
+  });
+}
+
+const SECONDS: Readonly<Record<string, number>> = { s: 1, min: 60, h: 3600, d: 86_400 };
+
+/**
+ * @returns Seconds.
+ * @throws {CloneError} `REQUEST_INVALID` unless `text` is a whole number with an optional unit s, min, h or d.
+ */
+export function parseSeconds(text: string): number {
+  const [, digits, unit = 's'] = /^(\d+)\s*(s|min|h|d)?$/.exec(text.trim()) ?? [];
+  const seconds = Number(digits) * (SECONDS[unit] ?? Number.NaN);
+  if (Number.isSafeInteger(seconds)) return seconds;
+  throw new CloneError('REQUEST_INVALID', `not a time: ${text}`, {
+    hint: 'Write a number with a unit of s, min, h or d, for example 90min.',
   });
 }
 

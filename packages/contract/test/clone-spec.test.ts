@@ -57,6 +57,7 @@ test('source, host and data directory are enough, and everything else has the pu
     verification: { pages: null, manifest: false, boot: false },
     deadline: null,
     ttl: null,
+    protected: false,
     labels: {},
     webhook: null,
   });
@@ -170,7 +171,6 @@ test('pgcloned run takes a source by name or spelled out, and needs no host', ()
 test.each([
   ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
-  ['ttl', { ttl: 3600 }],
   ['webhook', { webhook: { url: 'https://example.org/' } }],
   ['transfer.fallback', { transfer: { fallback: 'copy' } }],
   ['transfer.maxRate', { method: 'reflink', transfer: { maxRate: 1_000_000 } }],

@@ -1,6 +1,9 @@
 /** The clone itself: a plan, a signal and an observer in, a clone out. Neither HTTP nor Redis. */
 export { SUPPORTED_MAJORS } from '@pgcloned/postgres';
 export { type RunCloneOptions, runClone } from './clone.ts';
+export { type InstancePlan, lookAtInstance } from './instance/look.ts';
+export { removeInstance } from './instance/remove.ts';
+export { startInstance, stopInstance } from './instance/serve.ts';
 export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy, SourceRole } from './plan.ts';
 export { runPreflight } from './preflight/run-preflight.ts';

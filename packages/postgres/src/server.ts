@@ -98,8 +98,21 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
   }
 }
 
+interface StopServerOptions {
+  readonly binDirectory: string;
+  readonly dataDirectory: string;
+  readonly signal: AbortSignal;
+  /**
+   * fast: sessions are ended, and a last checkpoint is written; immediate: nothing more is written, which costs the next
+   * start a recovery and loses nothing that was committed.
+   */
+  readonly mode?: 'fast' | 'immediate';
+  /** How long a fast shutdown may take before an immediate one ends it, in milliseconds; left out: as long as it takes. */
+  readonly fastMsMax?: number;
+}
+
 /**
- * A fast shutdown: sessions are ended, nothing is lost. Returns at once if no server runs.
+ * Returns at once if no server runs.
  *
  * @throws {CloneError} `PROCESS_FAILED` if it does not stop.
  */
@@ -107,20 +120,30 @@ export async function stopServer({
   binDirectory,
   dataDirectory,
   signal,
-}: {
-  readonly binDirectory: string;
-  readonly dataDirectory: string;
-  readonly signal: AbortSignal;
-}): Promise<void> {
+  mode = 'fast',
+  fastMsMax,
+}: StopServerOptions): Promise<void> {
   if ((await isServerRunning(dataDirectory)) === null) return;
-  await runProcess(
-    {
-      file: join(binDirectory, 'pg_ctl'),
-      args: ['stop', '-D', dataDirectory, '-m', 'fast', '-w', '-t', String(STOP_WAIT_S)],
-      env: { LC_ALL: 'C' },
-    },
-    { signal },
-  );
+  const stop = async (how: 'fast' | 'immediate', waitS: number) => {
+    await runProcess(
+      {
+        file: join(binDirectory, 'pg_ctl'),
+        args: ['stop', '-D', dataDirectory, '-m', how, '-w', '-t', String(waitS)],
+        env: { LC_ALL: 'C' },
+      },
+      { signal },
+    );
+  };
+  const waitS = fastMsMax === undefined ? STOP_WAIT_S : Math.max(1, Math.ceil(fastMsMax / 1000));
+  try {
+    await stop(mode, waitS);
+  } catch (error) {
+    signal.throwIfAborted();
+    // It may have ended by itself in this moment, which pg_ctl calls a failure.
+    if ((await isServerRunning(dataDirectory)) === null) return;
+    if (fastMsMax === undefined || mode === 'immediate') throw error;
+    await stop('immediate', STOP_WAIT_S);
+  }
 }
 
 function startCommand(options: StartServerOptions): readonly string[] {

@@ -17,6 +17,7 @@ import {
   type CloneState,
   type Host,
   hasEnded,
+  type InstanceWish,
   type LogLine,
   nextState,
   type PreflightReport,
@@ -25,6 +26,7 @@ import {
 } from '@pgcloned/contract';
 import { openChangeFeed } from './change-feed.ts';
 import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
+import { admitForgetting, admitInstanceWish } from './instance-wish.ts';
 import { openJobQueues } from './job-queues.ts';
 import { cloneKey, eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
 import { askForPreflight } from './preflight-exchange.ts';
@@ -41,6 +43,7 @@ import {
   forgetRecord,
   pruneEnded,
   requestCancel,
+  wishForInstance,
   wishForTransfer,
 } from './scripts.ts';
 import {
@@ -129,10 +132,18 @@ export interface CloneStore extends AsyncDisposable {
     change: NonNullable<CloneChange['transfer']>,
   ) => Promise<Clone>;
   /**
+   * Leaves with a clone what is wished for its instance, beside what was wished before, and wakes its worker. Nothing is
+   * left where there is nothing to be done.
+   *
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED`, `CLONE_PROTECTED`, `INSTANCE_MISSING`; `TARGET_BUSY` while another
+   *   clone works on the directory of one that is to be started, stopped or removed.
+   */
+  readonly changeInstance: (id: string, wish: InstanceWish) => Promise<Clone>;
+  /**
    * Removes the record. One that is forced away while its worker lives comes back with the worker's next word. One that
    * cannot be read, as of another version, goes only by force.
    *
-   * @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED` unless forced.
+   * @throws {CloneError} `NOT_FOUND`, and unless forced `CLONE_NOT_ENDED`, `CLONE_PROTECTED`, `CLONE_EXPIRES`.
    */
   readonly forget: (id: string, o: { readonly force: boolean }) => Promise<void>;
   /**
@@ -203,7 +214,9 @@ export async function openCloneStore(options: {
   const present = async (stored: StoredClone): Promise<Clone> =>
     presentClone(
       stored,
-      hasEnded(stored.clone.state) ? undefined : await readHost(redis, stored.clone.host),
+      hasEnded(stored.clone.state) && stored.wishedInstance === null
+        ? undefined
+        : await readHost(redis, stored.clone.host),
     );
   const find = async (id: string): Promise<StoredClone> => {
     const stored = await readClone(redis, id);
@@ -327,23 +340,53 @@ export async function openCloneStore(options: {
       throw queueUnavailable(`the record of clone ${id} changes all the time`);
     },
 
+    changeInstance: async (id, change) => {
+      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+        const stored = await find(id);
+        const clone = await present(stored);
+        // No worker has ever had it: nothing of it lies anywhere.
+        const isUntouched = hasEnded(clone.state) && stored.fence.workerId === '';
+        if (!admitInstanceWish(clone, change) || (change.remove === true && isUntouched))
+          return clone;
+        if (change.server !== undefined || change.remove === true) {
+          const holder = await store.holderOf(clone.spec.target);
+          if (holder !== undefined) throw targetBusy(holder);
+        }
+        const { host } = clone;
+        const wish = { ...stored.wishedInstance, ...change };
+        if (!(await wishForInstance(redis, { id, host, marker: stored.marker, wish }))) continue;
+        await queues.wakeForInstance(clone).catch(onError);
+        return await present(await find(id));
+      }
+      throw queueUnavailable(`the record of clone ${id} changes all the time`);
+    },
+
     forget: async (id, { force }) => {
-      const stored = await find(id).catch((error: unknown) => {
-        if (force && error instanceof RecordUnreadableError) return null;
-        throw error;
-      });
-      if (stored === null) {
-        await forgetUnreadable(id);
+      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+        const stored = await find(id).catch((error: unknown) => {
+          if (force && error instanceof RecordUnreadableError) return null;
+          throw error;
+        });
+        if (stored === null) {
+          await forgetUnreadable(id);
+          return;
+        }
+        const { clone, marker } = stored;
+        if (!force) {
+          if (!hasEnded(clone.state)) {
+            throw new CloneError('CLONE_NOT_ENDED', 'the clone has not ended', {
+              facts: { state: clone.state },
+              hint: 'Cancel it first, and delete it once it has ended.',
+            });
+          }
+          admitForgetting(await present(stored));
+        }
+        const { host } = clone;
+        if (!(await forgetRecord(redis, { id, host, marker: force ? null : marker }))) continue;
+        if (!hasEnded(clone.state)) await queues.removeClone(clone).catch(onError);
         return;
       }
-      const { clone } = stored;
-      if (!(await forgetRecord(redis, { id, host: clone.host, force }))) {
-        throw new CloneError('CLONE_NOT_ENDED', 'the clone has not ended', {
-          facts: { state: clone.state },
-          hint: 'Cancel it first, and delete it once it has ended.',
-        });
-      }
-      if (!hasEnded(clone.state)) await queues.removeClone(clone).catch(onError);
+      throw queueUnavailable(`the record of clone ${id} changes all the time`);
     },
 
     watch: (id, { lastEventId, signal }) =>
@@ -504,6 +547,7 @@ export async function openCloneStore(options: {
       state,
       endedAt: now.getTime(),
       directories: [],
+      hasFiles: false,
       marker,
     });
     if (ended) await queues.removeClone(clone).catch(onError);
@@ -513,7 +557,7 @@ export async function openCloneStore(options: {
   /** It does not say whose it is, and may hold a target of any host. */
   async function forgetUnreadable(id: string): Promise<void> {
     for (const host of await ask(redis.smembers(HOSTS_KEY))) {
-      await forgetRecord(redis, { id, host, force: true });
+      await forgetRecord(redis, { id, host, marker: null });
     }
   }
 

@@ -16,6 +16,7 @@ import {
   type CloneSpec,
   type HostFacts,
   hasEnded,
+  type InstanceWish,
   type LogLine,
   type PreflightReport,
   type TransferLimits,
@@ -23,11 +24,11 @@ import {
 import { Worker } from 'bullmq';
 import { HEARTBEAT_MS, ONLINE_MS } from './host-registry.ts';
 import { type CloneJob, openJobQueues } from './job-queues.ts';
-import { BULL_PREFIX, clonesQueueName, controlQueueName, openKey } from './keys.ts';
+import { BULL_PREFIX, clonesQueueName, controlQueueName, openKey, wishedKey } from './keys.ts';
 import { answerPreflight } from './preflight-exchange.ts';
-import { type PublishOutcome, startRecordPublisher } from './record-publisher.ts';
+import { type PublishOutcome, startRecordPublisher, toWrite } from './record-publisher.ts';
 import { ask, connectPatiently, reportOutagesOnce } from './redis-connection.ts';
-import { type Fence, leaveHost, registerHost, writeRecord } from './scripts.ts';
+import { type Fence, leaveHost, registerHost, updateEndedRecord, writeRecord } from './scripts.ts';
 import { RecordUnreadableError, readClone } from './stored-clone.ts';
 
 /** Longer than most outages: a job whose lock runs out is given out again, which attaching makes harmless but noisy. */
@@ -49,6 +50,7 @@ export interface OpenClone {
   readonly fence: Fence;
   readonly cancelRequested: boolean;
   readonly wishedTransfer: TransferLimits | null;
+  readonly wishedInstance: InstanceWish | null;
 }
 
 export interface HostQueueOptions {
@@ -68,6 +70,10 @@ export interface HostQueueOptions {
   readonly onCancelRequested: (id: string) => void;
   /** Somebody wants its transfer to go on like this. Said again and again, until it has ended. */
   readonly onTransferWished: (id: string, wish: TransferLimits) => void;
+  /** Somebody wants something of the instance of this clone, which may or may not have ended. */
+  readonly onInstanceWished: (id: string) => void;
+  /** Redis knows nothing of this host: it is new, or Redis has lost everything. */
+  readonly onRedisEmpty: () => void;
   /** What stands against a clone; what it throws is told to the asker. Several may be asked for at a time. */
   readonly preflight: (spec: CloneSpec, id: string) => Promise<PreflightReport>;
   /** The record of this clone belongs to somebody else now. */
@@ -85,6 +91,25 @@ export interface HostQueue extends AsyncDisposable {
   readonly stopTaking: () => Promise<void>;
   /** The records of this host that have not ended. */
   readonly openClones: () => Promise<readonly OpenClone[]>;
+  /**
+   * The record of a clone of this host, ended or not; undefined if there is none.
+   *
+   * @throws {Error} If it cannot be read.
+   */
+  readonly read: (id: string) => Promise<OpenClone | undefined>;
+  /** The clones of this host for whose instance something is wished. */
+  readonly wishedInstances: () => Promise<readonly string[]>;
+  /**
+   * Writes what has become of the instance of a clone that has ended. Waits for Redis.
+   *
+   * @param done The wish that was carried out; null: none.
+   * @returns `unknown`: the record was forgotten, and stays so.
+   */
+  readonly updateEnded: (
+    clone: Clone,
+    fence: Fence,
+    done: InstanceWish | null,
+  ) => Promise<'stored' | 'refused' | 'unknown'>;
   /** Publishes a record some time soon; the latest wins. */
   readonly publish: (clone: Clone, fence: Fence) => void;
   /** Publishes a record and settles when Redis has taken or refused it, however long that takes. */
@@ -128,7 +153,8 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
       facts,
       onlineMs: ONLINE_MS,
     });
-    if (!registered) throw nameTaken(host);
+    if (registered === 'taken') throw nameTaken(host);
+    if (registered === 'new') options.onRedisEmpty();
   };
   let registering = Promise.resolve();
   /** One after the other: facts that were gathered earlier must not arrive later. */
@@ -177,6 +203,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     const stored = await readOwn(id);
     if (stored?.cancelRequested === true) options.onCancelRequested(id);
     if (stored?.wishedTransfer) options.onTransferWished(id, stored.wishedTransfer);
+    if (stored?.wishedInstance) options.onInstanceWished(id);
   };
   const newWorker = (queue: string, take: (job: Job) => Promise<void>) => {
     const worker = new Worker<CloneJob>(queue, take, {
@@ -266,6 +293,10 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
       await pauseSlots();
     },
     openClones,
+    read: readOwn,
+    wishedInstances: async () => await ask(redis.smembers(wishedKey(host))),
+    updateEnded: async (clone, fence, done) =>
+      await updateEndedRecord(redis, toWrite(clone), fence, done),
     publish: publisher.publish,
     confirm: publisher.confirm,
     appendLog: publisher.appendLog,

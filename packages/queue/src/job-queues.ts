@@ -22,6 +22,8 @@ export interface JobQueues extends AsyncDisposable {
   readonly removeClone: (clone: Clone) => Promise<void>;
   /** Makes the worker look at the wishes that are stored with the record. */
   readonly wakeForWish: (clone: Clone) => Promise<void>;
+  /** The same for a wish for the instance of a clone. */
+  readonly wakeForInstance: (clone: Clone) => Promise<void>;
   readonly addPreflight: (host: string, id: string) => Promise<void>;
 }
 
@@ -60,6 +62,11 @@ export function openJobQueues(o: {
       const queue = queueNamed(controlQueueName(clone.host));
       const data = { id: clone.id, contract: CONTRACT_VERSION };
       await inTime(queue.add('wish', data, { jobId: `wish-${jobId(clone)}` }));
+    },
+    wakeForInstance: async (clone) => {
+      const data = { id: clone.id, contract: CONTRACT_VERSION };
+      // Without an id of its own: beside one that is being worked on a second one counts.
+      await inTime(queueNamed(controlQueueName(clone.host)).add('wish', data));
     },
     addPreflight: async (host, id) => {
       const data = { id, contract: CONTRACT_VERSION };

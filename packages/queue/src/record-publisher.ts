@@ -5,7 +5,13 @@
  * often it changes. With Redis away the write waits; whatever came in the meantime follows. Log lines travel with the
  * records, in a bounded buffer. Nothing here ever fails a run: it goes on, and its record catches up.
  */
-import { type Clone, hasEnded, type LogLine, type TransferLimits } from '@pgcloned/contract';
+import {
+  type Clone,
+  hasEnded,
+  hasFiles,
+  type LogLine,
+  type TransferLimits,
+} from '@pgcloned/contract';
 import type { Fence, RecordToWrite, WriteAnswer } from './scripts.ts';
 import { directoriesOf } from './stored-clone.ts';
 
@@ -147,7 +153,7 @@ export function startRecordPublisher(o: {
   };
 }
 
-function toWrite(clone: Clone): RecordToWrite {
+export function toWrite(clone: Clone): RecordToWrite {
   return {
     id: clone.id,
     host: clone.host,
@@ -155,6 +161,7 @@ function toWrite(clone: Clone): RecordToWrite {
     state: clone.state,
     endedAt: hasEnded(clone.state) ? Date.parse(clone.endedAt ?? clone.createdAt) : null,
     directories: directoriesOf(clone.spec.target),
+    hasFiles: hasFiles(clone.instance),
   };
 }
 

@@ -4,8 +4,9 @@
  * JSON of a record is never decoded here: cjson turns empty lists into objects and large numbers into rounded ones.
  * What a script has to compare stands in fields of its own beside the record.
  */
-import type { CloneState, TransferLimits } from '@pgcloned/contract';
+import type { CloneState, InstanceWish, TransferLimits } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
+import { formatInstanceWish } from './instance-wish.ts';
 import {
   cloneKey,
   ENDED_KEY,
@@ -15,6 +16,7 @@ import {
   hostKey,
   INDEX_KEY,
   openKey,
+  wishedKey,
 } from './keys.ts';
 import { ask } from './redis-connection.ts';
 import { formatWish, parseWish } from './transfer-wish.ts';
@@ -109,9 +111,17 @@ export async function createRecord(
   return { outcome, id };
 }
 
-const WRITE = `${MARK}
+/** What has files on its host is history only when they are gone. */
+const RETAIN = `
+  local function retain(ended_index, id, ended_at, has_files)
+    if has_files == '1' then redis.call('ZREM', ended_index, id)
+    else redis.call('ZADD', ended_index, ended_at, id) end
+  end
+`;
+
+const WRITE = `${MARK}${RETAIN}
   local clone, events, index, open, ended_index = unpack(KEYS)
-  local id, record, state, attempt, worker, ended, ended_at, directories = unpack(ARGV)
+  local id, record, state, attempt, worker, ended, ended_at, directories, has_files = unpack(ARGV)
   local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'record', 'cancel', 'transfer')
   if stored[1] then
     local same_attempt = tonumber(stored[1]) == tonumber(attempt)
@@ -120,7 +130,7 @@ const WRITE = `${MARK}
     if same_attempt and stored[2] ~= '' and not same_owner then return {'refused', '', ''} end
     if stored[3] == '1' and not (same_owner and ended == '1') then return {'refused', '', ''} end
   end
-  for i = 9, #ARGV do
+  for i = 10, #ARGV do
     redis.call('XADD', events, 'MAXLEN', '~', ${String(EVENTS_PER_CLONE_MAX)}, '*', 'event', 'log', 'line', ARGV[i])
   end
   if stored[4] ~= record then
@@ -128,13 +138,13 @@ const WRITE = `${MARK}
     redis.call('ZADD', index, 0, id)
     if ended == '1' then
       redis.call('HDEL', open, id)
-      redis.call('ZADD', ended_index, ended_at, id)
+      retain(ended_index, id, ended_at, has_files)
       redis.call('HDEL', clone, 'cancel', 'transfer')
     else
       redis.call('HSET', open, id, directories)
     end
     mark(clone, events, id, ended == '1' and 'end' or 'clone')
-  elseif #ARGV > 8 then
+  elseif #ARGV > 9 then
     redis.call('PUBLISH', 'pgcloned:changed:' .. id, '')
   end
   if ended == '1' then return {'stored', '', ''} end
@@ -155,6 +165,8 @@ export interface RecordToWrite {
   /** Milliseconds since 1970; null: it has not ended. */
   readonly endedAt: number | null;
   readonly directories: readonly string[];
+  /** Whether something of it lies on its host. */
+  readonly hasFiles: boolean;
 }
 
 export interface WriteAnswer {
@@ -188,6 +200,7 @@ export async function writeRecord(
       o.endedAt === null ? '0' : '1',
       o.endedAt ?? 0,
       JSON.stringify(o.directories),
+      o.hasFiles ? '1' : '0',
       ...logLines,
     ),
   )) as ['stored' | 'refused', string, string];
@@ -273,11 +286,90 @@ export async function wishForTransfer(
   return (await ask(answer)) === 1;
 }
 
+const UPDATE_ENDED = `${MARK}${RETAIN}
+  local clone, events, ended_index, wished = unpack(KEYS)
+  local id, record, attempt, worker, ended_at, has_files, done = unpack(ARGV)
+  local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'instance', 'record')
+  if not stored[1] then
+    redis.call('SREM', wished, id)
+    return 'unknown'
+  end
+  if tonumber(stored[1]) ~= tonumber(attempt) or stored[2] ~= worker or stored[3] ~= '1' then return 'refused' end
+  local is_done = done ~= '' and stored[4] == done
+  if is_done then redis.call('HDEL', clone, 'instance') end
+  if is_done or not stored[4] then redis.call('SREM', wished, id) end
+  if is_done or stored[5] ~= record then
+    redis.call('HSET', clone, 'record', record)
+    retain(ended_index, id, ended_at, has_files)
+    mark(clone, events, id, 'end')
+  end
+  return 'stored'
+`;
+
+/**
+ * Writes what has become of the instance of a clone that has ended, in the name of the worker that ended it. A record that
+ * was forgotten does not come back.
+ *
+ * @param done The wish that was carried out, which goes unless there is another one by now; null: none was.
+ */
+export async function updateEndedRecord(
+  redis: Redis,
+  o: RecordToWrite,
+  fence: Fence,
+  done: InstanceWish | null,
+): Promise<'stored' | 'refused' | 'unknown'> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), ENDED_KEY, wishedKey(o.host)];
+  const answer = redis.eval(
+    UPDATE_ENDED,
+    keys.length,
+    ...keys,
+    o.id,
+    o.record,
+    fence.attempt,
+    fence.workerId,
+    o.endedAt ?? 0,
+    o.hasFiles ? '1' : '0',
+    done === null ? '' : formatInstanceWish(done),
+  );
+  return (await ask(answer)) as 'stored' | 'refused' | 'unknown';
+}
+
+const WISH_FOR_INSTANCE = `${MARK}
+  local clone, events, wished = unpack(KEYS)
+  local id, marker, wish = unpack(ARGV)
+  if redis.call('HGET', clone, 'marker') ~= marker then return 0 end
+  redis.call('HSET', clone, 'instance', wish)
+  redis.call('SADD', wished, id)
+  mark(clone, events, id, redis.call('HGET', clone, 'ended') == '1' and 'end' or 'clone')
+  return 1
+`;
+
+/**
+ * Leaves with a record what is wished for its instance. It stays there until the worker of its host has carried it out.
+ *
+ * @returns Whether the record was still the one with this marker.
+ */
+export async function wishForInstance(
+  redis: Redis,
+  o: {
+    readonly id: string;
+    readonly host: string;
+    readonly marker: string;
+    readonly wish: InstanceWish;
+  },
+): Promise<boolean> {
+  const keys = [cloneKey(o.id), eventsKey(o.id), wishedKey(o.host)];
+  const wish = formatInstanceWish(o.wish);
+  const answer = redis.eval(WISH_FOR_INSTANCE, keys.length, ...keys, o.id, o.marker, wish);
+  return (await ask(answer)) === 1;
+}
+
 const FORGET = `
-  local clone, events, index, open, ended_index = unpack(KEYS)
-  local id, force = unpack(ARGV)
-  if force ~= '1' and redis.call('HGET', clone, 'ended') == '0' then return 0 end
+  local clone, events, index, open, ended_index, wished = unpack(KEYS)
+  local id, force, marker = unpack(ARGV)
+  if force ~= '1' and redis.call('HGET', clone, 'marker') ~= marker then return 0 end
   redis.call('DEL', clone, events)
+  redis.call('SREM', wished, id)
   redis.call('ZREM', index, id)
   redis.call('ZREM', ended_index, id)
   redis.call('HDEL', open, id)
@@ -285,13 +377,20 @@ const FORGET = `
   return 1
 `;
 
-/** @returns False if the clone has not ended and `force` is not given. */
+/**
+ * @param o.marker The record is forgotten only as long as it is still the one with this marker; null: in any case.
+ * @returns Whether it was forgotten.
+ */
 export async function forgetRecord(
   redis: Redis,
-  o: { readonly id: string; readonly host: string; readonly force: boolean },
+  o: { readonly id: string; readonly host: string; readonly marker: string | null },
 ): Promise<boolean> {
-  const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), ENDED_KEY];
-  const answer = redis.eval(FORGET, keys.length, ...keys, o.id, o.force ? '1' : '0');
+  const keys = [
+    ...[cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), ENDED_KEY],
+    wishedKey(o.host),
+  ];
+  const force = o.marker === null ? '1' : '0';
+  const answer = redis.eval(FORGET, keys.length, ...keys, o.id, force, o.marker ?? '');
   return (await ask(answer)) === 1;
 }
 
@@ -332,10 +431,10 @@ const REGISTER_HOST = `
   end
   redis.call('HSET', host, 'facts', facts, 'machineId', machine, 'workerId', worker, 'seenAt', string.format('%.0f', now), 'left', '0')
   redis.call('SADD', hosts, name)
-  return 1
+  return known[1] and 1 or 2
 `;
 
-/** One heartbeat. @returns False if another machine with this name is alive. */
+/** One heartbeat. @returns `taken` if another machine with this name is alive, `new` if Redis did not know the host. */
 export async function registerHost(
   redis: Redis,
   o: {
@@ -345,7 +444,7 @@ export async function registerHost(
     readonly facts: string;
     readonly onlineMs: number;
   },
-): Promise<boolean> {
+): Promise<'taken' | 'known' | 'new'> {
   const answer = redis.eval(
     REGISTER_HOST,
     2,
@@ -357,7 +456,8 @@ export async function registerHost(
     o.facts,
     o.onlineMs,
   );
-  return (await ask(answer)) === 1;
+  const outcome = (await ask(answer)) as number;
+  return outcome === 0 ? 'taken' : outcome === 1 ? 'known' : 'new';
 }
 
 const LEAVE_HOST = `

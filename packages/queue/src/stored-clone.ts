@@ -10,11 +10,13 @@ import {
   Clone,
   CloneError,
   type CloneSpec,
+  type InstanceWish,
   type TransferLimits,
   withTransfer,
 } from '@pgcloned/contract';
 import type { Redis } from 'ioredis';
 import type { KnownHost } from './host-registry.ts';
+import { parseInstanceWish, withWish } from './instance-wish.ts';
 import { cloneKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
 import type { Fence } from './scripts.ts';
@@ -27,6 +29,8 @@ export interface StoredClone {
   readonly cancelRequested: boolean;
   /** Null: it is as it was asked for at first. */
   readonly wishedTransfer: TransferLimits | null;
+  /** What its worker has not carried out yet. */
+  readonly wishedInstance: InstanceWish | null;
   /** Changes with every write of the record. */
   readonly marker: string;
 }
@@ -42,8 +46,11 @@ export class RecordUnreadableError extends Error {
  * @throws {CloneError} `QUEUE_UNAVAILABLE`.
  */
 export async function readClone(redis: Redis, id: string): Promise<StoredClone | undefined> {
-  const [record, attempt, workerId, cancel, transfer, marker] = await ask(
-    redis.hmget(cloneKey(id), 'record', 'attempt', 'workerId', 'cancel', 'transfer', 'marker'),
+  const [record, attempt, workerId, cancel, transfer, instance, marker] = await ask(
+    redis.hmget(
+      cloneKey(id),
+      ...['record', 'attempt', 'workerId', 'cancel', 'transfer', 'instance', 'marker'],
+    ),
   );
   if (record === null || record === undefined) return undefined;
   const wishedTransfer = parseWish(transfer);
@@ -51,6 +58,7 @@ export async function readClone(redis: Redis, id: string): Promise<StoredClone |
   return {
     clone: wishedTransfer === null ? clone : withTransfer(clone, wishedTransfer),
     wishedTransfer,
+    wishedInstance: parseInstanceWish(instance),
     fence: { attempt: Number(attempt), workerId: workerId ?? '' },
     cancelRequested: typeof cancel === 'string',
     marker: marker ?? '',
@@ -74,7 +82,9 @@ function parseRecord(id: string, record: string): Clone {
 
 /** The clone as callers see it. `host` is what the registry knows of the clone's host. */
 export function presentClone(stored: StoredClone, host: KnownHost | undefined): Clone {
-  const { clone, cancelRequested, fence } = stored;
+  const { cancelRequested, fence } = stored;
+  const { instance, waitsTo } = withWish(stored.clone.instance, stored.wishedInstance);
+  const clone = { ...stored.clone, instance };
   // Between two attempts a clone is queued, but its worker has it.
   if (clone.state === 'queued' && fence.workerId === '') return presentQueued(clone, host);
   switch (clone.state) {
@@ -90,8 +100,16 @@ export function presentClone(stored: StoredClone, host: KnownHost | undefined): 
     case 'succeeded':
     case 'failed':
     case 'cancelled':
-      return clone;
+      return waitsTo === null
+        ? clone
+        : { ...clone, waitingFor: waitsForHost(clone, host, waitsTo) };
   }
+}
+
+function waitsForHost({ host: name }: Clone, host: KnownHost | undefined, waitsTo: string): string {
+  const since =
+    host === undefined || host.online ? '' : `, which is offline since ${host.lastSeenAt},`;
+  return `host ${name}${since} ${waitsTo}`;
 }
 
 /** The same for a clone that was written just now. */

@@ -76,6 +76,8 @@ export async function openWorker(
     preflight: () => Promise.reject(new Error('no test asks for it')),
     onCancelRequested: () => {},
     onTransferWished: () => {},
+    onInstanceWished: () => {},
+    onRedisEmpty: () => {},
     onFenceLost: () => {},
     onError: () => {},
     signal: new AbortController().signal,

@@ -21,10 +21,10 @@ export const cloneChangeRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore
       config: { role: 'operator' },
       schema: {
         operationId: 'changeClone',
-        summary: 'Change rate and workers of a clone',
+        summary: 'Change rate, workers and protection of a clone',
         description:
-          'A JSON Merge Patch (RFC 7396) of `transfer.maxRate` and `transfer.workers`; what is left out stays as it is, ' +
-          'and null is the default. It holds for whatever is still to be copied: at once while files are copied, for ' +
+          'A JSON Merge Patch (RFC 7396) of `transfer.maxRate`, `transfer.workers` and `protected`; what is left out stays as ' +
+          'it is, and null is the default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for ' +
           'which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. ' +
           'A clone that has copied all its files takes a change without any effect; one that has ended takes none.',
         tags: ['clones'],
@@ -50,8 +50,12 @@ export const cloneChangeRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore
     },
     async (request, reply) => {
       const { id } = request.params;
-      found(await store.get(id), id);
-      const clone = await store.changeTransfer(id, request.body.transfer ?? {});
+      const { transfer, protected: isProtected } = request.body;
+      let clone = found(await store.get(id), id);
+      // What can be refused comes first, so that a request is done as a whole or not at all.
+      if (transfer !== undefined) clone = await store.changeTransfer(id, transfer);
+      if (isProtected !== undefined)
+        clone = await store.changeInstance(id, { protected: isProtected });
       audit(request, 'clone changed', id);
       return await reply.code(200).send(clone);
     },

@@ -1,4 +1,4 @@
-/** The resource `clones`: make, list, read, cancel, forget. */
+/** The resource `clones`: make, list, read, cancel, forget; what lives on after its end is in `clone-instance.ts`. */
 import { createHash } from 'node:crypto';
 import {
   Clone,
@@ -192,7 +192,8 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         summary: 'Look at one clone',
         description:
           'With `Prefer: wait=N` the answer waits up to N seconds (at most 50) for the next change: for one since ' +
-          '`If-None-Match`, where that is given. A clone that has ended is answered at once.',
+          '`If-None-Match`, where that is given. A clone that has ended is answered at once, unless something that was ' +
+          'asked for is still to be done with it.',
         tags: ['clones'],
         params: IdParams,
         headers: z.object({
@@ -226,7 +227,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         void reply.header('preference-applied', `wait=${String(waitSeconds)}`);
         const changed =
           headers['if-none-match'] !== undefined && !isKnown(tag, headers['if-none-match']);
-        if (!changed && !hasEnded(clone.state)) {
+        if (!changed && (!hasEnded(clone.state) || isChanging(clone))) {
           using answer = app.beginLongAnswer(reply);
           clone = await store.waitForChange(clone.id, {
             version: versionOf(clone),
@@ -281,15 +282,26 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
       config: { role: 'operator' },
       schema: {
         operationId: 'deleteClone',
-        summary: 'Forget a clone that has ended',
-        description: 'Removes the record. What was cloned stays where it is.',
+        summary: 'Forget a clone that has ended, or remove its files',
+        description:
+          'Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops ' +
+          'the server and removes the data directory with all that belongs to it, as far as it carries the marker of this ' +
+          'clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; ' +
+          'what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is ' +
+          'protected is refused, and so is forgetting one whose files will be removed.',
         tags: ['clones'],
         params: IdParams,
         querystring: z.strictObject({
-          data: flag('Also stop the replica and remove its directory (not supported yet)'),
+          data: flag('Stop the server and remove the files; the record stays'),
           force: flag('Forget a clone whose host is gone, in whatever state (role `admin`)'),
         }),
         response: {
+          202: {
+            id: 'RemovalAccepted',
+            description:
+              'With `data`: its files will be, or are, removed; asking again changes nothing.',
+            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+          },
           204: { id: 'Forgotten', description: 'It is forgotten.' },
           ...EVERYWHERE,
           ...NOT_FOUND,
@@ -302,11 +314,14 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
       const { params, query } = request;
       if (query.force) demandRole(request, 'admin');
       if (query.data) {
-        found(await store.get(params.id), params.id);
-        throw new CloneError('NOT_SUPPORTED', 'data: removing the data is not supported', {
-          facts: { field: 'data' },
-          hint: 'Stop the replica and remove its directory on the host, then delete without data.',
-        });
+        if (query.force) {
+          throw new CloneError('REQUEST_INVALID', 'data and force cannot stand together', {
+            hint: 'force is for a clone whose host is gone, and with it what could remove its files.',
+          });
+        }
+        const clone = await store.changeInstance(params.id, { remove: true });
+        audit(request, 'removal of the files requested', params.id);
+        return await reply.code(202).send(clone);
       }
       await store.forget(params.id, { force: query.force });
       audit(request, 'clone forgotten', params.id);
@@ -314,6 +329,11 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
     },
   );
 };
+
+/** Whether something was asked for that its worker has still to do. */
+function isChanging({ waitingFor, instance }: Clone): boolean {
+  return waitingFor !== null || instance.state === 'removing';
+}
 
 /** @throws {CloneError} `NOT_FOUND` */
 export function found(clone: Clone | undefined, id: string): Clone {

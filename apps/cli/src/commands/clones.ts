@@ -19,10 +19,13 @@ import type { GlobalOptions, Invocation, ProgressOptions } from '../invocation.t
 import { readYaml } from '../located-yaml.ts';
 import { print, printJson } from '../output.ts';
 import { openDisplay } from '../progress/open-display.ts';
-import { formatLeftovers, formatSummary } from '../summary.ts';
+import { describeInstance, formatLeftovers, formatSummary } from '../summary.ts';
 
 /** The API's own limit. */
 const PAGE_SIZE_MAX = 200;
+
+/** Well below what this command gives an answer to come. */
+const WAIT_SECONDS = 5;
 
 /** openapi-fetch leaves keys that are always null out of its types, so an answer has to be told what it is. */
 interface ClonePage {
@@ -119,12 +122,18 @@ export async function changeClone(
     json,
     workers,
     maxRate,
-  }: GlobalOptions & { readonly workers?: number | 'auto'; readonly maxRate?: number | 'none' },
+    protect,
+  }: GlobalOptions & {
+    readonly workers?: number | 'auto';
+    readonly maxRate?: number | 'none';
+    readonly protect?: boolean;
+  },
   id: string,
 ): Promise<void> {
-  if (workers === undefined && maxRate === undefined) {
+  const changesTransfer = workers !== undefined || maxRate !== undefined;
+  if (!changesTransfer && protect === undefined) {
     throw new CloneError('REQUEST_INVALID', 'nothing is to be changed', {
-      hint: 'Give --max-rate, --workers or both.',
+      hint: 'Give --max-rate, --workers, --protect or --no-protect.',
     });
   }
   const api = await findApi(environment, config);
@@ -135,12 +144,80 @@ export async function changeClone(
   const clone = (await ask(signal, (limit) =>
     api.http.PATCH('/v1/clones/{id}', {
       params: { path: { id } },
-      body: { transfer },
+      body: {
+        ...(changesTransfer && { transfer }),
+        ...(protect !== undefined && { protected: protect }),
+      },
       signal: limit,
     }),
   )) as Clone;
   if (json === true) printJson(clone);
-  else print(`clone ${id} is ${clone.state}: ${formatLimits(clone)}`);
+  else {
+    const said = [
+      ...(changesTransfer ? [formatLimits(clone)] : []),
+      ...(protect === undefined ? [] : [protect ? 'protected' : 'not protected']),
+    ];
+    print(`clone ${id} is ${clone.state}: ${said.join(', ')}`);
+  }
+}
+
+/** Settles when the worker has done it. @throws {CloneError} Why it could not. */
+export async function serveClone(
+  { environment, signal }: Invocation,
+  { config, json }: GlobalOptions,
+  { id, action }: { readonly id: string; readonly action: 'start' | 'stop' },
+): Promise<void> {
+  const api = await findApi(environment, config);
+  const path = `/v1/clones/{id}/${action}` as const;
+  await ask(signal, (limit) => api.http.POST(path, { params: { path: { id } }, signal: limit }));
+  const clone = await settled(api, id, signal);
+  if (json === true) printJson(clone);
+  else print(`clone ${id}: ${describeInstance(clone.instance)}`);
+}
+
+/** @param ttl Seconds from now; null: for ever. */
+export async function extendClone(
+  { environment, signal }: Invocation,
+  { config, json }: GlobalOptions,
+  { id, ttl }: { readonly id: string; readonly ttl: number | null },
+): Promise<void> {
+  const api = await findApi(environment, config);
+  const clone = (await ask(signal, (limit) =>
+    api.http.POST('/v1/clones/{id}/extend', {
+      params: { path: { id } },
+      body: { ttl },
+      signal: limit,
+    }),
+  )) as Clone;
+  if (json === true) printJson(clone);
+  else {
+    const { expiresAt } = clone.instance;
+    print(`clone ${id} ${expiresAt === null ? 'stays' : `goes at ${expiresAt}`}`);
+  }
+}
+
+/** The clone, once its worker has done what it was asked for. @throws {CloneError} Why it could not. */
+async function settled(api: ApiClient, id: string, signal: AbortSignal): Promise<Clone> {
+  let said = '';
+  for (let clone = await getClone(api, id, signal); ; ) {
+    const { error, state } = clone.instance;
+    if (clone.waitingFor === null && state !== 'removing') {
+      if (error === null) return clone;
+      throw new CloneError(error.code, error.message, {
+        facts: { ...error.facts, clone: id },
+        ...(error.hint !== null && { hint: error.hint }),
+      });
+    }
+    const reason = clone.waitingFor ?? 'the removal of its files';
+    if (reason !== said) process.stderr.write(`waiting for ${reason}\n`);
+    said = reason;
+    clone = (await ask(signal, (limit) =>
+      api.http.GET('/v1/clones/{id}', {
+        params: { path: { id }, header: { prefer: `wait=${String(WAIT_SECONDS)}` } },
+        signal: limit,
+      }),
+    )) as Clone;
+  }
 }
 
 export async function cancelClone(
@@ -158,17 +235,32 @@ export async function cancelClone(
 
 export async function deleteClone(
   { environment, signal }: Invocation,
-  { config, json, force }: GlobalOptions & { readonly force?: boolean },
+  {
+    config,
+    json,
+    force,
+    data,
+  }: GlobalOptions & { readonly force?: boolean; readonly data?: boolean },
   id: string,
 ): Promise<void> {
   const api = await findApi(environment, config);
   await ask(signal, (limit) =>
     api.http.DELETE('/v1/clones/{id}', {
-      params: { path: { id }, query: force === true ? { force } : {} },
+      params: {
+        path: { id },
+        query: { ...(force === true && { force }), ...(data === true && { data }) },
+      },
       signal: limit,
     }),
   );
-  if (json === true) printJson({ id, forgotten: true });
+  if (data === true) {
+    const clone = await settled(api, id, signal);
+    if (json === true) printJson(clone);
+    else {
+      print(`the files of clone ${id} are removed`);
+      for (const text of formatLeftovers(clone.leftovers)) print(text);
+    }
+  } else if (json === true) printJson({ id, forgotten: true });
   else print(`clone ${id} is forgotten; its files stay where they are`);
 }
 

@@ -59,7 +59,7 @@ export async function run(
   const minimum = LOG_LEVELS.indexOf(readLogLevel(environment, options, 'warn'));
   const outcome: Outcome = {
     leftovers: [],
-    instance: { state: 'absent', port: null, expiresAt: null, protected: false },
+    instance: { state: 'absent', port: null, expiresAt: null, protected: false, error: null },
   };
   if (options.json === true) printJson({ event: 'started', id: plan.id });
   try {

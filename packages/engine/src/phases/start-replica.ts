@@ -7,15 +7,12 @@
  * is, with its directory named.
  */
 import { readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
-  effectiveSettings,
   isServerRunning,
   type StandbyStatus,
   standbyStatus,
-  startServer,
   walBytesBetween,
 } from '@pgcloned/postgres';
 import { quoteForShell } from '@pgcloned/process';
@@ -24,6 +21,7 @@ import type { Ready } from '../ready.ts';
 import { bootClone } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
+import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
@@ -57,26 +55,15 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
 }
 
 async function start(run: CloneRun, ready: Ready): Promise<void> {
-  const dataDirectory = ready.data.final;
-  const { port } = await effectiveSettings({
+  const { port } = await startReplicaServer({
+    host: run.plan.host,
     binDirectory: ready.binDirectory,
-    dataDirectory,
-    configFile: ready.hostConfiguration,
-    names: ['port'],
-    signal: run.signal,
-  });
-  await startServer({
-    method: run.plan.host.start,
-    binDirectory: ready.binDirectory,
-    dataDirectory,
+    dataDirectory: ready.data.final,
     configFile: ready.hostConfiguration,
     major: ready.facts.major,
-    port: Number(port),
-    logFile: startLogOf(ready),
-    stallMs: run.plan.host.stallMs,
     signal: run.signal,
   });
-  run.observer.instance({ state: 'running', port: Number(port) });
+  run.observer.instance({ state: 'running', port });
 }
 
 /** Without `start` somebody else starts it, and has `hold` seconds for that. */
@@ -141,7 +128,7 @@ function leaveReplaced({ observer }: CloneRun, old: string): void {
 
 async function died(ready: Ready): Promise<CloneError> {
   return new CloneError('REPLICA_START_FAILED', 'the replica ended while it recovered', {
-    facts: { dataDirectory: ready.data.final, log: await logTail(startLogOf(ready)) },
+    facts: { dataDirectory: ready.data.final, log: await logTail(startLogOf(ready.data.final)) },
     hint: `The clone is complete in ${ready.data.final}: mend what its log says and start it by hand.`,
   });
 }
@@ -170,11 +157,6 @@ function neverStarted(ready: Ready, waitFor: string, holdSeconds: number): Clone
     facts: { dataDirectory: ready.data.final, holdSeconds },
     hint: `The clone is complete in ${ready.data.final}; its source no longer keeps WAL for it. Start it soon, or ask for start: true.`,
   });
-}
-
-/** Where the server writes until its own configuration says otherwise. */
-function startLogOf({ data }: Ready): string {
-  return join(data.final, 'pgcloned.start.log');
 }
 
 const LOG_LINES_SHOWN = 20;

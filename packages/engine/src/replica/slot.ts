@@ -7,7 +7,14 @@
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CloneError, formatServer, type Leftover, type ServerAddress } from '@pgcloned/contract';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  CloneError,
+  formatServer,
+  type Leftover,
+  type ServerAddress,
+  serversOf,
+} from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
 import { writeDurably } from '@pgcloned/process';
 import { withCleanup } from '../cleanup.ts';
@@ -20,6 +27,10 @@ import { isPublished } from '../target/marker.ts';
 export const SLOT_NOTE = 'pgcloned.replica-slot';
 /** What the server says of a second slot of one name. */
 const DUPLICATE_OBJECT = '42710';
+/** What it says of one whose standby has gone a moment ago. */
+const OBJECT_IN_USE = '55006';
+const DROP_TRIES_MAX = 25;
+const DROP_PAUSE_MS = 200;
 
 /** @throws {CloneError} `SOURCE_SETTINGS_UNSUITABLE` if there is a slot of this name. */
 export async function refuseExistingSlot(
@@ -156,8 +167,40 @@ export async function putAwayNotedSlot(
   await forgetNotedSlot(data.build);
 }
 
-const leftoverOf = ({ slotName, server }: NotedSlot): Leftover => ({
-  what: `replication slot ${slotName} on ${formatServer(server)}`,
+/**
+ * Drops the slot of a standby that is removed. Where the source may be several servers, it is dropped only if it is known
+ * which of them was copied.
+ *
+ * @param o.copiedServer `HOST:PORT`; null: unknown.
+ * @param o.dataDirectory Of the standby, which must be locked.
+ * @returns What is left.
+ */
+export async function dropReplicaSlot(
+  run: Pick<CloneRun, 'plan' | 'signal'>,
+  {
+    slotName,
+    copiedServer,
+    dataDirectory,
+  }: {
+    readonly slotName: string;
+    readonly copiedServer: string | null;
+    readonly dataDirectory: string;
+  },
+): Promise<readonly Leftover[]> {
+  const servers = serversOf(run.plan.source);
+  const server =
+    servers.length === 1
+      ? servers[0]
+      : servers.find((candidate) => formatServer(candidate) === copiedServer);
+  if (server === undefined) return [replicaSlotLeft(slotName, copiedServer ?? 'the source')];
+  return await dropNotedSlot(run, { slotName, server }, dataDirectory);
+}
+
+const leftoverOf = ({ slotName, server }: NotedSlot): Leftover =>
+  replicaSlotLeft(slotName, formatServer(server));
+
+export const replicaSlotLeft = (slotName: string, server: string): Leftover => ({
+  what: `replication slot ${slotName} on ${server}`,
   remedy: `SELECT pg_drop_replication_slot('${slotName}')`,
 });
 
@@ -180,9 +223,18 @@ async function dropSlot(
   },
 ): Promise<void> {
   await using session = await openSession(settings, { applicationName, signal });
-  await session.query(
-    'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1',
-    [slotName],
-    signal,
-  );
+  for (let tries = 1; ; tries += 1) {
+    try {
+      await session.query(
+        'SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1',
+        [slotName],
+        signal,
+      );
+      return;
+    } catch (error) {
+      const { code } = error as { readonly code?: unknown };
+      if (code !== OBJECT_IN_USE || tries >= DROP_TRIES_MAX) throw error;
+      await delay(DROP_PAUSE_MS, undefined, { signal });
+    }
+  }
 }

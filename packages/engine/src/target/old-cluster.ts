@@ -258,8 +258,17 @@ export async function giveUpOldCluster(
   await refuseRunningServer(dataDirectory);
   await writeMarker(dataDirectory, 'data', { cloneId, dataDirectory, finished: false });
   await beginJournal();
+  await takeControlFileAway(dataDirectory);
+}
+
+/**
+ * From here on, durably, the directory cannot be started.
+ *
+ * @throws {CloneError} `TARGET_IN_USE` if a server runs on it; then nothing is changed.
+ */
+export async function takeControlFileAway(dataDirectory: string): Promise<void> {
   const directory = join(dataDirectory, 'global');
-  // Its new name is on no list of the source's, so the copy removes it.
+  // Its new name is on no list of a source's, so a copy into the directory removes it.
   const [control, aside] = ['pg_control', 'pgcloned.old-pg_control'].map((name) =>
     join(directory, name),
   ) as [string, string];

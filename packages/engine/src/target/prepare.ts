@@ -87,14 +87,16 @@ export async function removePrepared({ path, kind, madeFrom }: PreparedDirectory
   if (madeFrom !== null) await removeMade(path, madeFrom);
 }
 
-async function removeMade(path: string, madeFrom: string): Promise<void> {
+/** Removes a directory and those above it, up to the topmost one that was made for it, as far as they are empty. */
+export async function removeMade(path: string, madeFrom: string): Promise<void> {
   for (let directory = path; ; directory = dirname(directory)) {
     try {
       await rmdir(directory);
     } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
       // Somebody else has put something there meanwhile.
-      if ((error as NodeJS.ErrnoException).code === 'ENOTEMPTY') return;
-      throw error;
+      if (code === 'ENOTEMPTY') return;
+      if (code !== 'ENOENT') throw error;
     }
     if (directory === madeFrom) return;
   }

@@ -1,0 +1,97 @@
+/** What lives on when a clone has ended: its server is started and stopped, its time prolonged. */
+import { Clone, type InstanceWish, Ttl } from '@pgcloned/contract';
+import type { CloneStore } from '@pgcloned/queue';
+import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
+import * as z from 'zod';
+import { RUNNING_CLONE_EXAMPLE } from '../examples.ts';
+import { refuseNoBody } from '../json-body.ts';
+import { BODY_REFUSED, CONFLICT, EVERYWHERE, NOT_FOUND } from '../responses.ts';
+import { audit, IdParams } from './clones.ts';
+
+const accepted = (id: string, description: string) => ({
+  202: {
+    id,
+    description,
+    content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+  },
+  ...EVERYWHERE,
+  ...NOT_FOUND,
+  ...CONFLICT,
+});
+
+export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
+  app,
+  { store },
+) => {
+  for (const [action, server, does] of [
+    ['start', 'running', 'Start'],
+    ['stop', 'stopped', 'Stop'],
+  ] as const) {
+    app.post(
+      `/clones/:id/${action}`,
+      {
+        config: { role: 'operator' },
+        schema: {
+          operationId: `${action}Clone`,
+          summary: `${does} the server of a clone`,
+          description:
+            `Of a clone that has ended and whose instance is stopped or running. The worker of its host does it, and ` +
+            `\`waitingFor\` says so until then; afterwards \`instance\` tells what became of it, and \`instance.error\` ` +
+            `why it could not be done. ` +
+            (server === 'running'
+              ? 'It is started as the host starts servers (`worker.start`). Its postmaster lives then; it may still be recovering.'
+              : 'Sessions are ended by a fast shutdown, and by an immediate one if that takes longer than `worker.stallSeconds`.') +
+            ' `Prefer: wait` of `GET` waits for it.',
+          tags: ['clones'],
+          params: IdParams,
+          response: accepted(`${does}Accepted`, `It will be, or is, ${server}.`),
+        } satisfies FastifyZodOpenApiSchema,
+      },
+      async (request, reply) => {
+        const clone = await change(request.params.id, { server });
+        audit(request, `clone is to be ${server}`, clone.id);
+        return await reply.code(202).send(clone);
+      },
+    );
+  }
+
+  app.post(
+    '/clones/:id/extend',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'extendClone',
+        summary: 'Give a clone another time to live',
+        description:
+          'Its files will be removed in `ttl` seconds from now, be that later or sooner than before; null: never. ' +
+          '`instance.expiresAt` says when.',
+        tags: ['clones'],
+        params: IdParams,
+        body: z
+          .strictObject({
+            ttl: Ttl.nullable().meta({ description: 'Seconds from now; null: for ever' }),
+          })
+          .meta({ id: 'CloneExtension' }),
+        response: {
+          ...accepted('ExtensionAccepted', 'It has so much time from now on.'),
+          ...BODY_REFUSED,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+      preValidation: (request, _reply, next) => {
+        refuseNoBody(request, 'Send {"ttl": SECONDS} as application/json.');
+        next();
+      },
+    },
+    async (request, reply) => {
+      const { ttl } = request.body;
+      const askedAt = new Date().toISOString();
+      const clone = await change(request.params.id, { ttl, askedAt });
+      audit(request, 'time of the clone changed', clone.id);
+      return await reply.code(202).send(clone);
+    },
+  );
+
+  async function change(id: string, wish: InstanceWish): Promise<Clone> {
+    return await store.changeInstance(id, wish);
+  }
+};

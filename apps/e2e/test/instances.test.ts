@@ -1,0 +1,184 @@
+/**
+ * The life of a clone after its end, through the API: its server is stopped and started, its files go when somebody asks or
+ * their time is over, and the record always says what is really there.
+ */
+import { existsSync } from 'node:fs';
+import { readdir, rename } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+import { type Clone, hasEnded } from '@pgcloned/contract';
+import { adoptServer, freePort, makeDirectory, stopServer } from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Product, startProduct } from './product.ts';
+
+const WAIT_MS_MAX = 60_000;
+
+const owned = new AsyncDisposableStack();
+let product: Product;
+
+beforeAll(async () => {
+  product = owned.use(await startProduct({ worker: { concurrency: 4 } }));
+});
+afterAll(async () => {
+  await owned.disposeAsync();
+});
+
+const request: Product['pgcloned']['request'] = async (...call) =>
+  await product.pgcloned.request(...call);
+const get = async (id: string): Promise<Clone> => (await request('GET', `/v1/clones/${id}`)).body;
+
+/** Settles once it holds of the record, also of one that has ended. */
+async function seen(id: string, holds: (clone: Clone) => boolean): Promise<Clone> {
+  const deadlineMs = Date.now() + WAIT_MS_MAX;
+  for (;;) {
+    const clone = await get(id);
+    if (holds(clone)) return clone;
+    if (Date.now() > deadlineMs) throw new Error(`it never came true: ${JSON.stringify(clone)}`);
+    await delay(50);
+  }
+}
+const settled = async (id: string) =>
+  await seen(
+    id,
+    ({ waitingFor, instance }) => waitingFor === null && instance.state !== 'removing',
+  );
+
+async function post(path: string, body?: unknown): Promise<Clone> {
+  const answer = await request('POST', path, body);
+  expect(answer.status, JSON.stringify(answer.body)).toBe(202);
+  return answer.body;
+}
+
+async function makeClone(name: string, more: Record<string, unknown> = {}): Promise<Clone> {
+  const clone = await product.ended((await product.create(name, more)).id);
+  expect(clone, JSON.stringify(clone.error)).toMatchObject({ state: 'succeeded' });
+  return clone;
+}
+
+test('a server is stopped and started, and the record says what is there whoever did it', async () => {
+  const port = await freePort();
+  const { id } = await makeClone('served', {
+    replica: { start: true, waitFor: 'streaming', port },
+  });
+  const dataDirectory = product.at('served', 'main');
+  await using _ = { [Symbol.asyncDispose]: () => stopServer(dataDirectory) };
+  expect((await get(id)).instance).toMatchObject({ state: 'running', port, error: null });
+
+  const asked = await post(`/v1/clones/${id}/stop`);
+  expect(asked.waitingFor).toContain('stop the server');
+  expect((await settled(id)).instance).toMatchObject({ state: 'stopped', port: null, error: null });
+  expect(existsSync(`${dataDirectory}/postmaster.pid`)).toBe(false);
+
+  await post(`/v1/clones/${id}/start`);
+  expect((await settled(id)).instance).toMatchObject({ state: 'running', port, error: null });
+  await using standby = await adoptServer(dataDirectory);
+  expect(await standby.query('SELECT pg_is_in_recovery()')).toEqual([{ pg_is_in_recovery: true }]);
+
+  await standby.stop();
+  expect((await seen(id, ({ instance }) => instance.state === 'stopped')).instance.port).toBe(null);
+  const started = await product.cli(['clone', 'start', id]);
+  expect(started.stdout.toString(), started.stderr).toContain(`running on port ${String(port)}`);
+});
+
+test('what cannot be done is refused, or stands in the record', async () => {
+  const { id } = await makeClone('refused');
+  const dataDirectory = product.at('refused', 'main');
+  await rename(dataDirectory, `${dataDirectory}2`);
+  await makeDirectory(dataDirectory);
+  await makeDirectory(`${dataDirectory}/theirs`);
+
+  expect((await request('DELETE', `/v1/clones/${id}?data=true`)).status).toBe(202);
+  const { instance } = await settled(id);
+
+  expect(instance).toMatchObject({
+    state: 'absent',
+    error: { code: 'INSTANCE_CHANGED', message: expect.stringContaining(dataDirectory) },
+  });
+  expect(await readdir(dataDirectory)).toEqual(['theirs']);
+  expect(existsSync(`${dataDirectory}2/global/pg_control`)).toBe(true);
+  expect(await request('POST', `/v1/clones/${id}/start`)).toMatchObject({
+    status: 409,
+    body: { code: 'INSTANCE_MISSING' },
+  });
+  const slow = await product.create('slow', { transfer: { maxRate: 4_000_000, workers: 2 } });
+  for (const [method, path, body] of [
+    ['POST', 'stop'],
+    ['POST', 'extend', { ttl: 60 }],
+    ['DELETE', '?data=true'],
+  ] as const) {
+    const at = path.startsWith('?') ? path : `/${path}`;
+    expect(await request(method, `/v1/clones/${slow.id}${at}`, body)).toMatchObject({
+      status: 409,
+      body: { code: 'CLONE_NOT_ENDED' },
+    });
+  }
+  await request('POST', `/v1/clones/${slow.id}/cancel`);
+  await seen(slow.id, ({ state }) => hasEnded(state));
+});
+
+test('with its data a clone goes as a whole: server, WAL, tablespaces, slot, and the parents made for it', async () => {
+  const { primary } = product.source;
+  const location = product.at('..', 'of the source');
+  await makeDirectory(location);
+  await primary.query(`CREATE TABLESPACE fast LOCATION '${location}'`);
+  await primary.query('CREATE TABLE quick TABLESPACE fast AS SELECT 1 AS one');
+  const clone = await makeClone('whole', {
+    target: {
+      walDirectory: product.at('wal of it', 'main'),
+      tablespaces: { [location]: product.at('fast') },
+    },
+    replica: { start: true, waitFor: 'streaming', port: await freePort(), slot: 'whole' },
+  });
+  await using standby = await adoptServer(product.at('whole', 'main'));
+  // A session that holds on must not keep it.
+  const sleeping = standby.query('SELECT pg_sleep(600)').catch((error: unknown) => error);
+
+  const deleted = await product.cli(['clone', 'delete', '--data', clone.id]);
+
+  expect(deleted.stdout.toString(), deleted.stderr).toContain('are removed');
+  expect(await sleeping).toBeInstanceOf(Error);
+  expect(await get(clone.id)).toMatchObject({
+    state: 'succeeded',
+    instance: { state: 'removed', port: null, error: null },
+    leftovers: [],
+  });
+  const left = await readdir(product.at());
+  for (const name of ['whole', 'wal of it', 'fast']) expect(left).not.toContain(name);
+  expect(await primary.query('SELECT slot_name FROM pg_replication_slots')).toEqual([]);
+  expect(await primary.query('SELECT one FROM quick')).toEqual([{ one: 1 }]);
+  expect((await request('DELETE', `/v1/clones/${clone.id}?data=true`)).status).toBe(202);
+  expect((await request('DELETE', `/v1/clones/${clone.id}`)).status).toBe(204);
+  await primary.query('DROP TABLE quick');
+  await primary.query('DROP TABLESPACE fast');
+});
+
+test('a clone goes when its time is over, unless it is protected or was given more', async () => {
+  const spec = { ttl: 1 };
+  const [kept, extended, gone, failed] = await Promise.all([
+    makeClone('kept', { ...spec, protected: true }),
+    makeClone('extended', { ttl: 3600 }),
+    makeClone('gone', spec),
+    product
+      .create('failed', {
+        ...spec,
+        transfer: { maxRate: 4_000_000, workers: 2 },
+        deadline: new Date(Date.now() + 6_000),
+      })
+      .then(async ({ id }) => await product.ended(id)),
+  ]);
+  const later = await post(`/v1/clones/${extended.id}/extend`, { ttl: 7200 });
+
+  await seen(gone.id, ({ instance }) => instance.state === 'removed');
+  expect(failed.state).toBe('failed');
+  await seen(failed.id, ({ instance }) => instance.state === 'removed');
+
+  expect(existsSync(product.at('gone'))).toBe(false);
+  expect(existsSync(product.at('failed'))).toBe(false);
+  const leftMs = Date.parse(later.instance.expiresAt ?? '') - Date.now();
+  expect(leftMs).toBeGreaterThan(7_000_000);
+  expect((await settled(extended.id)).instance).toMatchObject({ state: 'stopped' });
+  expect((await get(kept.id)).instance).toMatchObject({ state: 'stopped', protected: true });
+  const change = { protected: false };
+  expect((await request('PATCH', `/v1/clones/${kept.id}`, change)).status).toBe(200);
+  await seen(kept.id, ({ instance }) => instance.state === 'removed');
+  expect(existsSync(product.at('kept'))).toBe(false);
+});

@@ -1,0 +1,342 @@
+/**
+ * The life of clones after their end: their servers are started and stopped, their files removed, on request or when their
+ * time is over, and their records say what is there.
+ *
+ * Whether a server runs is told by looking, every few seconds: it may have been started, stopped or killed by anybody, also
+ * while no worker ran. What is to happen is in the journal before it happens: a removal that was begun is brought to its end
+ * by the next worker. A wish lies in Redis until it is carried out, and is found there by whoever comes too late for its
+ * wake-up call. Nothing goes because its time is over before Redis was asked for such a wish: with Redis away it stays.
+ *
+ * One step at a time for each clone, any number of clones at once; locks keep all of it from a directory that a clone is
+ * being made in.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
+import {
+  type Clone,
+  CloneError,
+  expiryAfter,
+  hasEnded,
+  hasFiles,
+  type Instance,
+  type InstanceWish,
+  type Leftover,
+  recordError,
+  toCloneError,
+} from '@pgcloned/contract';
+import type {
+  ClonePlan,
+  InstancePlan,
+  lookAtInstance,
+  removeInstance,
+  startInstance,
+  stopInstance,
+} from '@pgcloned/engine';
+import { unlessAborted } from '@pgcloned/process';
+import type { HostQueue } from '@pgcloned/queue';
+import type { Logger } from 'pino';
+import { type HostConfiguration, hostPolicy, planClone } from './clone-plan.ts';
+import { NO_DEATHS, type Run, type RunJournal } from './run-journal.ts';
+import { type SteadyClock, watchClock } from './steady-clock.ts';
+
+/** How late it may be noticed that somebody else has started or stopped a server. */
+const LOOK_MS = 5_000;
+
+/** What failed is tried again, but not with every look. */
+const RETRY_MS = 30_000;
+
+export interface InstanceEngine {
+  readonly lookAtInstance: typeof lookAtInstance;
+  readonly startInstance: typeof startInstance;
+  readonly stopInstance: typeof stopInstance;
+  readonly removeInstance: typeof removeInstance;
+}
+
+export interface InstancesContext {
+  readonly host: HostConfiguration;
+  readonly journal: RunJournal;
+  readonly queue: Pick<HostQueue, 'read' | 'wishedInstances' | 'updateEnded'>;
+  readonly engine: InstanceEngine;
+  /** Clones that are being made belong to somebody else. */
+  readonly isBeingMade: (id: string) => boolean;
+  readonly log: Logger;
+}
+
+/** Disposing of it settles when nothing is done to any instance any more. */
+export interface Instances extends AsyncDisposable {
+  /** The clone has ended, or something is wished for it. */
+  readonly attend: (id: string) => void;
+  /** What a Redis that has lost everything has to be told again. */
+  readonly runsWithFiles: () => readonly Run[];
+}
+
+/** Looks after all clones that have ended on this host, now and from now on. */
+export async function watchInstances(context: InstancesContext): Promise<Instances> {
+  const { journal, queue, engine, log } = context;
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const runs = new Map<string, Run>();
+  const wished = new Set<string>();
+  const retryAtMs = new Map<string, number>();
+  const clock = watchClock();
+  const busy = new Map<string, { again: boolean; readonly done: Promise<void> }>();
+
+  /** Redis may be away for as long as it likes; the end of the worker does not wait for it. */
+  const patiently = async <Value>(work: Promise<Value>): Promise<Value> =>
+    await unlessAborted(work, signal);
+
+  const keep = async (run: Run): Promise<void> => {
+    await journal.write(run);
+    runs.set(run.clone.id, run);
+  };
+  const say = async (run: Run, done: InstanceWish | null): Promise<void> => {
+    const { clone, workerId } = run;
+    const outcome = await patiently(
+      queue.updateEnded(clone, { attempt: clone.attempt, workerId }, done),
+    );
+    if (outcome === 'refused')
+      log.warn({ cloneId: clone.id }, 'the record of the clone belongs to somebody else');
+    if (!run.reported) await keep({ ...run, reported: true });
+  };
+
+  const runOf = async (id: string): Promise<Run | undefined> => {
+    const known = runs.get(id) ?? (await journal.read(id));
+    if (known !== undefined) return known;
+    // This host has lost its journal. Whether the clone is ours is told by the marker in its directory.
+    const stored = await patiently(queue.read(id));
+    if (stored === undefined) return undefined;
+    const { clone, fence } = stored;
+    return {
+      clone,
+      workerId: fence.workerId,
+      reported: true,
+      filled: [],
+      deaths: NO_DEATHS,
+      begunFrom: null,
+    };
+  };
+  const wishFor = async (id: string): Promise<InstanceWish | null> =>
+    (await patiently(queue.read(id)))?.wishedInstance ?? null;
+
+  const step = async (id: string): Promise<void> => {
+    const run = await runOf(id);
+    if (run === undefined || !hasEnded(run.clone.state)) return;
+    runs.set(id, run);
+    const isTold = wished.delete(id);
+    const mayTry = performance.now() >= (retryAtMs.get(id) ?? 0);
+    const isDue = mayTry && isOver(run.clone.instance, clock);
+    // Before it goes, too: somebody may have prolonged it while nobody could tell us.
+    const wish = isTold || isDue ? await wishFor(id) : null;
+    const next = await carryOut(run, wish, mayTry);
+    if (!isDeepStrictEqual(next.clone, run.clone)) await keep({ ...next, reported: false });
+    const last = runs.get(id) ?? next;
+    if (isTold || wish !== null || !last.reported) await say(last, wish);
+  };
+
+  /** @returns The run with what has become of it. */
+  const carryOut = async (run: Run, wish: InstanceWish | null, mayTry: boolean): Promise<Run> => {
+    const { id, instance: before } = run.clone;
+    const withInstance = (instance: Instance): Run => ({
+      ...run,
+      clone: { ...run.clone, instance },
+    });
+    const wanted = wish === null ? before : granted(before, wish);
+    const isBegun = before.state === 'removing';
+    const isAsked = wish?.remove === true;
+    if (isAsked && wanted.protected && !isBegun)
+      return withInstance({ ...wanted, error: recordError(protectedError()) });
+    if (isAsked || (mayTry && (isBegun || isOver(wanted, clock))))
+      return await remove(withInstance(wanted), isAsked);
+    if (isBegun || before.state === 'removed') return withInstance(wanted);
+
+    const plan = planOf(run);
+    let error: CloneError | null = null;
+    if (wish?.server !== undefined) {
+      const work = wish.server === 'running' ? engine.startInstance : engine.stopInstance;
+      error = await tryTo(id, `be ${wish.server}`, async () => {
+        await work(plan, signal);
+      });
+    }
+    const seen = await engine.lookAtInstance(plan);
+    return withInstance({
+      ...wanted,
+      ...seen,
+      // What has changed since has made it void.
+      ...(seen.state !== before.state && { error: null }),
+      ...(error !== null && { error: recordError(error) }),
+    });
+  };
+
+  const remove = async (run: Run, isAsked: boolean): Promise<Run> => {
+    const { clone } = run;
+    const plan = planOf(run);
+    const isBegun = clone.instance.state === 'removing';
+    const removing: Instance = { ...clone.instance, state: 'removing', port: null, error: null };
+    // The journal first, so that the next worker goes on with it. Redis may hear of it later.
+    await keep({ ...run, clone: { ...clone, instance: removing }, reported: false });
+    const said = say(runs.get(clone.id) ?? run, null).catch(() => {});
+    let leftovers: readonly Leftover[] = [];
+    const error = await tryTo(clone.id, 'be removed', async () => {
+      leftovers = await engine.removeInstance(plan, {
+        source: sourceOf(clone, context.host),
+        copiedServer: clone.result?.source.address ?? null,
+        signal,
+      });
+    });
+    await said;
+    if (error === null) {
+      return {
+        ...run,
+        clone: {
+          ...clone,
+          instance: { ...removing, state: 'removed' },
+          leftovers: [...clone.leftovers, ...leftovers],
+        },
+      };
+    }
+    const seen = await engine.lookAtInstance(plan);
+    // Once it cannot be started any more, it goes to its end.
+    const goesOn =
+      seen.state === 'unfinished' && (isBegun || clone.instance.state !== 'unfinished');
+    // Its time is over, but somebody works on its directory: that is no fault, and it goes later.
+    const isFault = isAsked || error.code !== 'TARGET_BUSY';
+    const instance: Instance = {
+      ...removing,
+      ...(goesOn ? {} : seen),
+      error: isFault ? recordError(error) : null,
+    };
+    return { ...run, clone: { ...clone, instance } };
+  };
+
+  /** @throws The signal's reason if the worker stops. */
+  const tryTo = async (
+    id: string,
+    what: string,
+    work: () => Promise<void>,
+  ): Promise<CloneError | null> => {
+    try {
+      await work();
+      retryAtMs.delete(id);
+      log.info({ cloneId: id }, `clone was asked to ${what}, and is`);
+      return null;
+    } catch (error) {
+      signal.throwIfAborted();
+      retryAtMs.set(id, performance.now() + RETRY_MS);
+      const failure = toCloneError(error);
+      const { code, message, cause } = failure;
+      log.warn(
+        { cloneId: id, code, ...(code === 'INTERNAL' && { err: cause }) },
+        `clone cannot ${what}: ${message}`,
+      );
+      return failure;
+    }
+  };
+
+  const attend = (id: string): void => {
+    const current = busy.get(id);
+    if (current !== undefined) current.again = true;
+    if (current !== undefined || signal.aborted || context.isBeingMade(id)) return;
+    const entry = {
+      again: false,
+      done: step(id)
+        .catch((error: unknown) => {
+          if (!signal.aborted) log.error({ cloneId: id, err: error }, 'instance of a clone');
+        })
+        .finally(() => {
+          busy.delete(id);
+          if (entry.again) attend(id);
+        }),
+    };
+    busy.set(id, entry);
+  };
+
+  const lookAround = async (): Promise<void> => {
+    clock.look();
+    for (const [id, { clone }] of runs) if (mayChange(clone) && !busy.has(id)) attend(id);
+    for (const id of await patiently(queue.wishedInstances())) {
+      wished.add(id);
+      attend(id);
+    }
+  };
+
+  for (const run of await journal.list())
+    if (hasEnded(run.clone.state) && mayChange(run.clone)) runs.set(run.clone.id, run);
+  const looking = repeat(lookAround, {
+    signal,
+    onError: (error) => {
+      log.warn({ err: error }, 'instances of clones');
+    },
+  });
+
+  return {
+    attend: (id) => {
+      wished.add(id);
+      attend(id);
+    },
+    runsWithFiles: () => [...runs.values()].filter(({ clone }) => hasFiles(clone.instance)),
+    [Symbol.asyncDispose]: async () => {
+      stopping.abort(
+        new CloneError('WORKER_STOPPED', 'the worker was stopped', {
+          hint: 'It goes on when the worker is started again.',
+        }),
+      );
+      await looking;
+      await Promise.all([...busy.values()].map(async ({ done }) => await done));
+    },
+  };
+
+  function planOf({ clone, filled }: Run): InstancePlan {
+    return { id: clone.id, spec: clone.spec, host: hostPolicy(context.host), filled };
+  }
+}
+
+/** What is absent may come back with its filesystem, but not what was removed by us. */
+function mayChange({ state, instance }: Clone): boolean {
+  return state !== 'cancelled' && instance.state !== 'removed';
+}
+
+async function repeat(
+  work: () => Promise<void>,
+  { signal, onError }: { readonly signal: AbortSignal; readonly onError: (error: unknown) => void },
+): Promise<void> {
+  while (!signal.aborted) {
+    await work().catch((error: unknown) => {
+      if (!signal.aborted) onError(error);
+    });
+    await delay(LOOK_MS, undefined, { signal }).catch(() => {});
+  }
+}
+
+/** Null if the source has gone from the configuration: what is left there is named. */
+function sourceOf(clone: Clone, host: HostConfiguration): ClonePlan | null {
+  try {
+    return planClone(clone, host);
+  } catch (error) {
+    if (error instanceof CloneError) return null;
+    throw error;
+  }
+}
+
+function granted(instance: Instance, wish: InstanceWish): Instance {
+  const { ttl } = wish;
+  return {
+    ...instance,
+    error: null,
+    protected: wish.protected ?? instance.protected,
+    ...(ttl !== undefined && { expiresAt: ttl === null ? null : expiryAfter(ttl, Date.now()) }),
+  };
+}
+
+function isOver(instance: Instance, clock: SteadyClock): boolean {
+  const { expiresAt, state } = instance;
+  const isThere = state === 'running' || state === 'stopped' || state === 'unfinished';
+  return (
+    isThere && !instance.protected && expiresAt !== null && clock.isPast(Date.parse(expiresAt))
+  );
+}
+
+function protectedError(): CloneError {
+  return new CloneError('CLONE_PROTECTED', 'the clone is protected', {
+    hint: 'Take the protection back first: PATCH the clone with {"protected": false}.',
+  });
+}

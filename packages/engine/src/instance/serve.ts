@@ -1,0 +1,80 @@
+/**
+ * Starting and stopping the server of a clone that has ended. Under the lock of its data directory, so that no clone that
+ * is about to replace it meets a server that starts.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { findBinDirectory, isServerRunning, stopServer } from '@pgcloned/postgres';
+import { findHostConfiguration } from '../replica/host-configuration.ts';
+import { startReplicaServer } from '../replica/start-server.ts';
+import { makeLockSet } from '../target/locks.ts';
+import { isPublished, readMarker } from '../target/marker.ts';
+import { guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
+
+/**
+ * Settles once the postmaster lives; nothing to do if it does already.
+ *
+ * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, and what starting throws.
+ */
+export async function startInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
+  await underLock(plan, signal, async (dataDirectory) => {
+    if ((await isServerRunning(dataDirectory)) !== null) return;
+    const major = await majorOf(dataDirectory);
+    await startReplicaServer({
+      host: plan.host,
+      binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
+      dataDirectory,
+      configFile:
+        plan.spec.replica.configuration === 'source'
+          ? null
+          : await findHostConfiguration(dataDirectory, major),
+      major,
+      signal,
+    });
+  });
+}
+
+/**
+ * A fast shutdown, and an immediate one if that does not come to its end. Nothing to do if no server runs.
+ *
+ * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING`, `TARGET_BUSY`, `PROCESS_FAILED`.
+ */
+export async function stopInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
+  await underLock(plan, signal, async (dataDirectory) => {
+    const binDirectory = await binDirectoryOf(plan, dataDirectory, signal);
+    await stopServer({ binDirectory, dataDirectory, signal, fastMsMax: plan.host.stallMs });
+  });
+}
+
+/** The programs of the version that the directory is of. */
+export async function binDirectoryOf(
+  { host }: Pick<InstancePlan, 'host'>,
+  dataDirectory: string,
+  signal: AbortSignal,
+): Promise<string> {
+  return await findBinDirectory(host.postgresBin, await majorOf(dataDirectory), signal);
+}
+
+async function underLock(
+  plan: InstancePlan,
+  signal: AbortSignal,
+  work: (dataDirectory: string) => Promise<void>,
+): Promise<void> {
+  const dataDirectory = await guardedDataDirectory(plan);
+  await using locks = makeLockSet(plan.id);
+  await locks.take([dataDirectory], signal);
+  const found = (await readMarker(dataDirectory, 'data'))?.cloneId ?? null;
+  if (found !== plan.id) throw instanceChanged(dataDirectory, { id: plan.id, found });
+  if (!(await isPublished(dataDirectory, plan.id))) {
+    throw new CloneError('INSTANCE_MISSING', `${dataDirectory} holds an unfinished copy`, {
+      facts: { dataDirectory },
+      hint: 'It cannot be started. Clone into the directory again, which builds upon it, or delete it.',
+    });
+  }
+  await work(dataDirectory);
+}
+
+async function majorOf(dataDirectory: string): Promise<number> {
+  return Number(await readFile(join(dataDirectory, 'PG_VERSION'), 'utf8'));
+}
