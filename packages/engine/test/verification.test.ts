@@ -3,7 +3,7 @@
  *
  * The copy is a copy of its files, damaged by the test, so that it is known which page is wrong on which side.
  */
-import { cp, mkdir, open } from 'node:fs/promises';
+import { cp, mkdir, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openSession, type Session, startBackup } from '@pgcloned/postgres';
 import { connectSsh, type SshConnection } from '@pgcloned/ssh';
@@ -93,6 +93,7 @@ async function verify({
   names = [table, other],
   kept = false,
   manifest = false,
+  segmentPages = 131_072,
 } = {}): Promise<Verified> {
   warnings.length = 0;
   const run = {
@@ -101,7 +102,7 @@ async function verify({
     warn: (text: string) => warnings.push(text),
   } as unknown as CloneRun;
   const ready = {
-    facts: { dataChecksums: true, pageBytes: PAGE_BYTES, segmentPages: 131_072 },
+    facts: { dataChecksums: true, pageBytes: PAGE_BYTES, segmentPages },
     host: { runner: () => ssh },
     session,
   } as unknown as Ready;
@@ -134,6 +135,26 @@ test('pages that are broken here alone are fetched again and named', async () =>
     expect(await readPage(copy, table, block)).toEqual(
       await readPage(primary.dataDirectory, table, block),
     );
+});
+
+test('a page of a later file of a relation is counted from its first, and asked for by its place in the file', async () => {
+  const segmentPages = 16;
+  const name = `${table}.1`;
+  const whole = await readFile(join(primary.dataDirectory, table));
+  const second = whole.subarray(segmentPages * PAGE_BYTES, 2 * segmentPages * PAGE_BYTES);
+  for (const directory of [primary.dataDirectory, copy])
+    await writeFile(join(directory, name), second);
+  await damage(copy, name, 3);
+
+  expect(await verify({ names: [name], segmentPages })).toMatchObject({ pages: 'passed' });
+  expect(warnings).toEqual([
+    expect.stringMatching(`^block 19 of relation ${table} \\(file ${name}\\) had come over`),
+  ]);
+  expect((await readFile(join(copy, name))).equals(second)).toBe(true);
+  for (const directory of [primary.dataDirectory, copy]) await damage(directory, name, 3);
+  expect(await verify({ names: [name], segmentPages })).toMatchObject({ pages: 'failed' });
+  expect(warnings).toEqual([expect.stringMatching(`^block 19 of .* is corrupt on the source`)]);
+  await rm(join(primary.dataDirectory, name));
 });
 
 test('a page of the visibility map that was torn is fetched again, and is no news', async () => {
