@@ -6,6 +6,9 @@ import { runProcess } from '@pgcloned/process';
 
 const PROGRAMS = ['postgres', 'pg_ctl', 'pg_receivewal', 'pg_waldump'];
 
+/** The others get along with some versions besides their own; pg_waldump takes the WAL of any other for damaged. */
+const OF_ONE_VERSION = ['postgres', 'pg_waldump'];
+
 /**
  * @param template The path of the directory, with `{major}` where the version goes.
  * @param more Programs that are needed besides.
@@ -27,16 +30,19 @@ export async function findBinDirectory(
       throw missing(`${file} is not there`, { program, directory, major }, cause);
     }
   }
-  const { stdout } = await runProcess(
-    { file: join(directory, 'postgres'), args: ['--version'], env: { LC_ALL: 'C' } },
-    { signal },
-  );
-  const version = /(\d+)(?:\.\d+|devel|beta\d+|rc\d+)/.exec(stdout.toString())?.[1];
-  if (version === String(major)) return directory;
-  throw missing(`${directory} holds PostgreSQL ${version ?? 'of an unknown version'}`, {
-    directory,
-    major,
-  });
+  for (const program of OF_ONE_VERSION) {
+    const { stdout } = await runProcess(
+      { file: join(directory, program), args: ['--version'], env: { LC_ALL: 'C' } },
+      { signal },
+    );
+    const version = /(\d+)(?:\.\d+|devel|beta\d+|rc\d+)/.exec(stdout.toString())?.[1];
+    if (version === String(major)) continue;
+    throw missing(
+      `${join(directory, program)} is of ${version === undefined ? 'an unknown version' : `PostgreSQL ${version}`}`,
+      { program, directory, major },
+    );
+  }
+  return directory;
 }
 
 /** Where the packages of the distributions put them, and what those are called. */

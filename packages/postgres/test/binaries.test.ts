@@ -1,4 +1,4 @@
-import { mkdir, symlink } from 'node:fs/promises';
+import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { findPostgres, scratchDirectory } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
@@ -33,7 +33,27 @@ test('a version that is not installed, and a directory of another version, are r
   });
   await expect(findBinDirectory(template, major + 1, signal)).rejects.toMatchObject({
     code: 'TOOL_MISSING',
-    message: expect.stringContaining(`holds PostgreSQL ${String(major)}`),
+    message: expect.stringContaining(`postgres is of PostgreSQL ${String(major)}`),
+  });
+});
+
+test('a pg_waldump of another version is refused: it would take all WAL for damaged', async () => {
+  await using scratch = await scratchDirectory();
+  const directory = join(scratch.path, String(major));
+  await mkdir(directory);
+  for (const program of ['postgres', 'pg_ctl', 'pg_receivewal'])
+    await symlink(join(binDirectory, program), join(directory, program));
+  await writeFile(
+    join(directory, 'pg_waldump'),
+    "#!/bin/sh\necho 'pg_waldump (PostgreSQL) 99.1'\n",
+    { mode: 0o755 },
+  );
+
+  await expect(
+    findBinDirectory(join(scratch.path, '{major}'), major, signal),
+  ).rejects.toMatchObject({
+    code: 'TOOL_MISSING',
+    message: `${join(directory, 'pg_waldump')} is of PostgreSQL 99`,
   });
 });
 
