@@ -110,6 +110,32 @@ test.runIf(runsAsRoot)(
   },
 );
 
+test('where blocks cannot be shared a copy is offered, and then told of', async () => {
+  const { source, cli } = product;
+  // Another filesystem than that of the source, whatever that is.
+  const spec = {
+    source: { local: true, dataDirectory: source.primary.dataDirectory },
+    method: 'reflink',
+    target: { dataDirectory: '/dev/shm/pgcloned-test/main' },
+  };
+  const ask = async (more: object) => {
+    const input = JSON.stringify({ ...spec, ...more });
+    return JSON.parse(
+      (await cli(['--json', 'run', '--preflight', '-f', '-'], input)).stdout.toString(),
+    );
+  };
+
+  const before = await ask({});
+  const [{ remedies }] = before.findings;
+  const after = await ask(JSON.parse(remedies[0].text));
+
+  expect(before.findings[0]).toMatchObject({ severity: 'error', code: 'REFLINK_UNSUPPORTED' });
+  expect(after.findings).toContainEqual(
+    expect.objectContaining({ severity: 'warning', code: 'REFLINK_FALLBACK' }),
+  );
+  expect(after).toMatchObject({ ready: true, notChecked: [] });
+});
+
 test('without its worker a host cannot be asked, and what to do is said', async () => {
   const { pgcloned, specOf } = product;
   const elsewhere = await pgcloned.request('POST', '/v1/preflights', {

@@ -31,7 +31,9 @@ import { runProcess } from '@pgcloned/process';
 import {
   asPartsUser,
   makeDirectory,
+  mountFilesystem,
   partsEnvironment,
+  runsAsRoot,
   type Source,
   type SshServer,
   scratchDirectory,
@@ -196,11 +198,16 @@ const found = (report: PreflightReport, { code, saying }: Scene) =>
 async function replaceProgram({ programs }: Stage, name: string, script: string): Promise<void> {
   await writeFile(join(programs, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   await chmod(join(programs, name), 0o755);
-  // Stands for the real one, which would ask the network: what it installs is the program of this machine.
+  // What it installs is the program of this machine.
   const installs = `case $3 in rsync) rm -f ${programs}/rsync ;; findutils) rm -f ${programs}/find ;; esac`;
-  await writeFile(join(programs, 'apt-get'), `#!/bin/sh\n${installs}\n`, { mode: 0o755 });
-  await chmod(join(programs, 'apt-get'), 0o755);
+  await replaceInstaller({ programs }, installs);
   await chmod(programs, 0o777);
+}
+
+/** Stands for the real one, which would ask the network. */
+async function replaceInstaller({ programs }: Pick<Stage, 'programs'>, script: string) {
+  await writeFile(join(programs, 'apt-get'), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  await chmod(join(programs, 'apt-get'), 0o755);
 }
 
 const sql =
@@ -568,6 +575,21 @@ const DECISIONS: readonly Scene[] = [
   },
 ];
 
+const FULL: readonly Scene[] = [
+  {
+    what: 'a data root that is too small beside one that is not',
+    code: 'TARGET_NO_SPACE',
+    saying: 'are needed',
+    provoke: async ({ root }) => {
+      const small = owned.use(await mountFilesystem({ type: 'tmpfs', bytes: 48 * 2 ** 20 }));
+      return {
+        request: { target: { dataDirectory: join(small.path, 'orders', 'main') } },
+        host: { dataRoots: [small.path, root] },
+      };
+    },
+  },
+];
+
 const RSYNC_HERE: readonly Scene[] = [
   {
     what: 'a host without rsync',
@@ -577,9 +599,7 @@ const RSYNC_HERE: readonly Scene[] = [
       const here = owned.use(await scratchDirectory()).path;
       for (const name of await readdir('/usr/bin'))
         if (name !== 'rsync') await symlink(join('/usr/bin', name), join(here, name));
-      const installer = join(stage.programs, 'apt-get');
-      await writeFile(installer, `#!/bin/sh\nln -s "$(command -v $3)" ${here}/$3\n`);
-      await chmod(installer, 0o755);
+      await replaceInstaller(stage, `ln -s "$(command -v $3)" ${here}/$3`);
       await chmod(here, 0o777);
       vi.stubEnv('PATH', here);
       return undefined;
@@ -614,12 +634,13 @@ const RESTARTED: readonly Scene[] = [
     what: 'a library that is loaded there and missing here',
     code: 'TOOL_MISSING',
     saying: 'the library ours',
-    provoke: async () => {
-      await rename(join(libraries, 'ours.so'), join(libraries, 'away.so'));
-      return undefined;
-    },
-    byHand: async () => {
-      await rename(join(libraries, 'away.so'), join(libraries, 'ours.so'));
+    provoke: async (stage) => {
+      const path = join(libraries, 'ours.so');
+      await rename(path, join(libraries, 'away.so'));
+      // Stand for the packages of a distribution: the source knows the one, and installing it here brings the library.
+      const known = `[ "$2" = '${path}' ] && echo 'of-ours:amd64: ${path}'`;
+      await replaceProgram(stage, 'dpkg-query', known);
+      await replaceInstaller(stage, `[ "$3" = of-ours ] && mv ${libraries}/away.so ${path}`);
       return undefined;
     },
   },
@@ -653,7 +674,7 @@ async function openMinimal(): Promise<Stage> {
   const file = join(binDirectory, 'pg_config');
   const { stdout } = await runProcess({ file, args: ['--pkglibdir'], env: {} }, { signal });
   await copyFile(join(stdout.toString().trim(), 'auto_explain.so'), join(libraries, 'ours.so'));
-  await chmod(libraries, 0o755);
+  await chmod(libraries, 0o777);
   return await openStage({
     ...{ wal_level: 'minimal', max_wal_senders: '0', max_replication_slots: '0' },
     shared_preload_libraries: 'ours',
@@ -686,6 +707,8 @@ const BATCHES: readonly {
   { batch: 'on the way of the files', scenes: PORT_CLOSED, open: sharedStage },
   { batch: 'that need a decision', scenes: DECISIONS, open: sharedStage },
   { batch: 'of rsync here', scenes: RSYNC_HERE, open: sharedStage },
+  // Mounting takes root.
+  ...(runsAsRoot ? [{ batch: 'of room', scenes: FULL, open: sharedStage }] : []),
   { batch: 'of what is scarce', scenes: SCARCE, open: openScarce },
   { batch: 'that need a restart', scenes: RESTARTED, open: openMinimal },
 ];
@@ -741,6 +764,8 @@ const ELSEWHERE: Partial<Record<Finding['code'], readonly [file: string, words: 
   COLLATION_DIFFERS: ['packages/postgres/test/source-facts.test.ts', 'COLLATION_DIFFERS'],
   HOST_KEY_UNCHECKED: ['apps/e2e/test/ancestors.test.ts', 'was not checked (ssh.insecure)'],
   NOT_CHECKED: ['packages/postgres/test/source-facts.test.ts', 'NOT_CHECKED'],
+  REFLINK_FALLBACK: ['apps/e2e/test/preflight.test.ts', 'REFLINK_FALLBACK'],
+  REFLINK_UNSUPPORTED: ['apps/e2e/test/preflight.test.ts', 'REFLINK_UNSUPPORTED'],
   REMOTE_COMMAND_FAILED: ['packages/rsync/test/remote-script.test.ts', 'REMOTE_COMMAND_FAILED'],
   REPLICA_HAS_NO_WAY: ['apps/e2e/test/tunnel.test.ts', 'the replica cannot reach'],
   SLOT_TIMEOUT_SHORT: ['packages/postgres/test/source-facts.test.ts', 'SLOT_TIMEOUT_SHORT'],

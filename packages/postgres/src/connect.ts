@@ -15,6 +15,7 @@ import {
   isSocketDirectory,
   socketDirectoryOf,
 } from './connection-settings.ts';
+import { formatPassfileLine } from './passfile.ts';
 import { quoteIdentifier } from './quote-identifier.ts';
 
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -251,8 +252,9 @@ function explainRefusal(
 const isAboutRole = (error: Error) =>
   error instanceof DatabaseError && error.routine === 'InitializeSessionUserId';
 
-function passwordHint({ passFileRefused, user }: ConnectionSettings): string {
-  const hint = `Put the password of ${user} into the passFile of the source, or into ~/.pgpass, with mode 0600.`;
+function passwordHint({ passFileRefused, ...settings }: ConnectionSettings): string {
+  const line = formatPassfileLine({ ...settings, database: '*' }, 'PASSWORD').trimEnd();
+  const hint = `Put the line ${line} with the password of ${settings.user} into the passFile of the source, or into ~/.pgpass, with mode 0600.`;
   return passFileRefused === null ? hint : `${hint} Not used: ${passFileRefused}.`;
 }
 

@@ -5,6 +5,7 @@ export { type DaemonRequest, type RsyncDaemon, startDaemon } from './daemon.ts';
 export type { TransferEndpoint } from './endpoint.ts';
 export { type HostProbe, probeHost } from './host-probe.ts';
 export { listFiles, type SourceEntry } from './list-files.ts';
+export { packagesOf } from './packages.ts';
 export { readRemoteFile, readRemotePages, remoteExists } from './remote-file.ts';
 export { rsyncVersionWarning } from './rsync-version.ts';
 export { sweepHost } from './sweep-host.ts';

@@ -21,7 +21,7 @@ const MARKER = Buffer.from('\npgcloned answers\n');
 /** `read` and `pages` exit with this when there is no such file. */
 const STATUS_MISSING = 44;
 
-export type Verb = 'probe' | 'exists' | 'read' | 'pages' | 'list' | 'serve' | 'sweep';
+export type Verb = 'probe' | 'exists' | 'read' | 'pages' | 'packages' | 'list' | 'serve' | 'sweep';
 
 /** The command line for the login shell of the source host. `args` are visible there to everybody: no secrets. */
 export function remoteCommand(verb: Verb, args: readonly string[]): string {

@@ -56,6 +56,16 @@ exists() { # PATH
   esac
 }
 
+# One line per path: the package that has brought it, or nothing.
+packages() { # PATH…
+  answer
+  for path in "$@"; do
+    name=$(dpkg-query --search "$path" 2>/dev/null | sed -n '1s/[:,].*//p')
+    [ -n "$name" ] || name=$(rpm --query --file --queryformat '%{NAME}' "$path" 2>/dev/null) || name=
+    printf '%s\n' "$name"
+  done
+}
+
 # One read(2) of the whole, since what is read may be overwritten meanwhile.
 read_file() { # PATH BYTES_MAX
   answer
@@ -251,6 +261,6 @@ shift
 case $verb in
   read) read_file "$@" ;;
   pages) read_pages "$@" ;;
-  probe | exists | list | serve | sweep) "$verb" "$@" ;;
+  probe | exists | packages | list | serve | sweep) "$verb" "$@" ;;
   *) fail "unknown verb: $verb" ;;
 esac

@@ -14,6 +14,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
   listFiles,
   localCompressions,
+  packagesOf,
   probeHost,
   readRemoteFile,
   readRemotePages,
@@ -42,6 +43,21 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
 
   afterEach(async () => {
     await scratch[Symbol.asyncDispose]();
+  });
+
+  test('a package is told by the files that it has brought, and nothing but a name is taken for one', async () => {
+    const answers = [
+      "  /lib/a.so) echo 'postgresql-15-a:amd64: /lib/a.so' ;;",
+      "  /lib/b.so) echo 'b; rm -rf /: /lib/b.so' ;;",
+    ];
+    const query = join(runner.bin, 'dpkg-query');
+    await writeFile(query, ['#!/bin/sh', 'case $2 in', ...answers, 'esac', ''].join('\n'));
+    await chmod(query, 0o755);
+    const paths = ['/lib/b.so', '/lib/none.so', '/lib/a.so'];
+
+    expect([...(await packagesOf(runner, { paths, signal }))]).toEqual([
+      ['/lib/a.so', 'postgresql-15-a'],
+    ]);
   });
 
   test('probing tells who we are there, what is installed and what the clock says', async () => {

@@ -6,8 +6,11 @@ import { userInfo } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { CloneError, changeRequest, type ErrorCode, type Remedy } from '@pgcloned/contract';
 import { quoteForShell } from '@pgcloned/process';
+import type { ClonePlan } from '../plan.ts';
 import { isWithin } from '../target/locks.ts';
 import { exists } from '../target/marker.ts';
+import { filesystemOf } from '../target/space.ts';
+import type { Seen } from './check.ts';
 
 const WRONG_PLACE: readonly ErrorCode[] = [
   'TARGET_INVALID',
@@ -34,6 +37,39 @@ export async function offerPlace(
   const remedies = WRONG_PLACE.includes(error.code)
     ? [changeRequest(o.asRequest(await anotherPlace(o)))]
     : await ownership(error, o.dataRoots);
+  return withRemedies(error, remedies);
+}
+
+/**
+ * A shortage with another data root that has the room, where it is the data directory that needs it. Tablespaces have places
+ * of their own, which somebody has thought about, and what shares blocks with the source stays where they are.
+ */
+export async function offerRoom(
+  shortage: CloneError,
+  { spec, host: { dataRoots } }: Pick<ClonePlan, 'spec' | 'host'>,
+  {
+    claim: { data },
+    facts: { walSegmentBytes },
+    tablespaces,
+  }: Pick<Seen, 'claim' | 'facts' | 'tablespaces'>,
+): Promise<CloneError> {
+  const { path, neededBytes, reserveBytes } = shortage.facts;
+  const home = await filesystemOf(data.build, walSegmentBytes);
+  const isFree = spec.method !== 'reflink' && tablespaces.length === 0;
+  if (dataRoots === null || !isFree || path !== home.path) return shortage;
+  for (const root of dataRoots) {
+    const other = await filesystemOf(root, walSegmentBytes);
+    const roomBytes = other.freeBytes - other.reserveBytes;
+    if (other.device === home.device || roomBytes < Number(neededBytes) - Number(reserveBytes))
+      continue;
+    const asked = data.final;
+    const dataDirectory = await anotherPlace({ asked, preferred: asked, dataRoots: [root] });
+    return withRemedies(shortage, [changeRequest({ target: { dataDirectory } })]);
+  }
+  return shortage;
+}
+
+export function withRemedies(error: CloneError, remedies: readonly Remedy[]): CloneError {
   if (remedies.length === 0) return error;
   return new CloneError(error.code, error.message, {
     facts: error.facts,

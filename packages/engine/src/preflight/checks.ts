@@ -4,8 +4,8 @@
  * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
  */
 import { realpath } from 'node:fs/promises';
-import { basename, join } from 'node:path';
-import { CloneError, formatServer, type Remedy, serversOf } from '@pgcloned/contract';
+import { join } from 'node:path';
+import { CloneError, formatServer, serversOf } from '@pgcloned/contract';
 import {
   type ConnectionSettings,
   checkCollations,
@@ -45,12 +45,13 @@ import {
   type TargetField,
   unknownLocations,
 } from '../target/claim.ts';
-import { exists, readMarker } from '../target/marker.ts';
+import { readMarker } from '../target/marker.ts';
 import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
 import { roomFor, type SpaceNeed, shortagesIn } from '../target/space.ts';
-import { offerPlace } from './another-place.ts';
+import { offerPlace, offerRoom } from './another-place.ts';
 import { type Check, check, type Seen } from './check.ts';
 import { findUnshared } from './find-unshared.ts';
+import { install, installerHere } from './install.ts';
 import { measureLink } from './measure-link.ts';
 
 const target = check('target', [], async (run, _seen, { error }) => {
@@ -301,7 +302,8 @@ const space = check(
     if (seen.facts.databaseBytes === null) return;
     const rooms = await roomFor(await needsOf(run, seen), seen.facts.walSegmentBytes);
     // A later attempt waits for room where there is none.
-    if (run.plan.attempt === 1) for (const shortage of shortagesIn(rooms)) error(shortage);
+    if (run.plan.attempt === 1)
+      for (const shortage of shortagesIn(rooms)) error(await offerRoom(shortage, run.plan, seen));
     return { rooms };
   },
 );
@@ -496,29 +498,6 @@ async function openBackupSession(
 /** Beside the lock of what tunnels lie. Without the lock another clone of the target would remove them: then by another name. */
 function ownedPath({ looksOnly, plan }: CloneRun, dataDirectory: string): string {
   return looksOnly ? `${dataDirectory}.${plan.id}` : dataDirectory;
-}
-
-/**
- * Brings a program that is there up to date, too.
- *
- * @param installer Null: it is not known how packages are installed there.
- */
-function install(
-  installer: string | null,
-  packageName: string,
-  on: 'source' | 'host',
-): readonly Remedy[] {
-  if (installer === null) return [];
-  const text = `${basename(installer)} install -y ${packageName}`;
-  return [{ kind: 'shell', on, where: 'root', text }];
-}
-
-/** Those that the script looks for on the source, too. */
-const INSTALLERS = ['/usr/bin/apt-get', '/usr/bin/dnf', '/usr/bin/zypper'];
-
-async function installerHere(): Promise<string | null> {
-  for (const installer of INSTALLERS) if (await exists(installer)) return installer;
-  return null;
 }
 
 async function rsyncMissingHere(): Promise<CloneError> {

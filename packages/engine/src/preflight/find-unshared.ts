@@ -3,10 +3,11 @@
  * filesystems say of themselves does not tell.
  */
 import { join } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, changeRequest } from '@pgcloned/contract';
 import { probeReflink } from '@pgcloned/reflink';
 import type { CloneRun } from '../clone-run.ts';
 import { deepestExisting } from '../target/space.ts';
+import { withRemedies } from './another-place.ts';
 import type { Findings, Seen } from './check.ts';
 
 /** Finds `REFLINK_UNSUPPORTED` for each that cannot, or tells that it will be copied if that was asked for. */
@@ -31,7 +32,8 @@ export async function findUnshared(
     } catch (thrown) {
       if (!(thrown instanceof CloneError) || thrown.code !== 'REFLINK_UNSUPPORTED') throw thrown;
       unshared.push(source);
-      if (plan.spec.transfer.fallback === 'fail') error(thrown);
+      if (plan.spec.transfer.fallback === 'fail')
+        error(withRemedies(thrown, [changeRequest({ transfer: { fallback: 'copy' } })]));
       else notice({ code: 'REFLINK_FALLBACK', message: `${thrown.message}: ${source} is copied` });
     }
   }

@@ -24,6 +24,7 @@ import { makeLockLookout } from '../target/locks.ts';
 import { controlTransfer } from '../transfer-control.ts';
 import { type Looked, runChecks, type Seen } from './check.ts';
 import { CHECKS, FURTHER_CHECKS } from './checks.ts';
+import { withPackages } from './library-packages.ts';
 
 /** A host that answers nothing costs up to 20 s per way to it, and callers wait for no more than a minute. */
 const PREFLIGHT_MS_MAX = 45_000;
@@ -74,9 +75,12 @@ export async function runPreflight(
         const seen = await runChecks([...CHECKS, ...FURTHER_CHECKS], run, (stage) =>
           looked.push(...stage),
         );
+        const judged = judge(looked, seen, limit.signal);
+        const findings = await withPackages(judged.findings, seen, run.signal);
         signal.throwIfAborted();
         return {
-          ...judge(looked, seen, limit.signal),
+          ...judged,
+          findings: [...findings],
           facts: factsOf(seen),
           durationMs: Math.round(performance.now() - startedMs),
         };
