@@ -13,11 +13,12 @@ import {
   requireSound,
   requireUnstartable,
   requireWhole,
+  untilFollowed,
 } from './checks.ts';
 import { askForClone, removeClone, SLOW, type Target, untilEnded } from './clone-under-test.ts';
 import { catchIn } from './moments.ts';
 import { everywhere, goesOn, type Promised } from './promises.ts';
-import { asBefore, ROWS, type Row, type Struck } from './rows.ts';
+import { asBefore, ROWS, type Row, type Struck, settingOf } from './rows.ts';
 import type { Stage } from './stage.ts';
 
 const CAUGHT_WITHIN_MS = 60_000;
@@ -62,6 +63,7 @@ export async function playCell(cell: Cell, stage: Stage): Promise<Held> {
   }
   const longestCommitMs = await load.stop();
   requireCommits(longestCommitMs);
+  await untilFollowed(stage);
   if (promised.kind === 'cut off') await requireSound(target);
   else await requireWhole(stage, target);
   await requireNoWalKept(stage);
@@ -69,10 +71,12 @@ export async function playCell(cell: Cell, stage: Stage): Promise<Held> {
   return { cleanAfterMs, longestCommitMs, attempts: ended.attempt };
 }
 
-/** In this phase there is nothing of what the rows kill that say so; the clone then goes on. */
+/** In this phase there is nothing of what the rows kill that say so, for a primary; the clone then goes on. */
 export async function playNothing(phase: PhaseName, stage: Stage): Promise<Held> {
   const find = async (struck: Struck) => {
-    for (const { row } of ALL.filter((cell) => cell.phase === phase && isNothing(cell)))
+    const isMeant = (cell: Cell) =>
+      cell.phase === phase && isNothing(cell) && settingOf(cell.row) === stage.setting;
+    for (const { row } of ALL.filter(isMeant))
       if ((await row.find?.(struck))?.length !== 0)
         throw new Error(`there is something to kill: ${row.name}`);
     return [0];

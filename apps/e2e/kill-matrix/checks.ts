@@ -54,13 +54,19 @@ export async function requireNothingLeft(
   ]);
   const found = await leftBehind({
     names: [id],
-    servers: [stage.source.primary],
+    servers: stage.servers,
     directories: directories.filter(existsSync),
     withinMs: CLEAN_WITHIN_MS,
   });
   if (found.length > 0) throw new Error(`left behind: ${found.join('; ')}`);
   if (leftovers.length > 0) throw new Error(`leftovers: ${JSON.stringify(leftovers)}`);
   return performance.now() - beganAtMs;
+}
+
+/** Nobody writes any more: whoever follows the primary has all that it needs of it. */
+export async function untilFollowed({ source: { primary }, servers }: Stage): Promise<void> {
+  for (const server of servers)
+    if (server !== primary) await waitForReplay(primary, server, { stallMs: REPLAY_STALL_MS });
 }
 
 /** Nobody writes any more: the clone has every row, sound indexes and good checksums. It is stopped afterwards. */

@@ -82,6 +82,7 @@ function rounds(count: number): readonly Scene<Awaited<ReturnType<typeof playRou
     .filter((number) => values.round === undefined || number === values.round)
     .map((number) => ({
       name: `seed ${seed}, round ${number}`,
+      setting: 'primary' as const,
       play: async (stage) => await playRound(`${seed}/${number}`, stage),
     }));
 }

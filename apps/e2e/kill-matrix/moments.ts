@@ -1,8 +1,8 @@
 /**
  * The middle of each phase: how a clone is caught there, and let go.
  *
- * `start-backup` waits for a checkpointer that is suspended, `collect-wal` for a WAL sender: they stand still as they would
- * on a machine that swaps. `copy-files` is caught on its way. The others are held by holds.ts: only the
+ * `start-backup` waits for a checkpointer that is suspended, `collect-wal` of a primary for a WAL sender: they stand still as they
+ * would on a machine that swaps. `copy-files` is caught on its way. The others are held by holds.ts: only the
  * clone stands still, and its worker goes on.
  */
 import { existsSync } from 'node:fs';
@@ -13,7 +13,7 @@ import type { Clone, PhaseName } from '@pgcloned/contract';
 import { unlessAborted } from '@pgcloned/process';
 import type { Catch } from './gate.ts';
 import type { HoldName } from './holds.ts';
-import type { Stage } from './stage.ts';
+import { hasStandby, type Stage } from './stage.ts';
 
 const POLL_MS = 10;
 
@@ -43,7 +43,8 @@ export function catchIn(phase: PhaseName, stage: Stage): Moment {
     case 'stop-backup':
       return caughtAt('stopBackup', stage);
     case 'collect-wal':
-      return caughtInCollectWal(stage);
+      // From a standby all that is needed may be here before.
+      return hasStandby(stage.setting) ? caughtAt('collectWal', stage) : caughtInCollectWal(stage);
     case 'publish':
       return caughtAt('configureReplica', stage);
     case 'start-replica':
@@ -96,7 +97,7 @@ function caughtInStartReplica(stage: Stage): Moment {
   return suspending(stage, ['standbyStatus'], async ({ signal }, caught) => {
     await unlessAborted(caught.held, signal);
     const streaming = `SELECT FROM pg_stat_replication WHERE state = 'streaming'`;
-    while ((await stage.source.primary.query(streaming)).length === 0)
+    while ((await stage.server.query(streaming)).length === 0)
       await delay(POLL_MS, null, { signal });
   });
 }
@@ -158,8 +159,8 @@ async function bytesBelow(directory: string): Promise<number> {
   return (await Promise.all(sizes)).reduce((sum, bytes) => sum + bytes, 0);
 }
 
-async function backends({ source }: Stage, condition: string): Promise<readonly number[]> {
-  const rows = await source.primary.query<{ pid: number }>(
+async function backends({ server }: Stage, condition: string): Promise<readonly number[]> {
+  const rows = await server.query<{ pid: number }>(
     `SELECT pid FROM pg_stat_activity WHERE ${condition}`,
   );
   return rows.map(({ pid }) => pid);

@@ -8,10 +8,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { inspect } from 'node:util';
 import { unlessAborted } from '@pgcloned/process';
-import { prepareStage, type Stage } from './stage.ts';
+import { prepareStage, type Setting, type Stage } from './stage.ts';
 
 export interface Scene<Result> {
   readonly name: string;
+  readonly setting: Setting;
   /** @throws What does not hold. */
   readonly play: (stage: Stage) => Promise<Result>;
 }
@@ -43,9 +44,15 @@ export async function playAll<Result>(
     let stage: Stage | null = null;
     try {
       while (performance.now() < untilMs) {
-        const scene = waiting.shift();
+        // As long as there are any that the stage is set for.
+        const fitting = waiting.findIndex(({ setting }) => setting === stage?.setting);
+        const [scene] = waiting.splice(Math.max(0, fitting), 1);
         if (scene === undefined) return;
-        stage ??= await prepareStage();
+        if (stage !== null && stage.setting !== scene.setting) {
+          await stage[Symbol.asyncDispose]();
+          stage = null;
+        }
+        stage ??= await prepareStage(scene.setting);
         const played = await unlessAborted(playOne(scene, stage), signal);
         if ('error' in played) {
           await stage[Symbol.asyncDispose]();
@@ -83,6 +90,7 @@ async function keepLogs(name: string, stage: Stage, error: Error): Promise<strin
   await mkdir(directory, { recursive: true });
   await cp(stage.pgcloned.logFile, join(directory, 'pgcloned.log'));
   await cp(stage.source.primary.logFile, join(directory, 'primary.log'));
+  await cp(stage.server.logFile, join(directory, 'cloned.log'));
   await cp(stage.source.sshd.logFile, join(directory, 'sshd.log'));
   await writeFile(join(directory, 'error'), `${inspect(error)}\n`);
   return directory;

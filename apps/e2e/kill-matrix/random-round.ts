@@ -15,7 +15,7 @@ import {
 import { askForClone, removeClone, SLOW, type Target, untilEnded } from './clone-under-test.ts';
 import { type Draw, drawFrom } from './draw.ts';
 import { catchIn, caughtInCopy, type Moment } from './moments.ts';
-import { ROWS, type Row, type Struck } from './rows.ts';
+import { ROWS, type Row, type Struck, settingOf } from './rows.ts';
 import type { Stage } from './stage.ts';
 
 const STRIKES_MAX = 3;
@@ -23,7 +23,7 @@ const DELAY_MS_MAX = 4_000;
 /** A clone that does not come to a moment is not struck there. */
 const MOMENT_WITHIN_MS = 15_000;
 
-const FIT_ROWS = ROWS.filter(({ isLong }) => isLong !== true);
+const FIT_ROWS = ROWS.filter((row) => row.isLong !== true && settingOf(row) === 'primary');
 
 export interface Round {
   /** What has struck, in this order. */

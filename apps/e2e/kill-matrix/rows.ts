@@ -16,6 +16,7 @@ import {
   type ListedProcess,
   leftBehind,
   listProcesses,
+  type PostgresServer,
   type TestFilesystem,
 } from '@pgcloned/testbed';
 import type { Transfer } from './clone-under-test.ts';
@@ -29,7 +30,7 @@ import {
   type Promises,
   resumes,
 } from './promises.ts';
-import type { Stage } from './stage.ts';
+import type { Setting, Stage } from './stage.ts';
 
 export interface Struck {
   readonly stage: Stage;
@@ -42,6 +43,8 @@ export interface Row {
   /** `npm run kill-matrix -- --only "NAME/PHASE"` */
   readonly name: string;
   readonly promises: Promises;
+  /** Where it is played. Default: `primary`. */
+  readonly setting?: Setting;
   /** The processes or backends that are struck; empty if there are none now. Missing: what is struck is always there. */
   readonly find?: (struck: Struck) => Promise<readonly number[]>;
   readonly strike: (struck: Struck, pids: readonly number[]) => Promise<void>;
@@ -83,7 +86,46 @@ const whileWalStreams = everywhere(goesOn, {
 /** The backup dies with its session. */
 const sessionLost = everywhere(resumes, { 'start-replica': complete('SOURCE_LOST') });
 
-const PRIMARY_SIGNALS = { fast: 'SIGINT', immediate: 'SIGQUIT', killed: 'SIGKILL' } as const;
+/** Its sessions hear of the death of their postmaster a moment later, and publishing needs none of them. */
+const serverKilled: Promises = { ...sessionLost, publish: complete('SOURCE_LOST') };
+
+const SERVER_SIGNALS = { fast: 'SIGINT', immediate: 'SIGQUIT', killed: 'SIGKILL' } as const;
+
+export const settingOf = ({ setting = 'primary' }: Row) => setting;
+
+/** The same elsewhere: what is different there are the promises, if anything is. */
+const inSetting = (setting: Setting, where: string, rows: readonly Row[]): readonly Row[] =>
+  rows.map((row) => ({ ...row, setting, name: `${where}: ${row.name}` }));
+
+const backupSessionEnds: Row = {
+  name: 'backup session, pg_terminate_backend',
+  promises: sessionLost,
+  find: backupSession,
+  strike: terminate,
+  mend: asBefore,
+};
+
+const pinSessionEnds: Row = {
+  name: 'pin session, pg_terminate_backend',
+  promises: everywhere(goesOn, { preflight: nothing }),
+  find: pinSession,
+  strike: terminate,
+  mend: asBefore,
+};
+
+const linkReset: Row = {
+  name: 'link reset',
+  promises: sessionLost,
+  strike: async ({ stage }) => {
+    await stage.host.reset();
+  },
+  mend: asBefore,
+};
+
+const linkBlinks = link('link dead for 5 s', 5_000, everywhere(goesOn));
+
+const isPrimary = ({ source }: Stage) => source.primary;
+const isCloned = ({ server }: Stage) => server;
 
 export const ROWS: readonly Row[] = [
   ...SIGNALS.map(worker),
@@ -98,13 +140,7 @@ export const ROWS: readonly Row[] = [
     transfer: { transport: 'ssh' },
   },
   ...SIGNALS.map((signal) => oneProcess('pg_receivewal', signal, whileWalStreams, receiver)),
-  {
-    name: 'backup session, pg_terminate_backend',
-    promises: sessionLost,
-    find: backupSession,
-    strike: terminate,
-    mend: asBefore,
-  },
+  backupSessionEnds,
   {
     name: 'backup session, kill -9',
     promises: sessionLost,
@@ -112,13 +148,7 @@ export const ROWS: readonly Row[] = [
     strike: kill9,
     mend: untilPrimaryAnswers,
   },
-  {
-    name: 'pin session, pg_terminate_backend',
-    promises: everywhere(goesOn, { preflight: nothing }),
-    find: pinSession,
-    strike: terminate,
-    mend: asBefore,
-  },
+  pinSessionEnds,
   {
     name: 'pin session, kill -9',
     promises: everywhere(resumes, {
@@ -130,8 +160,10 @@ export const ROWS: readonly Row[] = [
     mend: untilPrimaryAnswers,
   },
   ...SIGNALS.map(sshd),
-  ...(['fast', 'immediate', 'killed'] as const).map(primary),
-  link('link dead for 5 s', 5_000, everywhere(goesOn)),
+  ...(['fast', 'immediate', 'killed'] as const).map((mode) =>
+    server('primary', mode, isPrimary, sessionLost),
+  ),
+  linkBlinks,
   {
     ...link('link dead for 60 s', 60_000, {
       ...sessionLost,
@@ -140,14 +172,7 @@ export const ROWS: readonly Row[] = [
     }),
     isLong: true,
   },
-  {
-    name: 'link reset',
-    promises: sessionLost,
-    strike: async ({ stage }) => {
-      await stage.host.reset();
-    },
-    mend: asBefore,
-  },
+  linkReset,
   full('target disk full, freed after 4 s', ({ data }) => data, {
     isFreed: true,
     promises: everywhere(fails('TARGET_NO_SPACE'), {
@@ -182,6 +207,58 @@ export const ROWS: readonly Row[] = [
     },
     mend: invalidatePin,
   },
+  ...inSetting('standby', 'from a standby', [
+    worker('SIGKILL'),
+    oneProcess('pg_receivewal', 'SIGKILL', whileWalStreams, receiver),
+    backupSessionEnds,
+    pinSessionEnds,
+    sshd('SIGKILL'),
+    server('standby', 'fast', isCloned, sessionLost),
+    server('standby', 'killed', isCloned, serverKilled),
+    server('its primary', 'killed', isPrimary, everywhere(goesOn)),
+    linkBlinks,
+    linkReset,
+  ]),
+  ...inSetting('tunnel', 'through a tunnel', [
+    worker('SIGKILL'),
+    oneProcess('pg_receivewal', 'SIGKILL', whileWalStreams, receiver),
+    backupSessionEnds,
+    pinSessionEnds,
+    // Sessions end with it.
+    { ...sshd('SIGKILL'), promises: sessionLost },
+    server('primary', 'killed', isPrimary, serverKilled),
+    linkBlinks,
+    linkReset,
+  ]),
+  ...inSetting('hosts', 'of several', [
+    worker('SIGKILL'),
+    {
+      name: 'standby that is copied, kill -9, for good',
+      promises: serverKilled,
+      strike: async ({ stage }) => {
+        process.kill(stage.server.pid, SERVER_SIGNALS.killed);
+      },
+      mend: async ({ stage }) => {
+        await stage.server.untilDead();
+      },
+      mendAfterwards: async ({ server: standby }) => {
+        await standby.start();
+      },
+    },
+    {
+      name: 'host of the standby that is copied, power cut',
+      // Its sessions are missed after 25 s.
+      isLong: true,
+      promises: serverKilled,
+      strike: async ({ stage }) => {
+        await stage.host.vanish();
+      },
+      mend: asBefore,
+      mendAfterwards: async ({ host }) => {
+        await host.reappear();
+      },
+    },
+  ]),
 ];
 
 function worker(signal: EndSignal): Row {
@@ -213,7 +290,7 @@ async function requireSourceClean(
 ): Promise<void> {
   const found = await leftBehind({
     names: [`pgcloned_${clone.id}`],
-    servers: [stage.source.primary],
+    servers: stage.servers,
     withinMs: CLEAN_WITHIN_MS,
     pidsKept,
   });
@@ -310,7 +387,7 @@ async function receiver(struck: Struck): Promise<readonly number[]> {
 }
 
 async function sessions({ stage, clone }: Struck, condition: string): Promise<readonly number[]> {
-  const rows = await stage.source.primary.query<{ pid: number }>(
+  const rows = await stage.server.query<{ pid: number }>(
     `SELECT pid FROM pg_stat_activity a
       WHERE application_name LIKE 'pgcloned_${clone.id}_%' AND backend_type = 'client backend'
         AND ${condition} (SELECT FROM pg_replication_slots WHERE active_pid = a.pid)`,
@@ -327,9 +404,7 @@ async function pinSession(struck: Struck): Promise<readonly number[]> {
 }
 
 async function terminate({ stage }: Struck, pids: readonly number[]): Promise<void> {
-  await stage.source.primary.query('SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid', [
-    pids,
-  ]);
+  await stage.server.query('SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid', [pids]);
 }
 
 /** The postmaster takes it for a crash and restarts all of the server. */
@@ -342,7 +417,7 @@ async function untilPrimaryAnswers({ stage }: Struck, killed: readonly number[])
   while (killed.some((pid) => existsSync(`/proc/${String(pid)}`))) await delay(10);
   for (;;) {
     try {
-      await stage.source.primary.query('SELECT pg_current_wal_lsn()');
+      await stage.server.query('SELECT 1');
       return;
     } catch {
       // It recovers.
@@ -369,17 +444,22 @@ function sshd(signal: EndSignal): Row {
   };
 }
 
-function primary(mode: 'fast' | 'immediate' | 'killed'): Row {
+function server(
+  what: string,
+  mode: keyof typeof SERVER_SIGNALS,
+  which: (stage: Stage) => PostgresServer,
+  promises: Promises,
+): Row {
   return {
-    name: mode === 'killed' ? 'primary, kill -9' : `primary, restart ${mode}`,
-    promises: sessionLost,
+    name: mode === 'killed' ? `${what}, kill -9` : `${what}, restart ${mode}`,
+    promises,
     // A server ends only when the clone, and what is suspended for it, is let go: `mend` waits for it.
-    strike: async ({ stage: { source } }) => {
-      process.kill(source.primary.pid, PRIMARY_SIGNALS[mode]);
+    strike: async ({ stage }) => {
+      process.kill(which(stage).pid, SERVER_SIGNALS[mode]);
     },
-    mend: async ({ stage: { source } }) => {
-      await source.primary.untilDead();
-      await source.primary.start();
+    mend: async ({ stage }) => {
+      await which(stage).untilDead();
+      await which(stage).start();
     },
   };
 }

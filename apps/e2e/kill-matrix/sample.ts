@@ -4,16 +4,19 @@ import { runProcess } from '@pgcloned/process';
 import { CELLS, type Held, nameOf, playCell, playNothing } from './cell.ts';
 import { drawFrom } from './draw.ts';
 import type { Scene } from './play.ts';
+import { settingOf } from './rows.ts';
 
 const GIT_TIMEOUT_MS = 10_000;
 
 export const CELL_SCENES: readonly Scene<Held>[] = [
   ...CELLS.map((cell) => ({
     name: nameOf(cell),
+    setting: settingOf(cell.row),
     play: async (stage: Parameters<typeof playCell>[1]) => await playCell(cell, stage),
   })),
   ...PHASES.map((phase) => ({
     name: `nothing to kill/${phase}`,
+    setting: 'primary' as const,
     play: async (stage: Parameters<typeof playCell>[1]) => await playNothing(phase, stage),
   })),
 ];

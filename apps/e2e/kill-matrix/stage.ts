@@ -1,6 +1,7 @@
 /**
- * Where cells are played: a source under load, another host that receives clones over a cable, and pgcloned there as
+ * Where cells are played: a primary under load, another host that receives clones over a cable, and pgcloned there as
  * processes of its own that can be killed one by one. Prepared once and used again as long as each cell leaves it clean.
+ * What is cloned, and how it is reached, is its setting.
  *
  * Source, API and Redis live in our network, the worker and its clones in that of the other host. Both hosts share the
  * files and the process table: what is left behind on either is seen from here.
@@ -14,13 +15,16 @@ import {
   type OtherHost,
   otherHost,
   type Pgcloned,
+  type PostgresServer,
   type PrivateRedis,
   type Source,
+  type StandbySource,
   scratchDirectory,
   startCommitProbe,
   startPgcloned,
   startRedis,
   startSource,
+  startStandbyOf,
   startWriteLoad,
   stopServer,
   type TestFilesystem,
@@ -37,11 +41,22 @@ const NO_SPACE_SECONDS = 12;
 /** A crash costs the pin, so like any primary with a standby it keeps some WAL of its own accord. */
 const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_size: '3GB' };
 
-const TABLESPACES = ['fast', 'slow'];
+/** Those of a standby would have to lie elsewhere than those of its primary, on this one machine. */
+const tablespacesIn = (setting: Setting) => (hasStandby(setting) ? [] : ['fast', 'slow']);
+
+/** The primary; the primary through a tunnel in SSH; a standby of it; whichever of the two there is, a standby rather. */
+export type Setting = 'primary' | 'tunnel' | 'standby' | 'hosts';
+
+export const hasStandby = (setting: Setting) => setting === 'standby' || setting === 'hosts';
 
 export interface Stage extends AsyncDisposable {
+  readonly setting: Setting;
   readonly host: OtherHost;
   readonly source: Source;
+  /** What is cloned unless something befalls it: the primary of `source`, or a standby of that. */
+  readonly server: PostgresServer;
+  /** All that may be cloned. */
+  readonly servers: readonly PostgresServer[];
   readonly redis: PrivateRedis;
   readonly pgcloned: Pgcloned;
   readonly gate: Gate;
@@ -64,7 +79,7 @@ interface Load extends AsyncDisposable {
   stop(): Promise<number>;
 }
 
-export async function prepareStage(): Promise<Stage> {
+export async function prepareStage(setting: Setting): Promise<Stage> {
   await using parts = new AsyncDisposableStack();
   const host = parts.use(await otherHost());
   const source = parts.use(await startSource({ settings: SOURCE_SETTINGS }, host));
@@ -80,8 +95,12 @@ export async function prepareStage(): Promise<Stage> {
   const locationOf = (name: string) => join(path, 'tablespaces', name);
   await installAmcheck(source.primary);
   await makeDirectory(join(path, 'tablespaces'));
-  for (const name of TABLESPACES) await source.primary.createTablespace(name, locationOf(name));
-  await (await startWriteLoad(source.primary, { tablespaces: TABLESPACES })).stop();
+  const tablespaces = tablespacesIn(setting);
+  for (const name of tablespaces) await source.primary.createTablespace(name, locationOf(name));
+  await (await startWriteLoad(source.primary, { tablespaces })).stop();
+  const from = hasStandby(setting)
+    ? parts.use(await startStandbyOf(source, { address: host.secondAddress }))
+    : null;
   const holdPhases = new URL('hold-phases.ts', import.meta.url);
   holdPhases.searchParams.set('socket', gate.socketPath);
   const pgcloned = parts.use(
@@ -90,7 +109,7 @@ export async function prepareStage(): Promise<Stage> {
       {
         redis: redis.url,
         worker: { dataRoots: [data.path, wal.path], noSpaceSeconds: NO_SPACE_SECONDS },
-        sources: { orders: source.configuration },
+        sources: { orders: configurationOf(setting, source, from) },
       },
       {
         parts: ['worker', 'api'],
@@ -101,8 +120,11 @@ export async function prepareStage(): Promise<Stage> {
   );
   const owned = parts.move();
   return {
+    setting,
     host,
     source,
+    server: from?.standby ?? source.primary,
+    servers: [source.primary, ...(from === null ? [] : [from.standby])],
     redis,
     pgcloned,
     gate,
@@ -113,19 +135,35 @@ export async function prepareStage(): Promise<Stage> {
       dataDirectory: join(data.path, name, 'main'),
       walDirectory: join(wal.path, name, 'main'),
       tablespaces: Object.fromEntries(
-        TABLESPACES.map((one) => [locationOf(one), join(data.path, name, one)]),
+        tablespaces.map((one) => [locationOf(one), join(data.path, name, one)]),
       ),
     }),
-    startLoad: async () => await startLoad(source),
+    startLoad: async () => await startLoad(source, tablespaces),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }
 
-async function startLoad({ primary }: Source): Promise<Load> {
+function configurationOf(setting: Setting, source: Source, from: StandbySource | null): object {
+  const { host, port, ...rest } = source.configuration;
+  const other = from?.configuration ?? source.configuration;
+  switch (setting) {
+    case 'primary':
+    case 'standby':
+      return other;
+    case 'tunnel':
+      return { ...source.configuration, ssh: { ...rest.ssh, tunnelDatabase: true } };
+    case 'hosts': {
+      const hosts = [other, { host, port }].map((one) => `${one.host}:${String(one.port)}`);
+      return { ...rest, hosts, prefer: 'standby' };
+    }
+  }
+}
+
+async function startLoad({ primary }: Source, tablespaces: readonly string[]): Promise<Load> {
   await using parts = new AsyncDisposableStack();
   const load = parts.use(
     await startWriteLoad(primary, {
-      tablespaces: TABLESPACES,
+      tablespaces,
       reuseTables: true,
       // Stages are played side by side: what counts is that all of it changes, not how often.
       pauseMs: 400,

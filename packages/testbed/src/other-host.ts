@@ -14,6 +14,8 @@ const TOOL_TIMEOUT_MS = 10_000;
 export interface OtherHost extends AsyncDisposable {
   /** Our address on the cable: where the other host reaches us. */
   readonly address: string;
+  /** Another one of ours, as if it were that of a third host: it can vanish. */
+  readonly secondAddress: string;
   /** The address of the other host. */
   readonly clientAddress: string;
   /** The argv that runs `argv` over there. */
@@ -27,6 +29,10 @@ export interface OtherHost extends AsyncDisposable {
   cut(): Promise<void>;
   /** Ends a cut. Does nothing if there is none. */
   mend(): Promise<void>;
+  /** From now on nobody has the second address, as after a power cut: what is sent there is lost. */
+  vanish(): Promise<void>;
+  /** Ends that. */
+  reappear(): Promise<void>;
   /** Every connection between the two is ended by a reset, as by a firewall that was restarted. */
   reset(): Promise<void>;
 }
@@ -36,7 +42,7 @@ export async function otherHost(link?: { readonly megabitsPerSecond: number }): 
   // Tests run side by side: the number is drawn, ip refuses a name that is taken, and each has its own subnet.
   const number = randomInt(50 * 250);
   const subnet = `10.${String(200 + Math.floor(number / 250))}.${String(number % 250)}`;
-  const [address, clientAddress] = [`${subnet}.1`, `${subnet}.2`];
+  const [address, clientAddress, secondAddress] = [`${subnet}.1`, `${subnet}.2`, `${subnet}.3`];
   const name = `testbed-${String(number)}`;
   const middle = `${name}-cable`;
   const [ours, theirs] = [`tb${String(number)}a`, `tb${String(number)}b`];
@@ -69,6 +75,7 @@ export async function otherHost(link?: { readonly megabitsPerSecond: number }): 
   for (const device of ['near', 'far', 'switch'])
     await ip('-n', middle, 'link', 'set', device, 'up');
   await ip('address', 'add', `${address}/24`, 'dev', ours);
+  await ip('address', 'add', `${secondAddress}/24`, 'dev', ours);
   await ip('link', 'set', ours, 'up');
   await ip('-n', name, 'address', 'add', `${clientAddress}/24`, 'dev', theirs);
   await ip('-n', name, 'link', 'set', theirs, 'up');
@@ -82,6 +89,7 @@ export async function otherHost(link?: { readonly megabitsPerSecond: number }): 
   const owned = undo.move();
   return {
     address,
+    secondAddress,
     clientAddress,
     on: (argv, mount) => {
       const inNetwork = ['nsenter', `--net=/run/netns/${name}`, '--'];
@@ -102,8 +110,15 @@ export async function otherHost(link?: { readonly megabitsPerSecond: number }): 
     mend: async () => {
       await ip('-n', middle, 'link', 'set', 'far', 'master', 'switch');
     },
+    vanish: async () => {
+      await ip('address', 'delete', `${secondAddress}/24`, 'dev', ours);
+    },
+    reappear: async () => {
+      await ip('address', 'add', `${secondAddress}/24`, 'dev', ours);
+    },
     reset: async () => {
-      await run('ss', '--kill', '--tcp', 'state', 'connected', 'src', address);
+      for (const source of [address, secondAddress])
+        await run('ss', '--kill', '--tcp', 'state', 'connected', 'src', source);
     },
     [Symbol.asyncDispose]: async () => {
       await owned.disposeAsync();

@@ -38,7 +38,7 @@ export interface Source extends AsyncDisposable {
  */
 export async function startSource(
   options: Omit<PrimaryOptions, 'hba'> = {},
-  from?: Pick<OtherHost, 'address' | 'clientAddress'>,
+  from?: Pick<OtherHost, 'address' | 'secondAddress' | 'clientAddress'>,
 ): Promise<Source> {
   const host = from?.address ?? '127.0.0.1';
   // By its own address as well: a clone that was made for the other host may be looked at from here.
@@ -57,7 +57,9 @@ export async function startSource(
       ],
     }),
   );
-  const sshd = parts.use(await startSshd({ alsoListen: from === undefined ? [] : [host] }));
+  const sshd = parts.use(
+    await startSshd({ alsoListen: from === undefined ? [] : [host, from.secondAddress] }),
+  );
   const password = randomBytes(16).toString('hex');
   await primary.query(`CREATE ROLE ${ROLE} LOGIN REPLICATION PASSWORD '${password}'`);
   await primary.query(`GRANT pg_monitor TO ${ROLE}`);

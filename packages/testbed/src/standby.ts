@@ -13,6 +13,11 @@ export interface StandbyOptions {
   readonly tablespaces?: Readonly<Record<string, string>>;
 }
 
+export interface StandbySourceOptions extends StandbyOptions {
+  /** Where it is reached. Default: where its primary is. */
+  readonly address?: string;
+}
+
 /** A standby that streams from `upstream` over its unix socket, without a slot. */
 export async function startStandby(
   upstream: PostgresServer,
@@ -52,14 +57,21 @@ export interface StandbySource extends Pick<Source, 'configuration'>, AsyncDispo
 /** A standby of the primary of `source`, which is cloned in its place. Disposing ends the standby alone. */
 export async function startStandbyOf(
   { primary, configuration, password }: Source,
-  options?: StandbyOptions,
+  { address, settings, ...options }: StandbySourceOptions = {},
 ): Promise<StandbySource> {
-  const standby = await startStandby(primary, options);
-  const { host, user, passFile } = configuration;
+  const { user, passFile } = configuration;
+  const host = address ?? configuration.host;
+  const standby = await startStandby(primary, {
+    ...options,
+    settings: {
+      listen_addresses: [...new Set(['127.0.0.1', host])].join(', '),
+      ...settings,
+    },
+  });
   await appendFile(passFile, `${host}:${String(standby.port)}:*:${user}:${password}\n`);
   return {
     standby,
-    configuration: { ...configuration, port: standby.port },
+    configuration: { ...configuration, host, port: standby.port },
     [Symbol.asyncDispose]: () => standby[Symbol.asyncDispose](),
   };
 }
