@@ -1,6 +1,6 @@
 /**
  * `npm run bench`: how long a clone takes, beside what else copies a cluster on the same machine in the same run, how well
- * it uses a link of 1 Gbit/s, and what an interruption costs.
+ * it uses a link of 1 Gbit/s, what an interruption costs, and how long a clone by reflinks takes.
  *
  * Ratios count, never times: here everything shares the machine's cores, disk and page cache. Rounds alternate between the
  * contestants, each ends on disk (fsync or syncfs), and the disk is idle before each begins.
@@ -25,6 +25,7 @@ import {
 import { fillCluster } from './bench-cluster.ts';
 import { freshTarget } from './bench-ground.ts';
 import { measureNetwork, type NetworkFigures } from './bench-network.ts';
+import { measureReflink, type ReflinkFigures } from './bench-reflink.ts';
 import { measureResume, type ResumeFigures } from './bench-resume.ts';
 import { bareRsyncs, type RsyncTimes } from './bench-rsyncs.ts';
 
@@ -33,11 +34,14 @@ const WORKERS = Math.min(availableParallelism(), 8);
 const { values: options } = parseArgs({
   options: {
     rounds: { type: 'string', default: '3' },
-    /** Of the cluster; half of them in one table, half in small ones. Default: 3.5, and 2 for what an interruption costs. */
+    /**
+     * Of the cluster; half of them in one table, half in small ones. Default: 3.5, 2 for what an interruption costs, and 4
+     * for reflinks, which also clone a quarter of it.
+     */
     gigabytes: { type: 'string' },
     /**
      * `speed`: beside what else copies a cluster; `network`: over 1 Gbit/s, as root; `resume`: what an interruption costs,
-     * as root. Default: all of them.
+     * as root; `reflink`: clones by reflinks, as root. Default: all of them.
      */
     only: { type: 'string', default: '' },
   },
@@ -76,6 +80,10 @@ if (isWanted('resume'))
       workers: WORKERS,
     }),
   );
+if (isWanted('reflink')) {
+  const largest = Number(options.gigabytes ?? 4);
+  reportReflink(await measureReflink({ sizesGigabytes: [largest / 4, largest], rounds }));
+}
 
 async function measureSpeed(): Promise<void> {
   console.log(`Filling a cluster with ${String(gigabytes)} GB …`);
@@ -286,7 +294,30 @@ function reportResume(figures: ResumeFigures): void {
   verdict('5 % missed: resync / full clone', resynced.bytes / full.bytes, 0.25);
 }
 
-function phaseLines(runs: readonly CloneTimes[]): void {
+function reportReflink(sizes: readonly ReflinkFigures[]): void {
+  console.log('\nReflinks on XFS; seconds: median, and each round');
+  for (const { bytes, files, copiesMs, clones } of sizes) {
+    console.log(`${(bytes / 1e9).toFixed(2)} GB in ${String(files)} files`);
+    line('cp -a --reflink=always', copiesMs);
+    line(
+      'pgcloned, POST to a committed write',
+      clones.map(({ totalMs }) => totalMs),
+    );
+    phaseLines(clones);
+  }
+  console.log('');
+  for (const { bytes, copiesMs, clones } of sizes) {
+    const size = `${(bytes / 1e9).toFixed(1)} GB`;
+    const copyFilesMs = clones.map(({ phasesMs }) => phasesMs.get('copy-files') ?? Number.NaN);
+    verdict(`${size}: copy-files / cp`, median(copyFilesMs) / median(copiesMs), 1.2);
+    const totals = clones.map(({ totalMs }) => totalMs);
+    verdict(`${size}: seconds to a write`, median(totals) / 1000, 3);
+  }
+  const [small, large] = sizes.map(({ clones }) => median(clones.map((run) => run.totalMs)));
+  verdict('four times the bytes: time / time', (large ?? 0) / (small ?? 0), 1.25);
+}
+
+function phaseLines(runs: readonly Pick<CloneTimes, 'phasesMs'>[]): void {
   for (const name of runs[0]?.phasesMs.keys() ?? []) {
     line(
       `  ${name}`,
