@@ -18,8 +18,8 @@ import {
 } from '@pgcloned/testbed';
 import { freshTarget } from './bench-ground.ts';
 
-/** Four files each, and some thousand are the system's own. */
-const SMALL_TABLES = 2_250;
+/** Six files each, and a thousand are the system's own. */
+const SMALL_TABLES = 1_500;
 const ROWS_PER_SMALL_TABLE = 80;
 const ROW = 'repeat(md5(g::text), 30)';
 /** A row with its header, and its share of a page. */

@@ -4,7 +4,7 @@
  * Promises that the file is the source at one moment, even while somebody writes it (R10.1), and that a failure leaves
  * none. `O_EXCL`, since FICLONE into a longer file would leave its end in place.
  */
-import { type BigIntStats, constants } from 'node:fs';
+import { constants, type Stats } from 'node:fs';
 import { copyFile, lstat, open, rm, utimes } from 'node:fs/promises';
 import { copyBytes } from './copy-bytes.ts';
 import { keepCopyOnWriteOfFile } from './copy-on-write.ts';
@@ -23,7 +23,7 @@ export type ReflinkOutcome =
   | { readonly how: 'vanished' };
 
 /**
- * Makes `to`, with the mode of `from` and its times, to the microsecond; the owner is whoever we are.
+ * Makes `to`, with the mode of `from` and its times, give or take a microsecond; the owner is whoever we are.
  *
  * @throws {CloneError} `REFLINK_UNSUPPORTED` if they cannot share blocks, `TARGET_NO_SPACE`, `TARGET_NOT_WRITABLE`,
  *   `TARGET_NOT_EMPTY` if `to` exists. `to` is not there then, unless it was before.
@@ -33,18 +33,18 @@ export async function reflinkFile(
   { from, to }: { readonly from: FilePath; readonly to: FilePath },
   options: ReflinkOptions,
 ): Promise<ReflinkOutcome> {
-  let status: BigIntStats;
+  let status: Stats;
   let how: 'shared' | 'copied';
   try {
-    status = await lstat(from, { bigint: true });
+    status = await lstat(from);
     if (!status.isFile()) throw new Error(`${textOf(from)} is no regular file`);
-    how = await make({ from, to, mode: Number(status.mode & 0o7777n) }, options);
+    how = await make({ from, to, mode: status.mode & 0o7777 }, options);
   } catch (error) {
     if (codeOf(error) === 'ENOENT' && !(await exists(from))) return { how: 'vanished' };
     throw await explainFailure(error, { from: textOf(from), to: textOf(to) });
   }
-  await utimes(to, seconds(status.atimeNs), seconds(status.mtimeNs));
-  return { how, bytes: Number(status.size) };
+  await utimes(to, seconds(status.atimeMs), seconds(status.mtimeMs));
+  return { how, bytes: status.size };
 }
 
 async function make(
@@ -88,8 +88,8 @@ async function shareOtherwise(
   }
 }
 
-/** Half a microsecond more, since Node cuts off what a binary fraction may have lost. */
-const seconds = (ns: bigint) => Number(ns / 1_000n) / 1e6 + 5e-7;
+/** Half a microsecond more, since Node cuts off what is less than one, and a binary fraction may be. */
+const seconds = (ms: number) => Math.round(ms * 1_000) / 1e6 + 5e-7;
 
 const textOf = (path: FilePath) => path.toString('utf8');
 
