@@ -4,7 +4,13 @@
  * The worker checks everything again and more, because it trusts nothing that it reads from Redis. What depends on its
  * disk, such as symbolic links in the target's path, only it can know.
  */
-import { CloneError, type CloneSpec, refuseForbiddenSettings } from '@pgcloned/contract';
+import {
+  type Clone,
+  CloneError,
+  type CloneSpec,
+  type Host,
+  refuseForbiddenSettings,
+} from '@pgcloned/contract';
 import type { CloneStore } from '@pgcloned/queue';
 
 /**
@@ -49,15 +55,41 @@ export async function admitClone(spec: CloneSpec, store: CloneStore): Promise<vo
       hint: 'Start `pgcloned worker` on that host, or take a name that `GET /v1/hosts` lists.',
     });
   }
-  if (!host.sources.includes(spec.source.name)) {
-    const { sources } = host;
-    throw new CloneError('SOURCE_UNKNOWN', `host ${host.name} has no source ${spec.source.name}`, {
-      facts: { host: host.name, source: spec.source.name },
-      hint:
-        sources.length === 0
-          ? 'Add it under sources in the configuration of the worker on that host.'
-          : `Take one of ${sources.join(', ')}, or add it under sources in the worker's configuration.`,
-    });
-  }
+  if (spec.source.clone === undefined) refuseUnknownSource(spec.source.name ?? '', host);
+  else await refuseUnfitOrigin(spec.source.clone, { spec, store });
   refuseForbiddenSettings(spec.replica.settings, host.allowedSettings ?? []);
 }
+
+function refuseUnknownSource(name: string, { name: host, sources }: Host): void {
+  if (sources.includes(name)) return;
+  throw new CloneError('SOURCE_UNKNOWN', `host ${host} has no source ${name}`, {
+    facts: { host, source: name },
+    hint:
+      sources.length === 0
+        ? 'Add it under sources in the configuration of the worker on that host.'
+        : `Take one of ${sources.join(', ')}, or add it under sources in the worker's configuration.`,
+  });
+}
+
+/** Whether its server runs only its host can know. */
+async function refuseUnfitOrigin(
+  id: string,
+  { spec, store }: { readonly spec: CloneSpec; readonly store: CloneStore },
+): Promise<void> {
+  const { host } = spec.target;
+  if (spec.method !== 'reflink') {
+    throw new CloneError('NOT_SUPPORTED', `method ${spec.method} does not clone a clone`, {
+      facts: { field: 'method', value: spec.method },
+      hint: 'Use method reflink, or configure the server of the clone as a source.',
+    });
+  }
+  const origin = await store.get(id);
+  const isThere = origin?.state === 'succeeded' && origin.host === host;
+  if (isThere && hasServer(origin.instance)) return;
+  throw new CloneError('SOURCE_UNKNOWN', `host ${host} has no clone ${id} that could be cloned`, {
+    facts: { host, clone: id, state: origin?.state ?? null, cloneHost: origin?.host ?? null },
+    hint: 'Name a clone on the same host that has succeeded, and that was not removed since.',
+  });
+}
+
+const hasServer = ({ state }: Clone['instance']) => state === 'running' || state === 'stopped';

@@ -176,7 +176,7 @@ test.each([
   [{ replica: { settings: { 'a b': 1 } } }, '/replica/settings/a b', /name of a setting/],
   [{ replica: { settings: { work_mem: [] } } }, '/replica/settings/work_mem', /string.*number/],
   [{ labels: { 'x/~': 'y\n' } }, '/labels/x~1~0', /./],
-  [{ source: {} }, '/source/name', /string/],
+  [{ source: {} }, '/source', /either a name or a clone/],
 ])('%j is refused at %s', async (more, pointer, message) => {
   await using product = await openProduct();
 

@@ -1,6 +1,6 @@
 /** A clone's record as text: one row in a table, or everything a person asks about one. */
 import type { Clone } from '@pgcloned/client';
-import { formatBytes } from '@pgcloned/contract';
+import { formatBytes, nameOfSource } from '@pgcloned/contract';
 import { describeCopy, fractionDone } from './progress/describe.ts';
 import { formatResult } from './summary.ts';
 import { formatRows, formatTable } from './table.ts';
@@ -10,7 +10,7 @@ export function formatCloneTable(clones: readonly Clone[]): string {
     ['ID', 'SOURCE', 'HOST', 'DATA DIRECTORY', 'STATE', 'PHASE', 'DONE', 'CREATED'],
     clones.map((clone) => [
       clone.id,
-      clone.spec.source.name,
+      nameOfSource(clone.spec.source),
       clone.host,
       clone.spec.target.dataDirectory,
       stateOf(clone),
@@ -31,7 +31,7 @@ export function formatClone(clone: Clone): string {
       ['state', stateOf(clone)],
       ['phase', clone.phase],
       ['waiting for', clone.waitingFor],
-      ['source', spec.source.name],
+      ['source', nameOfSource(spec.source)],
       ['host', clone.host],
       ['data directory', spec.target.dataDirectory],
       ['attempt', String(clone.attempt)],

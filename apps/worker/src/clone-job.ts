@@ -178,7 +178,7 @@ export function startCloneJob(
     const ticker = setInterval(publish, TICK_MS);
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
-      const plan = { ...planOf(record.snapshot(), contract, context.host), begunFrom };
+      const plan = { ...(await planOf(record.snapshot(), contract, context)), begunFrom };
       const { signal } = controller;
       const result = await context.runClone(plan, { observer, signal, transferControl });
       record.succeed(result);
@@ -294,14 +294,18 @@ function sameAsMade(
   return { ...directory, madeFrom: directory.madeFrom ?? known?.madeFrom ?? null };
 }
 
-function planOf(clone: Clone, contract: number, host: PutAwayContext['host']): ClonePlan {
+async function planOf(
+  clone: Clone,
+  contract: number,
+  { host, journal }: Pick<CloneJobContext, 'host' | 'journal'>,
+): Promise<ClonePlan> {
   if (contract > CONTRACT_VERSION) {
     throw new CloneError('NOT_SUPPORTED', 'the clone was asked for by a newer pgcloned', {
       facts: { contract, contractOfWorker: CONTRACT_VERSION },
       hint: 'Bring the worker of this host to the version of the API.',
     });
   }
-  return planClone(clone, host);
+  return await planClone(clone, host, journal);
 }
 
 function writeToLog(log: Logger, { level, message, phase, fields }: LogLine): void {

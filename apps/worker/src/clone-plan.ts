@@ -2,15 +2,19 @@
  * From the record of a clone to what the engine is given: the name of the source becomes a way to reach it, which only
  * this host knows.
  */
-import { userInfo } from 'node:os';
+import { type UserInfo, userInfo } from 'node:os';
 import { join } from 'node:path';
 import {
   type Clone,
   CloneError,
   type Configuration,
+  LocalSource,
+  localSource,
+  nameOfSource,
   type SourceConfiguration,
 } from '@pgcloned/contract';
 import type { ClonePlan, HostPolicy } from '@pgcloned/engine';
+import type { RunJournal } from './run-journal.ts';
 
 export interface HostConfiguration {
   /** The file of the configuration, which no clone may touch; null: there is none. */
@@ -24,30 +28,67 @@ export interface HostConfiguration {
   readonly sshAgentSocket: string | null;
 }
 
-/** @throws {CloneError} `SOURCE_UNKNOWN`. */
-export function planClone(
+/**
+ * @param origins The clones of this host, which others can be made of.
+ * @throws {CloneError} `SOURCE_UNKNOWN`.
+ */
+export async function planClone(
   clone: Pick<Clone, 'id' | 'attempt' | 'spec'>,
   host: HostConfiguration,
-): ClonePlan {
+  origins: Pick<RunJournal, 'read'>,
+): Promise<ClonePlan> {
   const { source: wanted, ...spec } = clone.spec;
-  const source = Object.hasOwn(host.sources, wanted.name) ? host.sources[wanted.name] : undefined;
-  if (source === undefined) {
-    throw new CloneError('SOURCE_UNKNOWN', `this host has no source ${wanted.name}`, {
-      facts: { source: wanted.name, known: Object.keys(host.sources).join(', ') },
-      hint: 'Use one of the known names, or add the source to the configuration of the worker.',
-    });
-  }
+  const source =
+    wanted.clone === undefined
+      ? namedSource(wanted.name ?? '', host)
+      : await cloneAsSource(wanted.clone, host, origins);
   return {
     id: clone.id,
     attempt: clone.attempt,
     begunFrom: null,
     spec,
-    sourceName: wanted.name,
+    sourceName: nameOfSource(wanted),
     source,
+    originClone: wanted.clone ?? null,
     password: null,
     host: hostPolicy(host),
     keepTemporary: false,
   };
+}
+
+function namedSource(name: string, { sources }: HostConfiguration): SourceConfiguration {
+  const source = Object.hasOwn(sources, name) ? sources[name] : undefined;
+  if (source !== undefined) return source;
+  throw new CloneError('SOURCE_UNKNOWN', `this host has no source ${name}`, {
+    facts: { source: name, known: Object.keys(sources).join(', ') },
+    hint: 'Use one of the known names, or add the source to the configuration of the worker.',
+  });
+}
+
+/** Its user and database are those of what it was cloned from, if that was a cluster of this host, too. */
+async function cloneAsSource(
+  id: string,
+  host: HostConfiguration,
+  origins: Pick<RunJournal, 'read'>,
+): Promise<SourceConfiguration> {
+  const origin = (await origins.read(id))?.clone;
+  if (origin?.state !== 'succeeded') {
+    throw new CloneError('SOURCE_UNKNOWN', `this host has no finished clone ${id}`, {
+      facts: { clone: id, state: origin?.state ?? null },
+      hint: 'Name a clone that has succeeded on the same host.',
+    });
+  }
+  const { source, target } = origin.spec;
+  const { dataDirectory } = target;
+  const before =
+    source.clone === undefined
+      ? host.sources[source.name ?? '']
+      : await cloneAsSource(source.clone, host, origins).catch(() => undefined);
+  return before?.local === true
+    ? { ...before, dataDirectory }
+    : localSource(LocalSource.parse({ local: true, dataDirectory }), {
+        defaultUser: ownAccount()?.username ?? 'postgres',
+      });
 }
 
 export function hostPolicy({
@@ -87,10 +128,15 @@ function filesOf({ passFile, sslRootCertFile, ssh, replication }: SourceConfigur
 
 /** Below the home that passwd knows, as OpenSSH does it. */
 function userKnownHosts(): readonly string[] {
+  const account = ownAccount();
+  return account === null ? [] : [join(account.homedir, '.ssh', 'known_hosts')];
+}
+
+function ownAccount(): UserInfo<string> | null {
   try {
-    return [join(userInfo().homedir, '.ssh', 'known_hosts')];
+    return userInfo();
   } catch {
     // A container may run us as a user id that its passwd file does not know.
-    return [];
+    return null;
   }
 }

@@ -178,7 +178,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     let leftovers: readonly Leftover[] = [];
     const error = await tryTo(clone.id, 'be removed', async () => {
       leftovers = await engine.removeInstance(plan, {
-        source: sourceOf(clone, context.host),
+        source: await sourceOf(clone, context),
         copiedServer: clone.result?.source.address ?? null,
         signal,
       });
@@ -308,9 +308,12 @@ async function repeat(
 }
 
 /** Null if the source has gone from the configuration: what is left there is named. */
-function sourceOf(clone: Clone, host: HostConfiguration): ClonePlan | null {
+async function sourceOf(
+  clone: Clone,
+  { host, journal }: Pick<InstancesContext, 'host' | 'journal'>,
+): Promise<ClonePlan | null> {
   try {
-    return planClone(clone, host);
+    return await planClone(clone, host, journal);
   } catch (error) {
     if (error instanceof CloneError) return null;
     throw error;

@@ -2,6 +2,7 @@
 import { CloneError, type CloneSpec, type PreflightReport } from '@pgcloned/contract';
 import type { runPreflight } from '@pgcloned/engine';
 import { type HostConfiguration, planClone } from './clone-plan.ts';
+import type { RunJournal } from './run-journal.ts';
 
 /** Each opens connections to a source and fetches some files; beside them clones go on. */
 const PREFLIGHTS_MAX = 4;
@@ -11,7 +12,12 @@ export interface Preflights extends AsyncDisposable {
   readonly look: (spec: CloneSpec, id: string) => Promise<PreflightReport>;
 }
 
-export function openPreflights(host: HostConfiguration, look: typeof runPreflight): Preflights {
+/** @param origins The clones of this host, which others can be made of. */
+export function openPreflights(
+  host: HostConfiguration,
+  origins: Pick<RunJournal, 'read'>,
+  look: typeof runPreflight,
+): Preflights {
   const stopping = new AbortController();
   const running = new Set<Promise<PreflightReport>>();
   return {
@@ -23,8 +29,9 @@ export function openPreflights(host: HostConfiguration, look: typeof runPrefligh
           hint: 'Ask again when another one has ended.',
         });
       }
-      const plan = planClone({ id, attempt: 1, spec }, host);
-      const report = look(plan, { signal: stopping.signal });
+      const report = planClone({ id, attempt: 1, spec }, host, origins).then(
+        async (plan) => await look(plan, { signal: stopping.signal }),
+      );
       running.add(report);
       try {
         return await report;

@@ -3,13 +3,14 @@ import { CloneError, type Leftover } from '@pgcloned/contract';
 import type { SweepOptions, SweepReport, sweepClone } from '@pgcloned/engine';
 import type { Logger } from 'pino';
 import { type HostConfiguration, planClone } from './clone-plan.ts';
-import type { Run } from './run-journal.ts';
+import type { Run, RunJournal } from './run-journal.ts';
 
 /** Dropping a slot on a source that does not answer must not hold up the start of the worker. */
 const SWEEP_MS_MAX = 30_000;
 
 export interface PutAwayContext {
   readonly host: HostConfiguration;
+  readonly journal: Pick<RunJournal, 'read'>;
   readonly sweepClone: typeof sweepClone;
   readonly log: Logger;
   /** Aborts when the start of the worker is given up. */
@@ -24,10 +25,10 @@ export interface PutAwayContext {
 export async function putAway(
   { clone, filled }: Pick<Run, 'clone' | 'filled'>,
   becomes: SweepOptions['becomes'],
-  { host, log, signal, sweepClone }: PutAwayContext,
+  { host, journal, log, signal, sweepClone }: PutAwayContext,
 ): Promise<SweepReport> {
   try {
-    return await sweepClone(planClone(clone, host), {
+    return await sweepClone(await planClone(clone, host, journal), {
       becomes,
       filled,
       signal: AbortSignal.any([signal, AbortSignal.timeout(SWEEP_MS_MAX)]),

@@ -122,7 +122,7 @@ export async function startWorker(
     log.warn({ err: error }, 'queue');
   };
   const sharing = rememberSharing();
-  const preflights = openPreflights(options, engine.runPreflight);
+  const preflights = openPreflights(options, journal, engine.runPreflight);
   const run = async (clone: Clone, contract: number): Promise<void> => {
     // It stays queued, and the next worker of this host gives it a job again.
     if (!stopping) await make({ clone, contract, before: null });

@@ -304,7 +304,9 @@ export interface components {
         CloneSpec: {
             source: {
                 /** @description A source in the configuration of the worker on the target host */
-                name: string;
+                name?: string;
+                /** @description In place of a name: the id of a clone on the target host that has succeeded and whose server runs, for method reflink */
+                clone?: string;
             };
             target: {
                 /** @description Name of a host, as its worker registered it */
@@ -793,7 +795,9 @@ export interface components {
         CloneSpecOutput: {
             source: {
                 /** @description A source in the configuration of the worker on the target host */
-                name: string;
+                name?: string;
+                /** @description In place of a name: the id of a clone on the target host that has succeeded and whose server runs, for method reflink */
+                clone?: string;
             };
             target: {
                 /** @description Name of a host, as its worker registered it */

@@ -1,14 +1,10 @@
 /** The public record of a clone: what the API answers, the event stream sends and the worker writes. */
 import * as z from 'zod';
+import { CloneId } from './clone-id.ts';
 import { CloneSpec, COMPRESSIONS, type TransferLimits, Ttl } from './clone-spec.ts';
 import { STATES } from './clone-state.ts';
 import { CATALOGUE, type CloneError, type ErrorCode } from './errors.ts';
 import { PHASE_STATES, PHASES } from './phases.ts';
-
-export const CloneId = z
-  .string()
-  .regex(/^[0-9a-f]{32}$/, 'must be 32 hexadecimal digits')
-  .meta({ description: 'Id of the clone: the 32 hexadecimal digits of a UUIDv7' });
 
 const Sent = z.enum(COMPRESSIONS).nullable();
 const Time = z.iso.datetime();

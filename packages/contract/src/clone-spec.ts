@@ -5,6 +5,7 @@
  * the product will know in the end; `refuseUnsupported` answers those that are not built yet, so that none is ignored.
  */
 import * as z from 'zod';
+import { CloneId } from './clone-id.ts';
 import { CloneError } from './errors.ts';
 import { SETTING_NAME } from './settings.ts';
 import { LocalSource, SourceConfiguration } from './source.ts';
@@ -218,13 +219,29 @@ const specShape = {
   webhook: z.record(z.string(), z.unknown()).nullable().default(null),
 };
 
+const Source = z
+  .strictObject({
+    name: z.string().min(1).max(63).optional().meta({
+      description: 'A source in the configuration of the worker on the target host',
+    }),
+    clone: CloneId.optional().meta({
+      description:
+        'In place of a name: the id of a clone on the target host that has succeeded and whose server runs, for method reflink',
+    }),
+  })
+  .refine(
+    ({ name, clone }) => (name === undefined) !== (clone === undefined),
+    'must have either a name or a clone',
+  );
+
+/** What the source is called, for people. */
+export function nameOfSource({ name, clone }: CloneSpec['source']): string {
+  return name ?? `clone ${clone ?? ''}`;
+}
+
 export const CloneSpec = z
   .strictObject({
-    source: z.strictObject({
-      name: z.string().min(1).max(63).meta({
-        description: 'A source in the configuration of the worker on the target host',
-      }),
-    }),
+    source: Source,
     target: Target,
     ...specShape,
   })

@@ -1,7 +1,7 @@
 /** What crosses a process border: data and schemas, no I/O. */
+export { CloneId } from './clone-id.ts';
 export {
   Clone,
-  CloneId,
   CloneResult,
   ERROR_CODES,
   expiring,
@@ -26,6 +26,7 @@ export {
   COMPRESSIONS,
   type Compression,
   checksPages,
+  nameOfSource,
   RunSpec,
   refuseUnfitSource,
   refuseUnsupported,

@@ -1,10 +1,11 @@
 /**
  * How a cluster on this host is reached: nobody has to say it, its `postmaster.pid` does.
  */
-import { stat } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CloneError, type ServerAddress } from '@pgcloned/contract';
 import { isServerRunning } from '@pgcloned/postgres';
+import { readMarker } from './target/marker.ts';
 
 /** Addresses on which a server listens for everybody, and how it is reached there. */
 const EVERYWHERE: Readonly<Record<string, string>> = {
@@ -14,12 +15,17 @@ const EVERYWHERE: Readonly<Record<string, string>> = {
 };
 
 /**
+ * @param o.originClone The clone that must lie there; null: whatever lies there.
  * @returns The directory of its socket, or an address if it has none.
- * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_RIGHTS_MISSING` if the files are not ours: the
+ * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_MISMATCH` if it is another clone by now, `SOURCE_RIGHTS_MISSING` if the files are not ours: the
  *   server of the clone has to own them.
  */
-export async function findLocalServer(dataDirectory: string): Promise<ServerAddress> {
+export async function findLocalServer(
+  dataDirectory: string,
+  { originClone }: { readonly originClone: string | null },
+): Promise<ServerAddress> {
   await refuseForeignFiles(dataDirectory);
+  if (originClone !== null) await refuseOtherContents(dataDirectory, originClone);
   const server = await isServerRunning(dataDirectory);
   if (server === null) throw noServer(`no server runs on ${dataDirectory}`, dataDirectory);
   const { port, socketDirectory, listenAddress } = server;
@@ -43,6 +49,15 @@ async function refuseForeignFiles(dataDirectory: string): Promise<void> {
   throw new CloneError('SOURCE_RIGHTS_MISSING', `${dataDirectory} belongs to another user`, {
     facts: { dataDirectory, ownerUid: stats.uid, ownUid: process.getuid?.() ?? null },
     hint: 'Run pgcloned as the user that owns the data directory.',
+  });
+}
+
+async function refuseOtherContents(dataDirectory: string, cloneId: string): Promise<void> {
+  const found = (await readMarker(await realpath(dataDirectory), 'data'))?.cloneId ?? null;
+  if (found === cloneId) return;
+  throw new CloneError('SOURCE_MISMATCH', `${dataDirectory} is not clone ${cloneId} any more`, {
+    facts: { dataDirectory, clone: cloneId, found },
+    hint: 'It was removed, moved or replaced. Name a clone that is still there.',
   });
 }
 

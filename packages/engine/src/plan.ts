@@ -38,6 +38,8 @@ export interface ClonePlan {
   /** For messages only. */
   readonly sourceName: string;
   readonly source: SourceConfiguration;
+  /** The clone whose data directory a local source must still be; null: it is none of ours. */
+  readonly originClone: string | null;
   /** A password that is in no file: PGPASSWORD of `pgcloned run`. Never stored. */
   readonly password: string | null;
   readonly host: HostPolicy;

@@ -111,6 +111,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
     id: created.toString(16).padStart(32, '0'),
     attempt: 1,
     begunFrom: null,
+    originClone: null,
     spec,
     sourceName: 'orders',
     source: SourceConfiguration.parse(wish.source),

@@ -11,6 +11,7 @@ import {
   hasEnded,
   LOG_LEVELS,
   type LogLevel,
+  nameOfSource,
 } from '@pgcloned/contract';
 import { asCloneError, ask, findApi } from '../api-connection.ts';
 import { formatClone, formatCloneTable, formatLimits } from '../clone-text.ts';
@@ -339,7 +340,7 @@ function report(clone: Clone, { json }: GlobalOptions): void {
   if (json === true) printJson({ event: 'end', clone });
   if (state === 'succeeded') {
     if (json === true || result === null) return;
-    print(formatSummary({ sourceName: spec.source.name, result, instance, leftovers }));
+    print(formatSummary({ sourceName: nameOfSource(spec.source), result, instance, leftovers }));
     return;
   }
   if (json !== true)

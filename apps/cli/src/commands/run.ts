@@ -194,6 +194,7 @@ function planOf(
     spec,
     sourceName,
     source,
+    originClone: null,
     password,
     host: {
       // Whoever types the target decides where it lies, within what the operating system lets them write.

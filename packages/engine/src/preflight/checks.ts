@@ -80,7 +80,10 @@ const target = check('target', [], async (run, _seen, { error }) => {
 
 const connection = check('connection', [], async ({ plan }) => {
   const { local, dataDirectory } = plan.source;
-  if (local) return { address: await addressOf(plan, await findLocalServer(dataDirectory ?? '')) };
+  if (local) {
+    const server = await findLocalServer(dataDirectory ?? '', { originClone: plan.originClone });
+    return { address: await addressOf(plan, server) };
+  }
   const [only] = serversOf(plan.source);
   return plan.source.hosts === null && only !== undefined
     ? { address: await addressOf(plan, only) }
