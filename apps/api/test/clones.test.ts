@@ -131,8 +131,7 @@ test.each([
     specFor('main', { method: 'reflink', transfer: { maxRate: 1_000_000 } }),
     'NOT_SUPPORTED',
   ],
-  ['waiting for writable', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
-  ['role detached', specFor('main', { replica: { role: 'detached' } }), 'NOT_SUPPORTED'],
+  ['a writable standby', specFor('main', { replica: { waitFor: 'writable' } }), 'NOT_SUPPORTED'],
   ['a time to live of a century', specFor('main', { ttl: 3_155_760_000 }), 'REQUEST_INVALID'],
   ['a webhook', specFor('main', { webhook: { url: 'https://x.example/' } }), 'NOT_SUPPORTED'],
   [

@@ -68,6 +68,7 @@ const OVERRIDES: readonly (readonly [key: string, kind: 'text' | 'number' | 'lis
   ['worker.stallSeconds', 'number'],
   ['worker.noSpaceSeconds', 'number'],
   ['worker.leaseSeconds', 'number'],
+  ['worker.ports', 'text'],
 ];
 
 /** Variables that are no keys: read by the command line itself. */

@@ -225,6 +225,7 @@ export function filesOf({
   sslRootCertFile,
   ssh,
   replication,
+  onReady,
 }: SourceConfiguration): readonly string[] {
   return [
     passFile,
@@ -232,6 +233,7 @@ export function filesOf({
     ssh.privateKeyFile,
     ssh.knownHostsFile,
     replication.passFile,
+    ...onReady,
   ].filter((file) => file !== null);
 }
 

@@ -117,10 +117,21 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     ),
   ],
   'Replica:': [
+    option('--role <role>', 'replica.role', 'standby or detached (standby)'),
     option('--start', 'replica.start', 'start it', { constant: true }),
-    option('--wait-for <what>', 'replica.waitFor', 'files, consistent or streaming (files)'),
+    option(
+      '--wait-for <what>',
+      'replica.waitFor',
+      'files, consistent, streaming or writable (files)',
+    ),
     option('--hold <seconds>', 'replica.hold', 'keep WAL for one started by others', 'number'),
-    option('--replica-port <number>', 'replica.port', 'its port (that of the source)', 'number'),
+    option(
+      '--replica-port <number>',
+      'replica.port',
+      'its port (a free one, or that of the source)',
+      'number',
+    ),
+    option('--profile <name>', 'replica.profile', 'small: little memory'),
     option('--set <name=value>', 'replica.settings', 'a setting of it; repeatable', 'pairs'),
     option('--slot <name>', 'replica.slot', 'a permanent slot for it, made on the source'),
     option('--cluster-name <name>', 'replica.clusterName', 'its cluster_name'),

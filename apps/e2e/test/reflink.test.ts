@@ -56,7 +56,7 @@ describe.skipIf(!runsAsRoot).each(['xfs', 'btrfs'] as const)(
           dataDirectory: at('clone', 'data'),
           tablespaces: { [at('origin', 'elsewhere')]: at('clone', 'elsewhere') },
         },
-        replica: { start: true, waitFor: 'streaming', port },
+        replica: { role: 'standby', start: true, waitFor: 'streaming', port },
       });
       expect(error).toBeUndefined();
       expect(status).toBe(0);

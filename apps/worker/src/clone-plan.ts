@@ -11,6 +11,7 @@ import {
   LocalSource,
   localSource,
   nameOfSource,
+  portsOf,
   type SourceConfiguration,
 } from '@pgcloned/contract';
 import type { ClonePlan, HostPolicy } from '@pgcloned/engine';
@@ -107,6 +108,7 @@ export function hostPolicy({
     stallMs: worker.stallSeconds * 1000,
     noSpaceMs: worker.noSpaceSeconds * 1000,
     leaseMs: worker.leaseSeconds * 1000,
+    ports: portsOf(worker.ports),
     protectedPaths: [stateDirectory, ...(file === null ? [] : [file]), ...files],
     // A daemon uses the key that it was given; only `pgcloned run` tries those of its user.
     defaultSshKeyFiles: [],
@@ -115,13 +117,14 @@ export function hostPolicy({
   };
 }
 
-function filesOf({ passFile, sslRootCertFile, ssh, replication }: SourceConfiguration) {
+function filesOf({ passFile, sslRootCertFile, ssh, replication, onReady }: SourceConfiguration) {
   const files = [
     passFile,
     sslRootCertFile,
     ssh.privateKeyFile,
     ssh.knownHostsFile,
     replication.passFile,
+    ...onReady,
   ];
   return files.filter((file) => file !== null);
 }

@@ -111,6 +111,7 @@ export function publishNow(observer: CloneObserver): void {
 function someResult(plan: ClonePlan): CloneResult {
   return {
     dataDirectory: plan.spec.target.dataDirectory,
+    connectionString: null,
     systemIdentifier: '7300000000000000000',
     timeline: 1,
     startLsn: '0/1000028',

@@ -382,7 +382,7 @@ export interface components {
             /** @default {} */
             replica?: {
                 /**
-                 * @description null: standby for method rsync, detached for method reflink
+                 * @description standby: follows the source. detached: a cluster of its own from the moment of the copy on, which takes writes, has a new timeline, and neither archives, replicates nor runs scheduled jobs. null: standby for method rsync, detached for method reflink
                  * @default null
                  */
                 role?: ("standby" | "detached") | null;
@@ -392,7 +392,7 @@ export interface components {
                  */
                 start?: boolean;
                 /**
-                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams
+                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case
                  * @default files
                  * @enum {string}
                  */
@@ -403,10 +403,15 @@ export interface components {
                  */
                 hold?: number;
                 /**
-                 * @description Port of the clone; null: the one in its configuration
+                 * @description Port of the clone; null: the one in its configuration, or a free one of `worker.ports` if it is detached or shares the host of the source
                  * @default null
                  */
                 port?: number | null;
+                /**
+                 * @description small: settings of memory that let many clones share a host; `settings` win over them
+                 * @default null
+                 */
+                profile?: "small" | null;
                 /**
                  * @description Settings of the clone, from a list of harmless ones
                  * @default {}
@@ -495,7 +500,7 @@ export interface components {
              * @description What to decide by
              * @enum {string}
              */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             /** @description What happened this time */
             detail?: string;
             /** @description What can be done about it */
@@ -587,6 +592,8 @@ export interface components {
         };
         CloneResult: {
             dataDirectory: string;
+            /** @description For libpq on the host, to a database of the clone through its unix socket; null: the clone was not started */
+            connectionString: string | null;
             /** @description The server that was copied */
             source: {
                 /** @description HOST:PORT */
@@ -640,7 +647,7 @@ export interface components {
         };
         CloneFailure: {
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -735,7 +742,7 @@ export interface components {
             /** @description Which check found it */
             check: string;
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -879,7 +886,7 @@ export interface components {
             };
             replica: {
                 /**
-                 * @description null: standby for method rsync, detached for method reflink
+                 * @description standby: follows the source. detached: a cluster of its own from the moment of the copy on, which takes writes, has a new timeline, and neither archives, replicates nor runs scheduled jobs. null: standby for method rsync, detached for method reflink
                  * @default null
                  */
                 role: ("standby" | "detached") | null;
@@ -889,7 +896,7 @@ export interface components {
                  */
                 start: boolean;
                 /**
-                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams
+                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case
                  * @default files
                  * @enum {string}
                  */
@@ -900,10 +907,15 @@ export interface components {
                  */
                 hold: number;
                 /**
-                 * @description Port of the clone; null: the one in its configuration
+                 * @description Port of the clone; null: the one in its configuration, or a free one of `worker.ports` if it is detached or shares the host of the source
                  * @default null
                  */
                 port: number | null;
+                /**
+                 * @description small: settings of memory that let many clones share a host; `settings` win over them
+                 * @default null
+                 */
+                profile: "small" | null;
                 /**
                  * @description Settings of the clone, from a list of harmless ones
                  * @default {}
@@ -1031,6 +1043,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -1184,6 +1197,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -1520,6 +1534,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -1699,6 +1714,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -1859,6 +1875,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -2019,6 +2036,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -2179,6 +2197,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -2339,6 +2358,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -2499,6 +2519,7 @@ export interface components {
                  *           "waitFor": "streaming",
                  *           "hold": 3600,
                  *           "port": null,
+                 *           "profile": null,
                  *           "settings": {},
                  *           "slot": null,
                  *           "clusterName": null,
@@ -2819,6 +2840,7 @@ export interface operations {
                      *               "waitFor": "streaming",
                      *               "hold": 3600,
                      *               "port": null,
+                     *               "profile": null,
                      *               "settings": {},
                      *               "slot": null,
                      *               "clusterName": null,

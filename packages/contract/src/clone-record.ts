@@ -84,6 +84,10 @@ export type Verdict = z.output<typeof Verdict>;
 export const CloneResult = z
   .object({
     dataDirectory: z.string(),
+    connectionString: z.string().nullable().meta({
+      description:
+        'For libpq on the host, to a database of the clone through its unix socket; null: the clone was not started',
+    }),
     source: z
       .object({
         address: z.string().meta({ description: 'HOST:PORT' }),

@@ -143,12 +143,13 @@ const isPortAtMostOnce = ({
 const Replica = z
   .strictObject({
     role: z.enum(['standby', 'detached']).nullable().default(null).meta({
-      description: 'null: standby for method rsync, detached for method reflink',
+      description:
+        'standby: follows the source. detached: a cluster of its own from the moment of the copy on, which takes writes, has a new timeline, and neither archives, replicates nor runs scheduled jobs. null: standby for method rsync, detached for method reflink',
     }),
     start: z.boolean().default(false).meta({ description: 'Start the server of the clone' }),
     waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
       description:
-        'When the clone counts as succeeded: once its files are in place, once it is consistent, or once it streams',
+        'When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case',
     }),
     hold: z
       .int()
@@ -159,7 +160,12 @@ const Replica = z
         description: 'Seconds for which WAL is kept for a replica that somebody else starts',
       }),
     port: z.int().min(1).max(PORT_MAX).nullable().default(null).meta({
-      description: 'Port of the clone; null: the one in its configuration',
+      description:
+        'Port of the clone; null: the one in its configuration, or a free one of `worker.ports` if it is detached or shares the host of the source',
+    }),
+    profile: z.enum(['small']).nullable().default(null).meta({
+      description:
+        'small: settings of memory that let many clones share a host; `settings` win over them',
     }),
     settings: z
       .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
@@ -290,6 +296,19 @@ export function checksPages({
   return verification.pages ?? method === 'rsync';
 }
 
+export type ReplicaRole = 'standby' | 'detached';
+
+/** What the clone becomes, the default of its method included. */
+export function roleOf({
+  method,
+  replica,
+}: {
+  readonly method: CloneSpec['method'];
+  readonly replica: Pick<CloneSpec['replica'], 'role'>;
+}): ReplicaRole {
+  return replica.role ?? (method === 'reflink' ? 'detached' : 'standby');
+}
+
 /**
  * Refuses what the schema knows but the product does not do yet, and what the method has no use for.
  *
@@ -302,9 +321,17 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source'>): void {
       hint: instead,
     });
   };
-  if (spec.replica.role === 'detached') refuse('replica.role', 'detached', 'Use role standby.');
-  if (spec.replica.waitFor === 'writable')
-    refuse('replica.waitFor', 'writable', 'Use files, consistent or streaming.');
+  const { waitFor, slot } = spec.replica;
+  if (roleOf(spec) === 'standby') {
+    if (waitFor === 'writable')
+      refuse('replica.waitFor', waitFor, 'Use role detached: a standby takes no writes.');
+  } else {
+    const instead = 'A detached clone does not stream from its source.';
+    if (waitFor === 'streaming')
+      refuse('replica.waitFor', waitFor, `Use writable, or role standby. ${instead}`);
+    if (slot !== null)
+      refuse('replica.slot', slot, `Leave it out, or use role standby. ${instead}`);
+  }
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');
   for (const { field, value, instead } of uselessFor(spec)) refuse(field, String(value), instead);

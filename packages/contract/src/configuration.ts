@@ -1,7 +1,7 @@
 /** The shape of `pgcloned.yaml`. Reading files and environment is the business of the command line. */
 import * as z from 'zod';
 import { HostName } from './clone-spec.ts';
-import { LocalSource, SourceConfiguration } from './source.ts';
+import { LocalSource, PortRange, SourceConfiguration } from './source.ts';
 
 const ROLES = ['viewer', 'operator', 'admin'] as const;
 /** viewer: read; operator: also create and cancel; admin: everything. */
@@ -49,6 +49,7 @@ const Worker = z.strictObject({
   stallSeconds: z.number().min(1).max(86_400).default(60),
   noSpaceSeconds: z.number().min(0).max(86_400).default(600),
   leaseSeconds: z.number().min(3).max(600).default(15),
+  ports: PortRange.default('5500-5999'),
 });
 
 export const Configuration = z.strictObject({

@@ -119,6 +119,7 @@ export const CATALOGUE = {
   CONTROL_FILE_INVALID: entry(500, 'failed', 'The control file cannot be used', true),
   PUBLISH_FAILED: entry(500, 'failed', 'The clone could not be put into place'),
   REPLICA_START_FAILED: entry(500, 'failed', 'The published clone did not start as asked'),
+  ON_READY_FAILED: entry(500, 'failed', 'A file of onReady failed in the clone'),
   VERIFICATION_FAILED: entry(500, 'failed', 'The published clone did not stand its test'),
   REMOVAL_FAILED: entry(500, 'failed', 'The files of the clone could not be removed', true),
   DEADLINE_EXCEEDED: entry(500, 'failed', 'The deadline of the clone has passed'),

@@ -18,13 +18,20 @@ const Ssh = z.strictObject({
   tunnelDatabase: z.boolean().default(false),
 });
 
-const PortRange = z
+/** `FIRST-LAST` of ports that need no privileges. */
+export const PortRange = z
   .string()
   .regex(/^\d{1,5}-\d{1,5}$/, 'must be a range such as 45000-45999')
   .refine((range) => {
-    const [first = 0, last = 0] = range.split('-').map(Number);
+    const { first, last } = portsOf(range);
     return first >= 1024 && first <= last && last <= 65_535;
   }, 'must lie within 1024-65535, the smaller port first');
+
+/** The first and the last port of a `PortRange`. */
+export function portsOf(range: string): { readonly first: number; readonly last: number } {
+  const [first = 0, last = 0] = range.split('-').map(Number);
+  return { first, last };
+}
 
 const Rsyncd = z.strictObject({
   ports: PortRange.default('45000-45999'),
@@ -54,6 +61,12 @@ const Server = z
     return number >= 1 && number <= 65_535;
   }, 'must have a port from 1 to 65535');
 
+/**
+ * SQL files that run in each detached clone of the source before anybody else can reach it. They are the operator's: SQL
+ * from a request would be code execution on the host.
+ */
+const OnReady = z.array(z.string().regex(/^\//, 'must be an absolute path')).max(100).default([]);
+
 const shape = z.strictObject({
   local: z.literal(false).default(false),
   host: HostOnly.nullable().default(null),
@@ -72,6 +85,7 @@ const shape = z.strictObject({
   ssh: Ssh.prefault({}),
   rsyncd: Rsyncd.prefault({}),
   replication: Replication.prefault({}),
+  onReady: OnReady,
 });
 
 export const SourceConfiguration = shape.superRefine((source, context) => {
@@ -91,6 +105,7 @@ export const LocalSource = z.strictObject({
   user: z.string().min(1).nullable().default(null),
   database: z.string().min(1).default('postgres'),
   passFile: z.string().min(1).nullable().default(null),
+  onReady: OnReady,
 });
 
 export type LocalSource = z.output<typeof LocalSource>;

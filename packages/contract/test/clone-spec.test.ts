@@ -49,6 +49,7 @@ test('source, host and data directory are enough, and everything else has the pu
       waitFor: 'files',
       hold: 3600,
       port: null,
+      profile: null,
       settings: {},
       slot: null,
       clusterName: null,
@@ -169,8 +170,9 @@ test('pgcloned run takes a source by name or spelled out, and needs no host', ()
 });
 
 test.each([
-  ['replica.role', { replica: { role: 'detached' } }],
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
+  ['replica.waitFor', { replica: { role: 'detached', waitFor: 'streaming' } }],
+  ['replica.slot', { replica: { role: 'detached', slot: 'its_own' } }],
   ['webhook', { webhook: { url: 'https://example.org/' } }],
   ['transfer.fallback', { transfer: { fallback: 'copy' } }],
   ['transfer.maxRate', { method: 'reflink', transfer: { maxRate: 1_000_000 } }],

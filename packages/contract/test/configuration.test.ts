@@ -26,6 +26,7 @@ test('nothing has to be configured', () => {
       stallSeconds: 60,
       noSpaceSeconds: 600,
       leaseSeconds: 15,
+      ports: '5500-5999',
     },
     sources: {},
   });

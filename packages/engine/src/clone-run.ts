@@ -4,6 +4,7 @@ import type { Cleanup } from './cleanup.ts';
 import type { CloneObserver } from './observer.ts';
 import type { ClonePlan } from './plan.ts';
 import type { LockSet } from './target/locks.ts';
+import type { PortReservation } from './target/ports.ts';
 import type { TransferControl } from './transfer-control.ts';
 
 export interface CloneRun {
@@ -20,6 +21,7 @@ export interface CloneRun {
   /** Runs at the end of the last attempt: what the next one can use. */
   readonly lasting: Cleanup;
   readonly locks: LockSet;
+  readonly port: PortReservation;
   /** A preflight alone: nothing is changed, not even what an interrupted clone has left. */
   readonly looksOnly: boolean;
   /** Directories that an attempt of this clone has begun to fill. */

@@ -33,6 +33,7 @@ import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
 import { makeLockSet } from './target/locks.ts';
+import { reservePort } from './target/ports.ts';
 import { explainFullTarget } from './target/space.ts';
 import { controlTransfer, type TransferControl } from './transfer-control.ts';
 
@@ -59,6 +60,7 @@ export async function runClone(
   using _ = abortAtDeadline(plan.spec.deadline, deadline);
   const wholeSignal = AbortSignal.any([signal, deadline.signal]);
   const locks = makeLockSet(plan.id);
+  const port = reservePort(plan.id);
   const filled = new Set<string>();
   const warnings = new Set<string>();
   let wireBytes = 0;
@@ -68,6 +70,13 @@ export async function runClone(
       remedy: 'kill the process that holds them: fuser /run/lock/pgcloned-*',
       undo: async () => {
         await locks[Symbol.asyncDispose]();
+      },
+    });
+    lasting.always({
+      what: `the port of ${plan.spec.target.dataDirectory}`,
+      remedy: 'none is needed: it is free again when this process has ended',
+      undo: async () => {
+        await port[Symbol.asyncDispose]();
       },
     });
     const budget = startRetryBudget({
@@ -85,6 +94,7 @@ export async function runClone(
             transferControl,
             lasting,
             locks,
+            port,
             filled,
             warn: (text) => {
               warnings.add(text);
@@ -121,7 +131,15 @@ export async function runClone(
 
 type AttemptOptions = Pick<
   CloneRun,
-  'observer' | 'signal' | 'transferControl' | 'lasting' | 'locks' | 'filled' | 'warn' | 'sent'
+  | 'observer'
+  | 'signal'
+  | 'transferControl'
+  | 'lasting'
+  | 'locks'
+  | 'port'
+  | 'filled'
+  | 'warn'
+  | 'sent'
 >;
 
 async function runAttempt(
@@ -176,12 +194,13 @@ async function runAttempt(
       );
       // A hold of hours must not hang on a connection that nobody needs any more.
       if (ready.settings.tunnelDirectory === null) await ready.host.close();
-      const boot = await phase('start-replica', () =>
-        startReplica(run, ready, { stream, stop, published }),
+      const { boot, connectionString } = await phase('start-replica', () =>
+        startReplica(run, ready, { stream, start, stop, copy, published }),
       );
 
       return {
         dataDirectory: ready.data.final,
+        connectionString,
         source: { address: formatServer(ready.settings), role },
         systemIdentifier: ready.facts.systemIdentifier,
         timeline: start.timeline,

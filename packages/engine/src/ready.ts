@@ -24,6 +24,8 @@ export interface Ready extends Claim {
   readonly tablespaces: readonly TablespacePlace[];
   /** `postgresql.conf` of this host for the data directory, where it lies outside (Debian); null: there is none. */
   readonly hostConfiguration: string | null;
+  /** Of the clone, as its configuration shall say; null: the configuration that it gets says so. */
+  readonly port: number | null;
   /** Whether source and replica share a machine. */
   readonly sameHost: boolean;
 }

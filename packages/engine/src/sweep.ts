@@ -12,7 +12,7 @@ import type { Leftover } from '@pgcloned/contract';
 import { quoteForShell } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
-import { removeBootDirectory } from './replica/boot.ts';
+import { removeBootDirectory } from './replica/private-run.ts';
 import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';

@@ -207,7 +207,7 @@ async function copy(
       },
       source: { rsyncd: { ports: '45000-45999', address: null } },
       host: {
-        ...{ stallMs: 60_000, leaseMs: 60_000, noSpaceMs: 0 },
+        ...{ stallMs: 60_000, leaseMs: 60_000, ports: { first: 5500, last: 5999 }, noSpaceMs: 0 },
         ...{ dataRoots: null, protectedPaths: [] },
       },
     },

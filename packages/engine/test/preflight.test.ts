@@ -124,6 +124,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
       stallMs: 10_000,
       noSpaceMs: 0,
       leaseMs: 15_000,
+      ports: { first: 5500, last: 5999 },
       protectedPaths: [],
       defaultSshKeyFiles: [],
       defaultKnownHostsFiles: [],
@@ -798,7 +799,12 @@ const NO_FINDING: readonly Finding['code'][] = [
   ...(['HOST_UNAVAILABLE', 'QUEUE_UNAVAILABLE', 'API_UNREACHABLE', 'RUNNING_AS_ROOT'] as const),
   ...(['PREFLIGHT_FAILED', 'SOURCE_PROMOTED', 'SOURCE_CHANGED', 'WAL_RECEIVER_FAILED'] as const),
   ...(['WAL_REMOVED', 'WAL_INCOMPLETE', 'CONTROL_FILE_INVALID', 'PUBLISH_FAILED'] as const),
-  ...(['REPLICA_START_FAILED', 'VERIFICATION_FAILED', 'DEADLINE_EXCEEDED'] as const),
+  ...([
+    'REPLICA_START_FAILED',
+    'ON_READY_FAILED',
+    'VERIFICATION_FAILED',
+    'DEADLINE_EXCEEDED',
+  ] as const),
   ...(['PROCESS_FAILED', 'WORKER_STOPPED', 'WORKER_LOST', 'CANCELLED', 'INTERNAL'] as const),
 ];
 

@@ -38,6 +38,20 @@ export function appendSettings(
   return `${autoConf}${separator}${lines.join('')}`;
 }
 
+/** The same text without the lines that {@link appendSettings} made of these settings; the server writes them the same way. */
+export function withoutSettings(
+  autoConf: string,
+  settings: Readonly<Record<string, string>>,
+): string {
+  const lines = new Set(
+    Object.entries(settings).map(([name, value]) => `${name} = ${quoteSetting(value)}`),
+  );
+  return autoConf
+    .split('\n')
+    .filter((line) => !lines.has(line))
+    .join('\n');
+}
+
 /**
  * The value of `primary_conninfo`: how the standby reaches its primary. It never holds a password, since everybody who may
  * read settings reads it; a passfile that only the server's own user may read does (R9.5).

@@ -19,6 +19,7 @@ export {
   effectiveSettings,
   primaryConninfo,
   quoteSetting,
+  withoutSettings,
 } from './configuration.ts';
 export {
   type ConnectionSettings,

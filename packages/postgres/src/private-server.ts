@@ -44,6 +44,7 @@ export async function startPrivateServer({
   dataDirectory,
   configFile,
   directory,
+  hotStandby,
   inheritedFds,
 }: {
   readonly binDirectory: string;
@@ -51,6 +52,8 @@ export async function startPrivateServer({
   /** Where the configuration lies outside the data directory; null: inside. */
   readonly configFile: string | null;
   readonly directory: string;
+  /** Whether it takes sessions that read before recovery has ended. */
+  readonly hotStandby: boolean;
   readonly inheritedFds: readonly number[];
 }): Promise<PrivateServer> {
   const other = await isServerRunning(dataDirectory);
@@ -72,7 +75,7 @@ export async function startPrivateServer({
     port: String(PORT),
     external_pid_file: '',
     ssl: 'off',
-    hot_standby: 'on',
+    hot_standby: hotStandby ? 'on' : 'off',
     // Whatever looks into it is waited for, or replay would end it after half a minute.
     max_standby_archive_delay: '-1',
     max_standby_streaming_delay: '-1',

@@ -4,7 +4,7 @@
  * A signal cancels it, and the command ends only after everything was tidied up. What could not be is named with the
  * command that removes it, whether the clone was made or not.
  */
-import { type Instance, type Leftover, LOG_LEVELS } from '@pgcloned/contract';
+import { type Instance, type Leftover, LOG_LEVELS, portsOf } from '@pgcloned/contract';
 import {
   type CloneObserver,
   type ClonePlan,
@@ -205,6 +205,7 @@ function planOf(
       stallMs: worker.stallSeconds * 1000,
       noSpaceMs: worker.noSpaceSeconds * 1000,
       leaseMs: worker.leaseSeconds * 1000,
+      ports: portsOf(worker.ports),
       protectedPaths: [
         stateDirectory,
         ...(file === null ? [] : [file]),

@@ -6,7 +6,7 @@
  */
 import { tmpdir } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
-import { type CloneError, WORKERS_MAX } from '@pgcloned/contract';
+import { type CloneError, portsOf, WORKERS_MAX } from '@pgcloned/contract';
 import {
   type RsyncDaemon,
   startDaemon,
@@ -53,7 +53,7 @@ export async function openTransport(
       silenceMs: plan.host.stallMs,
     });
   const { rsyncd } = plan.source;
-  const [first = 0, last = 0] = rsyncd.ports.split('-').map(Number);
+  const { first, last } = portsOf(rsyncd.ports);
   return fromDaemon(
     await startDaemon(host.ssh(), {
       name,

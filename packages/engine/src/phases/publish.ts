@@ -1,7 +1,7 @@
 /**
- * Phase 7 of 8: what was copied becomes a standby, in an order that no crash can turn into something wrong.
+ * Phase 7 of 8: what was copied becomes a standby or a cluster of its own, in an order that no crash can turn into something wrong.
  *
- * WAL, tablespace links, configuration, standby.signal and backup_label go in first, then everything is brought to the
+ * WAL, tablespace links, configuration, the signal file and backup_label go in first, then everything is brought to the
  * disk, then a replaced directory gives way, and at the very end pg_control is renamed into place (R2.5): until that
  * rename nothing here can be started, after it everything is complete and durable.
  */
@@ -32,6 +32,7 @@ import type { CloneRun } from '../clone-run.ts';
 import { removeCopyJournal } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
 import { configureReplica } from '../replica/configure.ts';
+import { isDetached } from '../replica/detached.ts';
 import { forgetNotedSlot, SLOT_NOTE } from '../replica/slot.ts';
 import type { Place } from '../target/layout.ts';
 import { writeManifest } from '../target/manifest.ts';
@@ -74,11 +75,15 @@ export async function publish(
   const mode = ready.facts.dataDirectoryMode;
   const fileMode = (mode & 0o040) === 0 ? 0o600 : 0o640;
   const directory = ready.data.build;
+  // All WAL that a detached clone will ever need is here.
+  if (isDetached(run.plan)) await stream.pin?.release();
   try {
     await placeWal(ready, { stream, start, mode, fileMode });
     await linkTablespaces(directory, copy, fileMode);
     await configureReplica(run, ready, fileMode);
-    await writeFile(join(directory, 'standby.signal'), '', { mode: fileMode });
+    // R9.2: without either the clone would write on the timeline of its source.
+    const becomes = isDetached(run.plan) ? 'recovery.signal' : 'standby.signal';
+    await writeFile(join(directory, becomes), '', { mode: fileMode });
     await writeFile(join(directory, 'backup_label'), stop.label, { mode: fileMode });
     const control = join(directory, 'global', 'pgcloned.pg_control');
     await writeFile(control, stop.controlImage, { mode: fileMode });

@@ -1,49 +1,75 @@
 /**
- * Phase 8 of 8: the standby runs, or whoever shall start it is waited for, and only then the source may remove the WAL
- * that it needs (R5.7).
+ * Phase 8 of 8: the clone runs, or whoever shall start it is waited for. Of a standby the source may only then remove the
+ * WAL that it needs (R5.7); a detached clone is one of its own by then (R9.2).
  *
  * What is waited for is proven by the source (`pg_stat_replication`) and by the clone's own pg_control, so no login on
  * the clone is needed. A replica that was started is nobody's child: it survives us, and a failure here leaves it as it
  * is, with its directory named.
  */
 import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
+  type BackupStart,
   isServerRunning,
+  type PostmasterPid,
+  type PrivateServer,
+  readTablespaces,
   type StandbyStatus,
   standbyStatus,
   walBytesBetween,
 } from '@pgcloned/postgres';
-import { quoteForShell } from '@pgcloned/process';
+import { quoteForShell, syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { bootClone } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
+import { isDetached, settleDetached } from '../replica/detached.ts';
+import { runOnReadyFiles } from '../replica/on-ready.ts';
+import { runPrivately, untilSessions } from '../replica/private-run.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
+import type { Copy } from './copy-files.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
 import type { WalStream } from './stream-wal.ts';
 
 const POLL_INTERVAL_MS = 50;
+/** Only files of this host are looked at. */
+const PROMOTION_POLL_MS = 20;
 /** A standby whose WAL is gone asks for it again and again: coming and going between the same states is no progress. */
 const MARKS_KEPT = 20;
 
 interface Done {
   readonly stream: WalStream;
+  readonly start: BackupStart;
   readonly stop: Stop;
+  readonly copy: Copy;
   readonly published: Published;
 }
 
-/** @returns What became of `verification.boot`. */
-export async function startReplica(run: CloneRun, ready: Ready, done: Done): Promise<Verdict> {
-  const { replica, verification } = run.plan.spec;
+export interface Started {
+  /** What became of `verification.boot`. */
+  readonly boot: Verdict;
+  /** Null: it was not started. */
+  readonly connectionString: string | null;
+}
+
+export async function startReplica(run: CloneRun, ready: Ready, done: Done): Promise<Started> {
+  const { replica } = run.plan.spec;
+  const detached = isDetached(run.plan);
   let boot: Verdict = 'skipped';
+  let connectionString: string | null = null;
   try {
-    if (verification.boot) boot = await bootClone(run, ready, done.stop);
-    if (replica.start) await start(run, ready);
-    if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
+    boot = await tryPrivately(run, ready, done);
+    if (replica.start) {
+      if (!detached) await refuseNewTablespaces(run, ready, done.copy);
+      connectionString = await start(run, ready);
+    }
+    if (detached && (replica.start || replica.waitFor !== 'files'))
+      await waitForPromotion(run, ready, done);
+    else if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
   } catch (error) {
     // It may be wanted back now.
     for (const { old } of done.published.places) if (old !== null) leaveReplaced(run, old);
@@ -51,19 +77,107 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
   }
   await done.stream.pin?.release();
   await removeReplaced(run, done.published);
-  return boot;
+  return { boot, connectionString };
 }
 
-async function start(run: CloneRun, ready: Ready): Promise<void> {
-  const { port } = await startReplicaServer({
+/**
+ * What has to happen before anybody else reaches the clone: its test, and what `onReady` wants of it.
+ *
+ * A clone in which that has not come to its end must not be seen. Nobody can start it as it was published
+ * (`replica/detached.ts`), which holds also when we are killed here; after a failure it loses its pg_control as well.
+ */
+async function tryPrivately(run: CloneRun, ready: Ready, { stop }: Done): Promise<Verdict> {
+  const { plan } = run;
+  const hasFiles = plan.source.onReady.length > 0;
+  const isTested = plan.spec.verification.boot;
+  if (!hasFiles && !isTested) return 'skipped';
+  const dataDirectory = ready.data.final;
+  const further = async (server: PrivateServer) => {
+    await runOnReadyFiles(run, ready, server);
+  };
+  try {
+    const verdict = isTested
+      ? await bootClone(run, ready, { stop, further })
+      : await runPrivately(run, ready, async (server) => {
+          const { outcome, recovery } = await untilSessions(run, ready, server);
+          if (outcome !== 'ready') throw unpromoted(ready, recovery, server.log());
+          await further(server);
+          return 'skipped' as const;
+        });
+    if (isDetached(plan)) await settleDetached(dataDirectory);
+    return verdict;
+  } catch (error) {
+    if (hasFiles) {
+      await rm(join(dataDirectory, 'global', 'pg_control'));
+      await syncDirectory(join(dataDirectory, 'global'));
+      run.observer.instance({ state: 'unfinished' });
+    }
+    throw error;
+  }
+}
+
+/**
+ * R1.11: a tablespace that the source has got since the end of the backup would be replayed into the very directory of the
+ * source. Later ones nobody can keep from a standby.
+ */
+async function refuseNewTablespaces(
+  run: CloneRun,
+  { sameHost, session, data }: Ready,
+  { tablespaces }: Copy,
+): Promise<void> {
+  if (!sameHost) return;
+  const now = await readTablespaces(session, run.signal);
+  const added = now.filter(({ oid }) => tablespaces.every((copied) => copied.oid !== oid));
+  if (added.length === 0) return;
+  throw new CloneError('SOURCE_CHANGED', 'a tablespace was created on the source', {
+    facts: { dataDirectory: data.final, tablespaces: added.map(({ name }) => name).join(', ') },
+    hint: `Do not start the clone in ${data.final}: both would use the directory of the tablespace. Clone again, best with replica.role: detached.`,
+  });
+}
+
+async function start(run: CloneRun, ready: Ready): Promise<string> {
+  const postmaster = await startReplicaServer({
     host: run.plan.host,
     binDirectory: ready.binDirectory,
     dataDirectory: ready.data.final,
     configFile: ready.hostConfiguration,
     major: ready.facts.major,
+    port: ready.port,
     signal: run.signal,
   });
-  run.observer.instance({ state: 'running', port });
+  run.observer.instance({ state: 'running', port: postmaster.port });
+  return connectionStringOf(postmaster, ready.settings.database);
+}
+
+/** It ends up writable, or this throws; then nothing of what brought it there is left in its configuration. */
+async function waitForPromotion(run: CloneRun, ready: Ready, { start }: Done): Promise<void> {
+  const { replica } = run.plan.spec;
+  const dataDirectory = ready.data.final;
+  const wanted = replica.start ? 'writable' : replica.waitFor;
+  const beganAtMs = performance.now();
+  let mark = '';
+  let movedAtMs = beganAtMs;
+  for (;;) {
+    const server = await isServerRunning(dataDirectory);
+    const recovery = await readRecovery(dataDirectory, run.signal);
+    const isPromoted = recovery.promotedTo !== null && recovery.promotedTo > start.timeline;
+    if (isPromoted && server?.status === 'ready') {
+      await settleDetached(dataDirectory);
+      return;
+    }
+    if (wanted === 'consistent' && (isPromoted || recovery.isConsistent)) return;
+    if (server === null && replica.start)
+      throw unpromoted(ready, recovery, await logTail(startLogOf(ready.data.final)));
+    const replaying = server === null ? null : await startupActivity(server.pid);
+    const now = JSON.stringify([server?.pid, server?.status, recovery, replaying]);
+    if (now !== mark) movedAtMs = performance.now();
+    mark = now;
+    if (server !== null && performance.now() - movedAtMs > run.plan.host.stallMs)
+      throw unpromoted(ready, recovery, await logTail(startLogOf(ready.data.final)));
+    if (server === null && performance.now() - beganAtMs > replica.hold * 1000)
+      throw neverStarted(ready, wanted, replica.hold);
+    await delay(PROMOTION_POLL_MS, undefined, { signal: run.signal });
+  }
 }
 
 /** Without `start` somebody else starts it, and has `hold` seconds for that. */
@@ -133,6 +247,18 @@ async function died(ready: Ready): Promise<CloneError> {
   });
 }
 
+function unpromoted(ready: Ready, recovery: Recovery, log: string): CloneError {
+  return new CloneError('REPLICA_START_FAILED', 'the clone was not promoted', {
+    facts: {
+      dataDirectory: ready.data.final,
+      minRecoveryLsn: recovery.minRecoveryLsn,
+      logFile: startLogOf(ready.data.final),
+      log,
+    },
+    hint: `See the end of its log (${startLogOf(ready.data.final)}, or where its logging_collector writes), mend what it names, and clone again.`,
+  });
+}
+
 function stalled(
   ready: Ready,
   waitFor: string,
@@ -157,6 +283,15 @@ function neverStarted(ready: Ready, waitFor: string, holdSeconds: number): Clone
     facts: { dataDirectory: ready.data.final, holdSeconds },
     hint: `The clone is complete in ${ready.data.final}; its source no longer keeps WAL for it. Start it soon, or ask for start: true.`,
   });
+}
+
+/** With the user that whoever connects has at hand: of the roles of the clone we know nothing. */
+function connectionStringOf({ socketDirectory, port }: PostmasterPid, database: string): string {
+  const query = new URLSearchParams({
+    host: socketDirectory ?? 'localhost',
+    ...(port !== null && { port: String(port) }),
+  });
+  return `postgresql:///${encodeURIComponent(database)}?${query.toString().replaceAll('+', '%20')}`;
 }
 
 const LOG_LINES_SHOWN = 20;

@@ -5,7 +5,7 @@
  */
 import { realpath } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CloneError, formatServer, serversOf } from '@pgcloned/contract';
+import { CloneError, changeRequest, formatServer, serversOf } from '@pgcloned/contract';
 import {
   type ConnectionSettings,
   checkCollations,
@@ -30,11 +30,14 @@ import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { findLocalServer } from '../local-source.ts';
 import { type FormerServer, pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
-import { removeBootDirectory } from '../replica/boot.ts';
+import { choosePort } from '../replica/choose-port.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { checkDatabaseLibraries } from '../replica/database-libraries.ts';
+import { isDetached } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
+import { checkOnReadyFiles } from '../replica/on-ready.ts';
 import { checkOwnWay } from '../replica/own-way.ts';
+import { removeBootDirectory } from '../replica/private-run.ts';
 import { checkSettings } from '../replica/required-settings.ts';
 import { notedSlot, putAwayNotedSlot, refuseExistingSlot } from '../replica/slot.ts';
 import { OWN_HOST, openSourceHost } from '../source-host.ts';
@@ -191,19 +194,36 @@ const sourceHost = check('source-host', ['host', 'facts'], async ({ signal }, se
 }));
 
 const programs = check('programs', ['facts'], async ({ plan, signal }, seen) => ({
-  binDirectory: await findBinDirectory(
-    plan.host.postgresBin,
-    seen.facts.major,
-    signal,
-    plan.spec.verification.boot ? ['pg_amcheck'] : [],
-  ),
+  binDirectory: await findBinDirectory(plan.host.postgresBin, seen.facts.major, signal, [
+    ...(plan.spec.verification.boot ? ['pg_amcheck'] : []),
+    ...(plan.source.onReady.length > 0 ? ['psql'] : []),
+  ]),
 }));
+
+const onReady = check('on-ready', [], async ({ plan }) => {
+  const { source, sourceName } = plan;
+  if (source.onReady.length === 0) return;
+  if (!isDetached(plan)) {
+    throw new CloneError(
+      'NOT_SUPPORTED',
+      `source ${sourceName} has onReady files, so its clones cannot be standbys`,
+      {
+        facts: { source: sourceName, role: 'standby' },
+        hint: 'Ask for replica.role: detached. In a standby the files could change nothing.',
+        remedies: [changeRequest({ replica: { role: 'detached' } })],
+      },
+    );
+  }
+  await checkOnReadyFiles(source.onReady);
+});
 
 const replication = check('replication', ['settings'], async ({ name, signal }, { settings }) => {
   await probeReplication(settings, { applicationName: name, signal });
 });
 
-const ownWay = check('own-way', ['settings'], checkOwnWay);
+const ownWay = check('own-way', ['settings'], async (run, seen, findings) => {
+  if (!isDetached(run.plan)) await checkOwnWay(run, seen, findings);
+});
 
 const files = check('files', ['host', 'probe', 'facts'], async (run, seen, { error }) => {
   const { probe, facts } = seen;
@@ -297,6 +317,12 @@ const configuration = check('configuration', ['claim', 'facts'], async ({ plan }
 
 const settings = check('settings', ['facts', 'binDirectory', 'hostConfiguration'], checkSettings);
 
+const port = check(
+  'port',
+  ['claim', 'facts', 'binDirectory', 'hostConfiguration', 'sameHost'],
+  choosePort,
+);
+
 const space = check(
   'space',
   ['claim', 'facts', 'tablespaces', 'unshared'],
@@ -312,7 +338,7 @@ const space = check(
 );
 
 const sharing = check('sharing', ['sameHost'], async ({ plan }, { sameHost }, { notice }) => {
-  if (!sameHost || plan.spec.replica.role === 'detached') return;
+  if (!sameHost || isDetached(plan)) return;
   notice({
     code: 'TABLESPACES_SHARED',
     // R1.11
@@ -363,7 +389,7 @@ const libraries = check(
 export const FURTHER_CHECKS: readonly (readonly Check[])[] = [[rsyncHere, link, libraries]];
 
 export const CHECKS: readonly (readonly Check[])[] = [
-  [target],
+  [target, onReady],
   [connection, choice],
   [ssh, direct],
   [tunnel],
@@ -378,7 +404,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [tablespaces],
   [contents, reflinks],
   [configuration],
-  [settings],
+  [settings, port],
   [space],
   [sharing],
 ];

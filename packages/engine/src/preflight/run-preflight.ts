@@ -21,6 +21,7 @@ import type { CloneRun } from '../clone-run.ts';
 import type { CloneObserver } from '../observer.ts';
 import type { ClonePlan } from '../plan.ts';
 import { makeLockLookout } from '../target/locks.ts';
+import { lookForPort } from '../target/ports.ts';
 import { controlTransfer } from '../transfer-control.ts';
 import { type Looked, runChecks, type Seen } from './check.ts';
 import { CHECKS, FURTHER_CHECKS } from './checks.ts';
@@ -56,6 +57,7 @@ export async function runPreflight(
           cleanup,
           lasting: cleanup,
           locks: makeLockLookout(plan.id),
+          port: lookForPort(plan.id),
           looksOnly: true,
           filled: new Set(),
           sent: () => {},

@@ -2,32 +2,27 @@
  * Proves that a published clone comes up (`verification.boot`): a private server replays its WAL, and then what it holds is
  * looked at (R8.4, R8.5).
  *
- * Nobody else reaches that server, it gets no WAL from the source, and it has ended before anybody may start the clone as
- * a standby. A server of our own is used also where we start the replica: whether the source's pg_hba.conf lets a superuser in
- * from here is not for us to rely on.
+ * Nobody else reaches that server, it gets no WAL from the source, and it has ended before anybody may start the clone. A
+ * server of our own is used also where we start the replica: whether the source's pg_hba.conf lets a superuser in from here
+ * is not for us to rely on.
  */
-import { lstat, mkdir, readFile, rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, toCloneError, type Verdict } from '@pgcloned/contract';
 import {
-  isServerRunning,
   libpqEnvironment,
   openSession,
   type PrivateServer,
   replicaStatus,
-  startPrivateServer,
   walBytesBetween,
 } from '@pgcloned/postgres';
 import { runProcess } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Stop } from '../phases/stop-backup.ts';
 import type { Ready } from '../ready.ts';
-import { pathBesideLock } from '../target/locks.ts';
-import { readRecovery, startupActivity } from './recovery.ts';
+import { isDetached } from './detached.ts';
+import { runPrivately, untilSessions } from './private-run.ts';
 
-const POLL_INTERVAL_MS = 50;
 const JOBS_MAX = 8;
 const NAMED_MAX = 10;
 
@@ -64,103 +59,49 @@ const NO_LIMITS = ['statement_timeout', 'lock_timeout', 'idle_session_timeout'];
 const NO_LIMITS_SINCE_17 = ['transaction_timeout'];
 
 /**
+ * @param further What is to be done while the server runs, once the clone has stood the test.
  * @returns `skipped` if the server became consistent but takes no sessions for now, which a warning tells.
- * @throws {CloneError} `VERIFICATION_FAILED`; the server has ended then, and the clone is as it was found.
+ * @throws {CloneError} `VERIFICATION_FAILED`; the server has ended then. What `further` throws, if that is `ON_READY_FAILED`.
  */
-export async function bootClone(run: CloneRun, ready: Ready, stop: Stop): Promise<Verdict> {
-  const dataDirectory = ready.data.final;
+export async function bootClone(
+  run: CloneRun,
+  ready: Ready,
+  {
+    stop,
+    further,
+  }: { readonly stop: Stop; readonly further: (server: PrivateServer) => Promise<void> },
+): Promise<Verdict> {
   try {
-    const directory = await makeDirectory(run, dataDirectory);
-    const server = await startPrivateServer({
-      binDirectory: ready.binDirectory,
-      dataDirectory,
-      configFile: ready.hostConfiguration,
-      directory,
-      inheritedFds: run.locks.fds(),
+    return await runPrivately(run, ready, async (server) => {
+      const takesSessions = await waitForSessions(run, ready, server);
+      const verdict = takesSessions ? await check(run, ready, { server, stop }) : 'skipped';
+      await further(server);
+      return verdict;
     });
-    let verdict: Verdict;
-    try {
-      verdict = (await waitForSessions(run, ready, server))
-        ? await check(run, ready, { server, stop })
-        : 'skipped';
-    } catch (error) {
-      await server.abandon();
-      await forgetOptions(dataDirectory);
-      throw error;
-    }
-    await server.stop();
-    await forgetOptions(dataDirectory);
-    return verdict;
   } catch (error) {
     run.signal.throwIfAborted();
     const { code, message, facts } = toCloneError(error);
-    if (code === 'VERIFICATION_FAILED' || code === 'INTERNAL') throw error;
+    if (['VERIFICATION_FAILED', 'ON_READY_FAILED', 'INTERNAL'].includes(code)) throw error;
     throw failed(ready, message, facts, error);
   }
 }
 
-/** What a killed process has left. Whoever calls holds the lock on the data directory. */
-export async function removeBootDirectory(dataDirectory: string): Promise<void> {
-  const directory = await pathBesideLock(dataDirectory, 'boot');
-  const found = await lstat(directory).catch(() => null);
-  if (found?.isDirectory() !== true || found.uid !== process.getuid?.()) return;
-  await forgetOptions(dataDirectory);
-  await rm(directory, { recursive: true });
-}
-
-/** `pg_ctl restart` starts a server that does not run with the options of the last one: ours lets everybody in, and streams not. */
-async function forgetOptions(dataDirectory: string): Promise<void> {
-  const file = join(dataDirectory, 'postmaster.opts');
-  const options = await readFile(file, 'utf8').catch(() => '');
-  if (options.includes(await pathBesideLock(dataDirectory, 'boot'))) await rm(file);
-}
-
-/** Beside the lock, as a socket needs a short path; others may not look into it. */
-async function makeDirectory(run: CloneRun, dataDirectory: string): Promise<string> {
-  const directory = await pathBesideLock(dataDirectory, 'boot');
-  run.cleanup.always({
-    what: `directory ${directory}`,
-    remedy: `rm -r ${directory}`,
-    undo: async () => {
-      await removeBootDirectory(dataDirectory);
-    },
-  });
-  await mkdir(directory, { mode: 0o700 });
-  return directory;
-}
-
 /** @returns False if it is consistent and yet takes none. */
 async function waitForSessions(
-  { plan, signal, warn }: CloneRun,
+  run: CloneRun,
   ready: Ready,
   server: PrivateServer,
 ): Promise<boolean> {
-  const dataDirectory = ready.data.final;
-  let hasEnded = false;
-  void server.exited.then(() => {
-    hasEnded = true;
-  });
-  let mark = '';
-  let movedAtMs = performance.now();
-  for (;;) {
-    signal.throwIfAborted();
-    const postmaster = await isServerRunning(dataDirectory);
-    if (postmaster?.pid === server.pid && postmaster.status === 'ready') return true;
-    if (hasEnded) throw failed(ready, 'the clone ended while it recovered', { log: server.log() });
-    const recovery = await readRecovery(dataDirectory, signal);
-    const now = JSON.stringify([postmaster?.status, recovery, await startupActivity(server.pid)]);
-    if (now !== mark) movedAtMs = performance.now();
-    mark = now;
-    if (performance.now() - movedAtMs > plan.host.stallMs) {
-      if (!recovery.isConsistent)
-        throw failed(ready, 'the clone does not become consistent', { log: server.log() });
-      warn(
-        'the clone is consistent, but takes no sessions as long as transactions with many subtransactions of the time of the copy are open; nothing more was checked (verification.boot)',
-      );
-      return false;
-    }
-    await delay(POLL_INTERVAL_MS, undefined, { signal });
-  }
+  const { outcome, recovery } = await untilSessions(run, ready, server);
+  if (outcome === 'ready') return true;
+  if (outcome === 'ended')
+    throw failed(ready, 'the clone ended while it recovered', { log: server.log() });
+  if (!recovery.isConsistent || isDetached(run.plan))
+    throw failed(ready, 'the clone does not become consistent', { log: server.log() });
+  run.warn(
+    'the clone is consistent, but takes no sessions as long as transactions with many subtransactions of the time of the copy are open; nothing more was checked (verification.boot)',
+  );
+  return false;
 }
 
 async function check(
@@ -182,7 +123,7 @@ async function check(
       status.replayLsn === null ||
       walBytesBetween({ from: stop.stopLsn, to: status.replayLsn }) < 0n;
     if (
-      !status.inRecovery ||
+      status.inRecovery === isDetached(run.plan) ||
       isBehind ||
       status.systemIdentifier !== ready.facts.systemIdentifier
     ) {

@@ -1,6 +1,6 @@
 /**
  * The configuration of the clone: that of the host where it has one, else that of the source, and in either case what
- * makes it a harmless standby.
+ * makes it a harmless standby, or a harmless cluster of its own.
  *
  * All of ours is appended to `postgresql.auto.conf`, which the server reads last, so nothing in the other files can
  * undo it (R9.4). The source's own text of that file is kept beside it.
@@ -18,6 +18,8 @@ import {
 import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
+import { AUTO_CONF, DETACHED, isDetached, untilReady } from './detached.ts';
+import { settingsOf } from './profile.ts';
 import {
   includesFiles,
   neutralizePaths,
@@ -25,7 +27,6 @@ import {
   readSourceFile,
 } from './source-configuration.ts';
 
-const AUTO_CONF = 'postgresql.auto.conf';
 const OWN_PASSFILE = 'pgcloned.pgpass';
 
 /** R9.3, R9.4: what a copied configuration must not make a standby do. */
@@ -52,6 +53,7 @@ export async function configureReplica(
   fileMode: number,
 ): Promise<void> {
   const { spec } = run.plan;
+  const detached = isDetached(run.plan);
   const directory = ready.data.build;
   const put = async (name: string, text: string) => {
     await writeFile(join(directory, name), text, { mode: fileMode });
@@ -67,18 +69,21 @@ export async function configureReplica(
     // Gone with 16. A file that promotes the source would promote the clone on its host as well.
     ...(ready.facts.major < 16 && { promote_trigger_file: '' }),
     ...(ready.hostConfiguration === null ? await workableSettings(run, ready) : {}),
+    ...(detached && DETACHED),
+    ...settingsOf(spec.replica.profile),
     cluster_name: clusterNameOf(run),
     primary_slot_name: spec.replica.slot ?? '',
-    primary_conninfo: await standbyConninfo(run, ready),
-    ...(spec.replica.port !== null && { port: String(spec.replica.port) }),
+    primary_conninfo: detached ? '' : await standbyConninfo(run, ready),
+    ...(ready.port !== null && { port: String(ready.port) }),
     ...Object.fromEntries(
       Object.entries(spec.replica.settings).map(([name, value]) => [name, String(value)]),
     ),
   };
-  await put(
-    AUTO_CONF,
-    appendSettings(`${original}\n# Made by pgcloned for clone ${run.plan.id}.\n`, settings),
+  const own = appendSettings(
+    `${original}\n# Made by pgcloned for clone ${run.plan.id}.\n`,
+    settings,
   );
+  await put(AUTO_CONF, detached ? appendSettings(own, untilReady(run.plan)) : own);
 }
 
 /** What a server keeps of an application_name. */
@@ -124,22 +129,29 @@ async function workableSettings(
     run.warn(`${name} of the source (${source(name)}) cannot work here; it is '${value}' instead`);
   };
 
+  const detached = isDetached(run.plan);
   const addresses = listOf(source('listen_addresses'));
-  if (!addresses.every(isListenable))
+  if (!detached && !addresses.every(isListenable))
     replace(
       'listen_addresses',
       ready.host.isHere ? 'localhost' : `localhost, ${ready.host.ssh().localAddress}`,
     );
   const sockets = listOf(source('unix_socket_directories'));
-  const usable = (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
+  const isOwn = ready.sameHost || detached;
+  const own = isOwn ? socketDirectoryOf(ready.data.final) : null;
+  if (own !== null) replaced.unix_socket_directories = own;
+  const usable =
+    own !== null || (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
   if (!usable)
     replace(
       'unix_socket_directories',
       (await isWritableDirectory('/var/run/postgresql')) ? '/var/run/postgresql' : '/tmp',
     );
   if (source('external_pid_file') !== '') replace('external_pid_file', '');
+  if (source('huge_pages') === 'on' && isOwn) replace('huge_pages', 'try');
   if (isAbsolute(source('log_directory'))) {
-    const mayShare = !ready.sameHost && (await isWritableDirectory(source('log_directory')));
+    const mayShare =
+      !ready.sameHost && !detached && (await isWritableDirectory(source('log_directory')));
     if (!mayShare) replace('log_directory', 'log');
   }
   if (source('ssl') === 'on') {
@@ -204,6 +216,19 @@ async function isHere(host: string): Promise<boolean> {
   // A name that nobody knows just now may be known when it is needed.
   const found = await lookup(host, { all: true }).catch(() => []);
   return found.some(({ address }) => isOwnAddress(address));
+}
+
+/** What the kernel takes for the path of a socket, its end included. */
+const SOCKET_PATH_BYTES = 108;
+
+/**
+ * The data directory itself: its socket goes when it goes, and nobody gets near it who may not read the files. Null where its
+ * path is too long for a socket.
+ */
+function socketDirectoryOf(dataDirectory: string): string | null {
+  const isFit = Buffer.byteLength(`${dataDirectory}/.s.PGSQL.65535`) < SOCKET_PATH_BYTES;
+  // A comma parts two directories, and no quotes are needed for a blank.
+  return isFit && !/[,"]/.test(dataDirectory) ? dataDirectory : null;
 }
 
 const listOf = (setting: string) =>

@@ -9,6 +9,8 @@ const CONTROL_FILE_BYTES = 8192;
 export interface Recovery {
   /** The end of the backup was replayed. */
   readonly isConsistent: boolean;
+  /** The timeline that the cluster writes since it was promoted; null: that has not come. */
+  readonly promotedTo: number | null;
   readonly minRecoveryLsn: string;
 }
 
@@ -26,7 +28,7 @@ export async function readRecovery(dataDirectory: string, signal: AbortSignal): 
     },
     { signal },
   );
-  const { state, backupStartLsn, backupEndRequired, minRecoveryLsn } = controlFile;
+  const { state, backupStartLsn, backupEndRequired, minRecoveryLsn, timeline } = controlFile;
   return {
     // Once recovery has begun pg_control names the backup until its end.
     isConsistent:
@@ -34,6 +36,7 @@ export async function readRecovery(dataDirectory: string, signal: AbortSignal): 
       state === CONTROL_STATE.inArchiveRecovery &&
       backupStartLsn === '0/0' &&
       !backupEndRequired,
+    promotedTo: hasBegun && state === CONTROL_STATE.inProduction ? timeline : null,
     minRecoveryLsn,
   };
 }

@@ -6,6 +6,7 @@ import type { HostPolicy } from '../plan.ts';
 /** @throws {CloneError} What `startServer` throws. */
 export async function startReplicaServer({
   host,
+  port: known = null,
   ...server
 }: {
   readonly host: Pick<HostPolicy, 'start' | 'stallMs'>;
@@ -14,17 +15,19 @@ export async function startReplicaServer({
   /** Where the configuration lies outside the data directory; null: inside. */
   readonly configFile: string | null;
   readonly major: number;
+  /** What its configuration says, if that is known. */
+  readonly port?: number | null;
   readonly signal: AbortSignal;
 }): Promise<PostmasterPid & { readonly port: number }> {
-  const { port } = await effectiveSettings({ ...server, names: ['port'] });
+  const port = known ?? Number((await effectiveSettings({ ...server, names: ['port'] })).port);
   const postmaster = await startServer({
     ...server,
     method: host.start,
-    port: Number(port),
+    port,
     logFile: startLogOf(server.dataDirectory),
     stallMs: host.stallMs,
   });
-  return { ...postmaster, port: Number(port) };
+  return { ...postmaster, port };
 }
 
 /** Where the server writes until its own configuration says otherwise. */

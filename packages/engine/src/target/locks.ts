@@ -104,7 +104,10 @@ async function lockDirectories(
   return held;
 }
 
-async function takeCommonLock(lockDirectory: string, signal: AbortSignal): Promise<FileLock> {
+export async function takeCommonLock(
+  lockDirectory: string,
+  signal: AbortSignal,
+): Promise<FileLock> {
   const path = join(lockDirectory, `${PREFIX}common.lock`);
   const common = await lockFile(path, { signal, waitMs: COMMON_LOCK_WAIT_MS });
   if (common !== null) return common;
@@ -204,7 +207,8 @@ async function readHolder(file: string): Promise<Holder | null> {
   }
 }
 
-async function findLockDirectory(): Promise<string> {
+/** The same for every process of this machine. */
+export async function findLockDirectory(): Promise<string> {
   for (const directory of LOCK_DIRECTORIES) {
     try {
       await access(directory, constants.W_OK | constants.X_OK);

@@ -1,0 +1,289 @@
+/**
+ * Clones that are no standbys: they write, on a timeline of their own, and beside their source on one host.
+ */
+import { chmod, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { runProcess } from '@pgcloned/process';
+import {
+  adoptServer,
+  asPartsUser,
+  leftBehind,
+  type PostgresServer,
+  partsEnvironment,
+  type Source,
+  scratchDirectory,
+  startCluster,
+  startSource,
+  startStandbyOf,
+  writePartsFile,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Ended, runClone, startClone } from './run-clone.ts';
+
+const owned = new AsyncDisposableStack();
+let source: Source;
+let directory = '';
+
+/** What a copied configuration would do to a cluster that writes, or to others through it. */
+const HARMFUL = {
+  synchronous_standby_names: '*',
+  archive_command: 'touch /somewhere',
+  restore_command: 'touch /somewhere',
+  primary_conninfo: 'host=nowhere',
+  recovery_target: 'immediate',
+  recovery_target_timeline: 'current',
+  listen_addresses: '*',
+  wal_keep_size: '10GB',
+  max_connections: '61',
+};
+
+beforeAll(async () => {
+  source = owned.use(await startSource({ settings: { log_directory: '/nowhere/log' } }));
+  directory = owned.use(await scratchDirectory()).path;
+  await source.primary.query(
+    'CREATE TABLE people AS SELECT n AS id, $$secret $$ || n AS name FROM generate_series(1, 1000) AS n',
+  );
+});
+
+afterAll(async () => {
+  await owned.disposeAsync();
+});
+
+const at = (...names: readonly string[]) => join(directory, ...names);
+
+const detached = { role: 'detached', start: true, waitFor: 'writable' };
+
+async function one(server: PostgresServer, sql: string): Promise<unknown> {
+  const [row] = await server.query<{ value: unknown }>(`SELECT (${sql}) AS value`);
+  return row?.value;
+}
+
+async function expectNothingLeft({ name }: Pick<Ended, 'name'>, pids: readonly number[] = []) {
+  expect(
+    await leftBehind({
+      names: [name],
+      servers: [source.primary],
+      directories: [directory],
+      pidsKept: pids,
+    }),
+  ).toEqual([]);
+}
+
+test('a detached clone writes on a timeline and a port of its own, whatever its source has in its settings', async () => {
+  for (const [name, value] of Object.entries(HARMFUL))
+    await source.primary.query(`ALTER SYSTEM SET ${name} = '${value}'`);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await source.primary.query('ALTER SYSTEM RESET ALL');
+  });
+
+  const ended = await runClone(source, {
+    target: { dataDirectory: at('own', 'main') },
+    replica: { ...detached, profile: 'small', settings: { max_connections: 20, work_mem: '5MB' } },
+  });
+
+  expect(ended.error).toBeUndefined();
+  await using clone = await adoptServer(at('own', 'main'));
+  expect(clone.port).toBeGreaterThanOrEqual(5500);
+  expect(clone.port).toBeLessThanOrEqual(5999);
+  expect(clone.socketDirectory).toBe(at('own', 'main'));
+  expect(ended.result.instance).toMatchObject({ state: 'running', port: clone.port });
+  await clone.query('INSERT INTO people VALUES (0, $$mine$$)');
+  expect(await one(clone, 'SELECT count(*)::int FROM people')).toBe(1001);
+  expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
+  const settings = await clone.query<{ name: string; setting: string }>(
+    `SELECT name, setting FROM pg_settings WHERE name = ANY ($1)`,
+    [
+      [
+        ...Object.keys(HARMFUL),
+        ...[
+          'archive_mode',
+          'log_directory',
+          'shared_buffers',
+          'work_mem',
+          'max_logical_replication_workers',
+        ],
+      ],
+    ],
+  );
+  expect(Object.fromEntries(settings.map(({ name, setting }) => [name, setting]))).toMatchObject({
+    archive_mode: 'off',
+    listen_addresses: 'localhost',
+    log_directory: 'log',
+    max_connections: '20',
+    max_logical_replication_workers: '0',
+    primary_conninfo: '',
+    recovery_target: '',
+    shared_buffers: '8192',
+    synchronous_standby_names: '',
+    wal_keep_size: '0',
+    work_mem: '5120',
+  });
+  expect(await source.primary.query('SELECT FROM pg_stat_replication')).toEqual([]);
+  const { stdout } = await runProcess(
+    psql(ended.result.result.connectionString, clone.binDirectory),
+    { signal: AbortSignal.timeout(20_000) },
+  );
+  expect(stdout.toString()).toBe('1001\n');
+  await expectNothingLeft(ended, [clone.pid]);
+
+  await clone.stop();
+  // What brought it there is gone, and strikes nobody who makes a standby of it.
+  await using again = await startCluster(at('own', 'main'));
+  expect(
+    await again.query(
+      `SELECT name, setting FROM pg_settings
+        WHERE name IN ('hot_standby', 'hba_file', 'restore_command') ORDER BY 1`,
+    ),
+  ).toEqual([
+    { name: 'hba_file', setting: at('own', 'main', 'pg_hba.conf') },
+    { name: 'hot_standby', setting: 'on' },
+    { name: 'restore_command', setting: '' },
+  ]);
+});
+
+/** As the user of the parts, who is a superuser there. */
+function psql(connectionString: string, binDirectory: string) {
+  const [file = '', ...args] = asPartsUser([
+    join(binDirectory, 'psql'),
+    ...['-XAt', '-U', 'postgres', '-c', 'SELECT count(*) FROM people', connectionString],
+  ]);
+  return { file, args, env: partsEnvironment };
+}
+
+test('a detached clone that somebody else starts promotes itself all the same', async () => {
+  const ended = await runClone(source, {
+    target: { dataDirectory: at('later', 'main') },
+    replica: { role: 'detached' },
+  });
+
+  expect(ended.error).toBeUndefined();
+  expect(ended.result.result.connectionString).toBeNull();
+  expect(ended.result.instance.state).toBe('stopped');
+  await using clone = await startCluster(at('later', 'main'));
+  // Before that it takes no sessions.
+  await expect.poll(async () => await one(clone, 'pg_is_in_recovery()').catch(String)).toBe(false);
+  expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
+});
+
+test('a standby can be the source of a detached clone', async () => {
+  await using standby = await startStandbyOf(source);
+
+  const ended = await runClone(standby, {
+    target: { dataDirectory: at('of a standby', 'main') },
+    replica: { ...detached },
+    verification: { boot: true },
+  });
+
+  expect(ended.error).toBeUndefined();
+  expect(ended.result.result.verification.boot).toBe('passed');
+  await using clone = await adoptServer(at('of a standby', 'main'));
+  await clone.query('DELETE FROM people');
+  expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
+});
+
+test('the onReady files have run before anybody can reach the clone', async () => {
+  await writePartsFile(at('mask.sql'), "UPDATE people SET name = 'masked';\n\\ir more.sql\n");
+  await writePartsFile(at('more.sql'), 'CREATE ROLE tester LOGIN;\n');
+
+  const ended = await runClone(source, {
+    source: { onReady: [at('mask.sql')] },
+    target: { dataDirectory: at('masked', 'main') },
+    replica: detached,
+  });
+
+  expect(ended.error).toBeUndefined();
+  await using clone = await adoptServer(at('masked', 'main'));
+  expect(await clone.query('SELECT DISTINCT name FROM people')).toEqual([{ name: 'masked' }]);
+  expect(await one(clone, "SELECT count(*)::int FROM pg_roles WHERE rolname = 'tester'")).toBe(1);
+  await expectNothingLeft(ended, [clone.pid]);
+});
+
+test('a clone whose onReady file fails cannot be started, tells nothing of the rows, and makes room for the next', async () => {
+  await writePartsFile(
+    at('failing.sql'),
+    'ALTER TABLE people ADD PRIMARY KEY (id);\nINSERT INTO people VALUES (7);\n',
+  );
+  const spec = { target: { dataDirectory: at('unmasked', 'main') }, replica: detached };
+
+  const ended = await runClone(source, { ...spec, source: { onReady: [at('failing.sql')] } });
+
+  expect(ended.error).toMatchObject({
+    code: 'ON_READY_FAILED',
+    phase: 'start-replica',
+    facts: {
+      file: at('failing.sql'),
+      exitStatus: 3,
+      said: expect.stringContaining('duplicate key value violates unique constraint'),
+    },
+  });
+  expect(ended.stderr).not.toContain('(id)=(7)');
+  await expect(startCluster(at('unmasked', 'main'))).rejects.toThrow('pg_control');
+  await expectNothingLeft(ended);
+  expect(
+    (await runClone(source, { ...spec, replica: { role: 'detached' } })).error,
+  ).toBeUndefined();
+});
+
+test('a clone that was killed while its onReady files ran cannot be started', async () => {
+  await writePartsFile(at('endless.sql'), 'SELECT pg_sleep(600);\n');
+  const dataDirectory = at('killed', 'main');
+  const running = await startClone(source, {
+    source: { onReady: [at('endless.sql')] },
+    target: { dataDirectory },
+    replica: detached,
+  });
+  await running.reached('start-replica');
+  await expect.poll(async () => await readdir(dataDirectory)).toContain('postmaster.pid');
+
+  await running.process.stop('SIGKILL');
+  await running.ended;
+
+  await expect
+    .poll(async () => await startCluster(dataDirectory).catch((error: unknown) => String(error)), {
+      timeout: 20_000,
+    })
+    .toContain('pgcloned: the onReady files of the source have not run in this clone');
+});
+
+test('onReady files that others may write, and standbys of their source, are refused before anything is copied', async () => {
+  await writePartsFile(at('open.sql'), 'SELECT 1;\n');
+  await chmod(at('open.sql'), 0o666);
+  await writePartsFile(at('closed.sql'), 'SELECT 1;\n');
+  const spec = { target: { dataDirectory: at('refused', 'main') } };
+
+  const [open, standby] = [
+    await runClone(source, {
+      ...spec,
+      source: { onReady: [at('open.sql')] },
+      replica: detached,
+    }),
+    await runClone(source, { ...spec, source: { onReady: [at('closed.sql')] } }),
+  ];
+
+  expect(open.error).toMatchObject({
+    code: 'CONFIGURATION_INVALID',
+    message: `onReady: ${at('open.sql')} may be written by others`,
+    phase: 'preflight',
+  });
+  expect(standby.error).toMatchObject({
+    code: 'NOT_SUPPORTED',
+    message: expect.stringContaining('has onReady files, so its clones cannot be standbys'),
+    phase: 'preflight',
+  });
+});
+
+test('a standby beside its source has a port and a socket of its own', async () => {
+  const ended = await runClone(source, {
+    target: { dataDirectory: at('beside', 'main') },
+    replica: { start: true, waitFor: 'streaming' },
+  });
+
+  expect(ended.error).toBeUndefined();
+  await using standby = await adoptServer(at('beside', 'main'));
+  expect(standby.port).not.toBe(source.primary.port);
+  expect(ended.result.result.connectionString).toBe(
+    `postgresql:///postgres?${new URLSearchParams({ host: at('beside', 'main'), port: String(standby.port) }).toString()}`,
+  );
+  expect(await one(standby, 'pg_is_in_recovery()')).toBe(true);
+});

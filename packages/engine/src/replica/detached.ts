@@ -1,0 +1,66 @@
+/**
+ * What makes a clone a cluster of its own (R9.2), and keeps it from doing what only its source may do (R9.3, R9.6).
+ *
+ * Recovery has no target: it replays the WAL that is here, which is that of the backup, and the server promotes itself onto
+ * a new timeline. The target "immediate" would be missed where no record follows the end of the backup, as in the copy of a
+ * standby; and WAL that ends before it ends recovery with an error in either case. What brings the clone there stands at the
+ * end of `postgresql.auto.conf` and goes when it is there, or it would strike when somebody makes a standby of it.
+ */
+import { readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { roleOf } from '@pgcloned/contract';
+import { withoutSettings } from '@pgcloned/postgres';
+import { writeDurably } from '@pgcloned/process';
+import type { ClonePlan } from '../plan.ts';
+
+export const AUTO_CONF = 'postgresql.auto.conf';
+
+export function isDetached({ spec }: Pick<ClonePlan, 'spec'>): boolean {
+  return roleOf(spec) === 'detached';
+}
+
+/** For ever: whoever wants one of them in a clone sets it there. */
+export const DETACHED: Readonly<Record<string, string>> = {
+  // A copied '*' would let every commit wait for a standby that never comes.
+  synchronous_standby_names: '',
+  // No subscription of the source may take its changes twice.
+  max_logical_replication_workers: '0',
+  'cron.launch_active_jobs': 'off',
+  'timescaledb.max_background_workers': '0',
+  // Its replicas are not the source's, for which that may keep a lot.
+  wal_keep_size: '0',
+  // Only who asks for more than this host gets it (`replica.settings`).
+  listen_addresses: 'localhost',
+};
+
+/** Until it is promoted. */
+const PROMOTING: Readonly<Record<string, string>> = {
+  // There must be one, or `recovery.signal` ends the server; it finds nothing, as all WAL is in place.
+  restore_command: 'false',
+  // Nobody takes a clone that only reads yet for one that writes. Then it may also have less of what R9.1 names.
+  hot_standby: 'off',
+};
+
+/**
+ * As long as a file of `onReady` has not run: a server that is started all the same ends at once, with this in its log. Only
+ * a server of ours, which brings an own one, does not read it.
+ */
+const NOT_READY: Readonly<Record<string, string>> = {
+  hba_file: 'pgcloned: the onReady files of the source have not run in this clone',
+};
+
+export function untilReady({
+  source,
+}: Pick<ClonePlan, 'source'>): Readonly<Record<string, string>> {
+  return { ...PROMOTING, ...(source.onReady.length > 0 && NOT_READY) };
+}
+
+/** Takes away what {@link untilReady} has brought. The clone is promoted, and `onReady` has run. */
+export async function settleDetached(dataDirectory: string): Promise<void> {
+  const path = join(dataDirectory, AUTO_CONF);
+  const text = await readFile(path, 'utf8');
+  const settled = withoutSettings(text, { ...PROMOTING, ...NOT_READY });
+  if (settled === text) return;
+  const { mode } = await stat(path);
+  await writeDurably(path, settled, { mode: mode & 0o777 });
+}

@@ -1,0 +1,111 @@
+/**
+ * The files of `onReady`: SQL that the operator of the host wants to run in every detached clone of a source before anybody
+ * sees it, to mask data or to make roles.
+ *
+ * They run as a superuser, so whoever can write them owns the clone: a file counts only if nobody but root and we can
+ * change it or put another in its place.
+ */
+import { realpath, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
+import { libpqEnvironment, openSession, type PrivateServer } from '@pgcloned/postgres';
+import { quoteForShell, runProcess } from '@pgcloned/process';
+import type { CloneRun } from '../clone-run.ts';
+import type { Ready } from '../ready.ts';
+
+const LINES_SHOWN = 10;
+const WRITABLE_BY_OTHERS = 0o022;
+const STICKY = 0o1000;
+
+/** @throws {CloneError} `CONFIGURATION_INVALID` for the first that may not run. */
+export async function checkOnReadyFiles(files: readonly string[]): Promise<void> {
+  for (const file of files) {
+    const found = await stat(file).catch(() => null);
+    if (found?.isFile() !== true) throw unfit(file, file, 'is no file that can be read');
+    const real = await realpath(file);
+    await refuseForeign(file, real);
+    for (let above = dirname(real); ; above = dirname(above)) {
+      await refuseForeign(file, above);
+      if (above === '/') break;
+    }
+  }
+}
+
+async function refuseForeign(file: string, path: string): Promise<void> {
+  const { mode, uid } = await stat(path);
+  const isSticky = (mode & STICKY) !== 0 && path !== file;
+  if (uid !== 0 && uid !== process.getuid?.()) throw unfit(file, path, 'belongs to another user');
+  if ((mode & WRITABLE_BY_OTHERS) !== 0 && !isSticky)
+    throw unfit(file, path, 'may be written by others');
+}
+
+/** @throws {CloneError} `ON_READY_FAILED` for the first that fails. What it has done by then stays done. */
+export async function runOnReadyFiles(
+  run: CloneRun,
+  ready: Ready,
+  server: PrivateServer,
+): Promise<void> {
+  const { onReady } = run.plan.source;
+  if (onReady.length === 0) return;
+  // Again: hours may have passed since preflight.
+  await checkOnReadyFiles(onReady);
+  const { database } = ready.settings;
+  const user = await superuserOf(run, ready, server);
+  for (const file of onReady) {
+    const { status, stderr } = await runProcess(
+      {
+        file: join(ready.binDirectory, 'psql'),
+        args: [
+          ...['--no-psqlrc', '--quiet', '--no-password', '--output=/dev/null'],
+          ...['--set=ON_ERROR_STOP=1'],
+          // Without rows: what an error quotes of them is what nobody shall see.
+          '--set=VERBOSITY=terse',
+          '--set=SHOW_CONTEXT=never',
+          `--file=${file}`,
+        ],
+        cwd: dirname(file),
+        env: libpqEnvironment(server.connection({ user, database }), {
+          applicationName: run.name,
+          options: '-c client_min_messages=error',
+        }),
+      },
+      { signal: run.signal, accept: 'any' },
+    );
+    if (status === 0) {
+      run.observer.log('info', 'a file of onReady has run', { file });
+      continue;
+    }
+    throw new CloneError('ON_READY_FAILED', `${file} failed in the clone`, {
+      facts: {
+        file,
+        exitStatus: status,
+        said: stderr.trim().split('\n').slice(-LINES_SHOWN).join('\n'),
+      },
+      hint: `Try ${file} on a copy of the source, mend it, and clone again. What is in ${ready.data.final} cannot be started: nothing that the file should have changed is to be seen.`,
+    });
+  }
+}
+
+async function superuserOf(run: CloneRun, ready: Ready, server: PrivateServer): Promise<string> {
+  await using session = await openSession(server.connection(ready.settings), {
+    applicationName: run.name,
+    signal: run.signal,
+  });
+  const [found] = await session.query<{ name: string }>(
+    `SELECT rolname::text AS "name" FROM pg_roles WHERE rolsuper AND rolcanlogin
+      ORDER BY oid LIMIT 1`,
+    [],
+    run.signal,
+  );
+  if (found !== undefined) return found.name;
+  throw new CloneError('ON_READY_FAILED', 'no superuser of the clone may log in', {
+    hint: 'Give one superuser of the source LOGIN: the files of onReady run as it.',
+  });
+}
+
+function unfit(file: string, path: string, reason: string): CloneError {
+  return new CloneError('CONFIGURATION_INVALID', `onReady: ${path} ${reason}`, {
+    facts: { file, path },
+    hint: `It runs as a superuser of the clone: only root and the user that runs pgcloned may own or write it and the directories above it. See \`ls -ld ${quoteForShell(path)}\`.`,
+  });
+}

@@ -1,0 +1,161 @@
+/**
+ * The port of a clone, reserved among all clones of this machine.
+ *
+ * A file for each port, beside the locks, names the data directory that has it. It holds while the clone is being made, by
+ * a lock, and afterwards as long as that directory carries the marker of its clone: one that is stopped keeps its port. So
+ * nothing has to be given back, and a clone into the same directory gets the same port again. Servers of others are seen
+ * only while they listen.
+ */
+import { readFile, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { type FileLock, lockFile } from '@pgcloned/process';
+import { findLockDirectory, takeCommonLock } from './locks.ts';
+import { readMarker } from './marker.ts';
+
+const DISPOSE_MS_MAX = 10_000;
+
+/** Held from the first attempt of a clone to its last. */
+export interface PortReservation extends AsyncDisposable {
+  /**
+   * @param range From its first port to its last, both included.
+   * @returns A port that nobody else has and nobody listens on; the same one when it is asked again. Null: there is none.
+   */
+  readonly pick: (range: PortRange, o: PickOptions) => Promise<number | null>;
+}
+
+interface PortRange {
+  readonly first: number;
+  readonly last: number;
+}
+
+export interface PickOptions {
+  readonly dataDirectory: string;
+  readonly signal: AbortSignal;
+}
+
+export function reservePort(cloneId: string): PortReservation {
+  let held: Held | null = null;
+  return {
+    pick: async (range, { dataDirectory, signal }) => {
+      if (held !== null) return held.port;
+      const directory = await findLockDirectory();
+      await using _ = await takeCommonLock(directory, signal);
+      for (const port of await portsFor(range, { directory, dataDirectory })) {
+        const lock = await lockIfOurs(fileOf(directory, port), signal);
+        if (lock === null) continue;
+        const reservation: Reserved = { cloneId, dataDirectory, port };
+        if ((await isFree(port)) && (await write(lock, reservation))) {
+          held = { ...reservation, lock };
+          return port;
+        }
+        await lock[Symbol.asyncDispose]();
+      }
+      return null;
+    },
+    [Symbol.asyncDispose]: async () => {
+      if (held !== null) await letGo(held);
+    },
+  };
+}
+
+/** Tells which one would be had, and takes none. */
+export function lookForPort(cloneId: string): PortReservation {
+  return {
+    pick: async (range, { dataDirectory, signal }) => {
+      await using reservation = reservePort(cloneId);
+      return await reservation.pick(range, { dataDirectory, signal });
+    },
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+}
+
+/** Whether nobody listens there. */
+export async function isFree(port: number): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  const server = createServer();
+  server.once('error', () => {
+    resolve(false);
+  });
+  server.listen({ port, host: '127.0.0.1', exclusive: true }, () => {
+    server.close(() => {
+      resolve(true);
+    });
+  });
+  return await promise;
+}
+
+interface Reserved {
+  readonly cloneId: string;
+  readonly dataDirectory: string;
+  readonly port: number;
+}
+
+interface Held extends Reserved {
+  readonly lock: FileLock;
+}
+
+const fileOf = (directory: string, port: number) =>
+  join(directory, `pgcloned-port-${String(port)}`);
+
+/** In the order in which they are to be tried: the one that the directory has had comes first. */
+async function portsFor(
+  { first, last }: PortRange,
+  { directory, dataDirectory }: { readonly directory: string; readonly dataDirectory: string },
+): Promise<readonly number[]> {
+  const all = Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  const reserved = await Promise.all(
+    all.map(async (port) => ({ port, by: await reservedBy(fileOf(directory, port)) })),
+  );
+  const ours = reserved.filter(({ by }) => by === dataDirectory);
+  return [...ours, ...reserved.filter(({ by }) => by === null)].map(({ port }) => port);
+}
+
+/** The data directory of a clone that is there and has the port, or null. */
+async function reservedBy(file: string): Promise<string | null> {
+  try {
+    const { cloneId, dataDirectory } = JSON.parse(await readFile(file, 'utf8')) as Reserved;
+    const marker = await readMarker(dataDirectory, 'data');
+    return marker?.cloneId === cloneId ? dataDirectory : null;
+  } catch {
+    // Nobody has it, or what stands there is not ours to read: then its lock and its listener tell.
+    return null;
+  }
+}
+
+/** @returns Null if another clone that is being made holds it, or if the file is another user's. */
+async function lockIfOurs(file: string, signal: AbortSignal): Promise<FileLock | null> {
+  try {
+    return await lockFile(file, { signal });
+  } catch {
+    signal.throwIfAborted();
+    return null;
+  }
+}
+
+/** @returns False if the file is another user's: then the port counts as theirs. */
+async function write({ file }: FileLock, reserved: Reserved): Promise<boolean> {
+  try {
+    await file.truncate(0);
+    await file.write(`${JSON.stringify(reserved)}\n`, 0);
+    return true;
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== 'EBADF' && code !== 'EINVAL') throw error;
+    return false;
+  }
+}
+
+/** The file stays for a clone that is there; else it goes while nobody can be about to lock it. */
+async function letGo({ lock, cloneId, dataDirectory }: Held): Promise<void> {
+  try {
+    if ((await readMarker(dataDirectory, 'data').catch(() => null))?.cloneId === cloneId) return;
+    const signal = AbortSignal.timeout(DISPOSE_MS_MAX);
+    await using _ = await takeCommonLock(await findLockDirectory(), signal);
+    await rm(lock.path, { force: true });
+  } catch {
+    // A disposer never throws, and a file that names no clone is in nobody's way.
+  } finally {
+    await lock[Symbol.asyncDispose]();
+  }
+}
