@@ -560,7 +560,7 @@ export interface components {
             bytesDone: number;
             filesTotal: number;
             filesDone: number;
-            /** @description What went over the network, of all attempts; the files on their way are missing. Of a transfer that broke off the last second before it is missing for good, and of a file of which only differences are sent all that had come of it */
+            /** @description What went over the network, of all attempts; the files on their way are missing. What had come of a file of which only differences are sent is missing for good if that transfer broke off */
             wireBytes: number;
             /** @description Of `bytesDone`: what was here when the copy last began, and need not be sent again */
             keptBytes: number;

@@ -43,7 +43,7 @@ export const Progress = z
     filesDone: Bytes,
     wireBytes: Bytes.meta({
       description:
-        'What went over the network, of all attempts; the files on their way are missing. Of a transfer that broke off the last second before it is missing for good, and of a file of which only differences are sent all that had come of it',
+        'What went over the network, of all attempts; the files on their way are missing. What had come of a file of which only differences are sent is missing for good if that transfer broke off',
     }),
     keptBytes: Bytes.meta({
       description:

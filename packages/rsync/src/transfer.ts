@@ -8,6 +8,7 @@
  * One call is one attempt. Whether it is worth another one is for the caller to decide.
  */
 import { addAbortListener } from 'node:events';
+import { lstat } from 'node:fs/promises';
 import { CloneError, type Compression } from '@pgcloned/contract';
 import { runProcess } from '@pgcloned/process';
 import type { ByteName } from './byte-name.ts';
@@ -51,9 +52,8 @@ export interface TransferRequest {
   readonly inheritedFds: readonly number[];
   readonly onBytes: (bytesMore: number) => void;
   /**
-   * What went over the network, in both directions, told whenever a file is complete. What had come of the file in which a
-   * transfer broke off is estimated, and only of one that is sent whole: rsync tells of it once a second, and what came
-   * after that is missing.
+   * What went over the network, in both directions, told whenever a file is complete. Of the file in which a transfer broke
+   * off it is what lies here, and only if it is sent whole.
    */
   readonly onWireBytes: (bytesMore: number) => void;
   readonly signal: AbortSignal;
@@ -92,8 +92,8 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
   const messages: string[] = [];
   const statistics: string[] = [];
   let bytesSeen = 0;
-  let bytesOfWholeFiles = 0;
   let wireBytesSeen = 0;
+  let completeAtMs = Date.now();
   try {
     const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
     const { options, source, ...surroundings } = approach(endpoint, { timeoutSeconds });
@@ -116,7 +116,7 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
           if (wireBytesOfFile !== null) {
             onWireBytes(wireBytesOfFile);
             wireBytesSeen += wireBytesOfFile;
-            bytesOfWholeFiles = bytesSeen;
+            completeAtMs = Date.now();
             return;
           }
           const bytes = readProgress(line);
@@ -140,9 +140,24 @@ export async function transfer(request: TransferRequest): Promise<TransferOutcom
   } finally {
     clearTimeout(watch);
     const { wireBytes } = readStatistics(statistics);
-    const estimated = request.send === 'whole' ? bytesSeen - bytesOfWholeFiles : 0;
-    onWireBytes(wireBytes > 0 ? wireBytes - wireBytesSeen : estimated);
+    if (wireBytes > 0) onWireBytes(wireBytes - wireBytesSeen);
+    else if (request.send === 'whole') onWireBytes(await bytesUnderWay(request, completeAtMs));
   }
+}
+
+/** The size of the file that was being written, if any: what is complete has the time of the source's. */
+async function bytesUnderWay(
+  { names, destination }: TransferRequest,
+  sinceMs: number,
+): Promise<number> {
+  const stats = await Promise.all(
+    names.map(async (name) => {
+      const path = Buffer.from(name, 'latin1');
+      // Not begun, or not to be seen by us: then rsync has told so.
+      return await lstat(Buffer.concat([Buffer.from(`${destination}/`), path])).catch(() => null);
+    }),
+  );
+  return stats.find((one) => one !== null && one.mtimeMs > sinceMs)?.size ?? 0;
 }
 
 function optionsFor({ names, compression, compare, send }: TransferRequest): string[] {
