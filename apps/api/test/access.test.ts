@@ -23,6 +23,7 @@ const CALLS: Readonly<Record<string, Role | 'open'>> = {
   'POST /v1/clones/{id}/start': 'operator',
   'POST /v1/clones/{id}/stop': 'operator',
   'POST /v1/clones/{id}/extend': 'operator',
+  'POST /v1/clones/{id}/reset': 'operator',
   'GET /v1/clones/{id}/events': 'viewer',
   'GET /v1/clones/{id}/logs': 'viewer',
   'POST /v1/preflights': 'operator',

@@ -201,6 +201,15 @@ function addClones(program: Command, invocation: Invocation): void {
         await serveClone(invocation, command.optsWithGlobals(), { id, action });
       });
   }
+  addProgressOptions(
+    clone
+      .command('reset <id>')
+      .description("make a clone again in its place, from the source's state of now")
+      .option('--wait', 'follow the new clone to its end; the exit status says how it ended'),
+  ).action(async (id: string, _options, command: Command) => {
+    const { resetClone } = await import('./commands/clones.ts');
+    await resetClone(invocation, command.optsWithGlobals(), id);
+  });
   clone
     .command('extend <id>')
     .description('give a clone another time to live, from now on')

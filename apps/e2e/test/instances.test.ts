@@ -8,7 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, hasEnded } from '@pgcloned/contract';
 import { adoptServer, freePort, makeDirectory, stopServer } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type Product, startProduct } from './product.ts';
+import { type Product, SLOW, startProduct } from './product.ts';
 
 const WAIT_MS_MAX = 60_000;
 
@@ -181,4 +181,46 @@ test('a clone goes when its time is over, unless it is protected or was given mo
   expect((await request('PATCH', `/v1/clones/${kept.id}`, change)).status).toBe(200);
   await seen(kept.id, ({ instance }) => instance.state === 'removed');
   expect(existsSync(product.at('kept'))).toBe(false);
+});
+
+test('a reset makes the clone anew in its place, and one that comes to nothing leaves it running', async () => {
+  const { primary } = product.source;
+  await primary.query('CREATE TABLE before AS SELECT 1 AS one');
+  const port = await freePort();
+  const old = await makeClone('reset', {
+    transfer: SLOW,
+    replica: { start: true, waitFor: 'streaming', port },
+    labels: { run: '7' },
+    ttl: 3600,
+    protected: true,
+  });
+  const dataDirectory = product.at('reset', 'main');
+  await using _ = { [Symbol.asyncDispose]: () => stopServer(dataDirectory) };
+
+  const given = await post(`/v1/clones/${old.id}/reset`);
+  await product.reached(given.id, 'copy-files');
+  const busy = await request('POST', `/v1/clones/${old.id}/start`);
+  await post(`/v1/clones/${given.id}/cancel`);
+  await product.ended(given.id);
+
+  expect(busy).toMatchObject({ status: 409, body: { code: 'TARGET_BUSY', holder: given.id } });
+  expect(existsSync(`${dataDirectory}/postmaster.pid`)).toBe(true);
+  const back = await seen(old.id, ({ instance }) => instance.state === 'running');
+  expect(back.instance).toMatchObject({ port, error: null });
+  await primary.query('CREATE TABLE afterwards AS SELECT 2 AS two');
+  const again = await post(`/v1/clones/${old.id}/reset`);
+  expect(again).toMatchObject({ resetOf: old.id, spec: { labels: { run: '7' } } });
+  const clone = await product.ended(again.id);
+
+  expect(clone, JSON.stringify(clone.error)).toMatchObject({
+    state: 'succeeded',
+    instance: { state: 'running', port, protected: true },
+  });
+  expect(Date.parse(clone.instance.expiresAt ?? '')).toBeGreaterThanOrEqual(
+    Date.parse(old.instance.expiresAt ?? ''),
+  );
+  await using standby = await adoptServer(dataDirectory);
+  expect(await standby.query('SELECT two FROM afterwards')).toEqual([{ two: 2 }]);
+  await seen(old.id, ({ instance }) => instance.state === 'absent');
+  expect(await readdir(product.at('reset'))).toEqual(['main']);
 });

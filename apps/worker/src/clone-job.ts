@@ -24,6 +24,7 @@ import {
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { planClone } from './clone-plan.ts';
+import type { Instances, PlaceGiven } from './instances.ts';
 import { type PutAwayContext, putAway } from './put-away.ts';
 import { NO_DEATHS, type Run, type RunJournal } from './run-journal.ts';
 import { startRunRecord } from './run-record.ts';
@@ -57,6 +58,7 @@ export interface CloneJobContext extends PutAwayContext {
   readonly slots: Slots;
   readonly workerId: string;
   readonly runClone: typeof runClone;
+  readonly giveWay: Instances['giveWay'];
 }
 
 export interface CloneToMake {
@@ -173,13 +175,20 @@ export function startCloneJob(
     return false;
   };
 
+  /** Of the clone whose place this one takes. */
+  let place: PlaceGiven | null = null;
+
   const make = async (): Promise<void> => {
     await keepJournal();
     const ticker = setInterval(publish, TICK_MS);
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
-      const plan = { ...(await planOf(record.snapshot(), contract, context)), begunFrom };
       const { signal } = controller;
+      if (clone.resetOf !== null) place = await context.giveWay(clone.resetOf, signal);
+      const plan = withPort(
+        { ...(await planOf(record.snapshot(), contract, context)), begunFrom },
+        place?.port ?? null,
+      );
       const result = await context.runClone(plan, { observer, signal, transferControl });
       record.succeed(result);
       observer.log('info', `clone ${record.snapshot().state}`, { durationMs: result.durationMs });
@@ -207,6 +216,7 @@ export function startCloneJob(
     const error = isStopped && record.isPublished() ? stoppedTooLate(clone, failure) : failure;
     const { code, message, hint, facts } = error;
     if (code === 'INTERNAL') log.error({ err: error.cause ?? error }, 'bug');
+    await place?.settle({ comesBack: !record.isPublished() });
     record.fail(error);
     if (record.snapshot().state === 'cancelled') observer.log('info', 'clone is cancelled');
     else observer.log('warn', `clone failed: ${message}`, { ...facts, code, hint });
@@ -227,6 +237,7 @@ export function startCloneJob(
       waits = false;
       await end(toCloneError(error));
     }
+    await place?.settle({ comesBack: false });
     await keepJournal().catch((error: unknown) => {
       log.error({ err: error }, 'the end of the clone could not be journaled');
     });
@@ -306,6 +317,13 @@ async function planOf(
     });
   }
   return await planClone(clone, host, journal);
+}
+
+/** A clone that takes the place of another one is reached where that was, unless something else is asked for. */
+function withPort(plan: ClonePlan, port: number | null): ClonePlan {
+  const { replica } = plan.spec;
+  if (port === null || replica.port !== null || replica.settings.port !== undefined) return plan;
+  return { ...plan, spec: { ...plan.spec, replica: { ...replica, port } } };
 }
 
 function writeToLog(log: Logger, { level, message, phase, fields }: LogLine): void {

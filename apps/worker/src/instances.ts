@@ -26,6 +26,8 @@ import {
 } from '@pgcloned/contract';
 import type {
   ClonePlan,
+  GivenWay,
+  giveWay,
   InstancePlan,
   lookAtInstance,
   removeInstance,
@@ -50,6 +52,7 @@ export interface InstanceEngine {
   readonly startInstance: typeof startInstance;
   readonly stopInstance: typeof stopInstance;
   readonly removeInstance: typeof removeInstance;
+  readonly giveWay: typeof giveWay;
 }
 
 export interface InstancesContext {
@@ -62,10 +65,21 @@ export interface InstancesContext {
   readonly log: Logger;
 }
 
+export interface PlaceGiven extends GivenWay {
+  /** @param o.comesBack Nothing came of it: a server that ran is started again. Never rejects. */
+  readonly settle: (o: { readonly comesBack: boolean }) => Promise<void>;
+}
+
 /** Disposing of it settles when nothing is done to any instance any more. */
 export interface Instances extends AsyncDisposable {
   /** The clone has ended, or something is wished for it. */
   readonly attend: (id: string) => void;
+  /**
+   * The clone is about to be made again in its place: its server is stopped, and until that is settled its time is not over.
+   *
+   * @throws {CloneError} What stands against it.
+   */
+  readonly giveWay: (id: string, signal: AbortSignal) => Promise<PlaceGiven>;
   /** What a Redis that has lost everything has to be told again. */
   readonly runsWithFiles: () => readonly Run[];
 }
@@ -78,6 +92,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   const runs = new Map<string, Run>();
   const wished = new Set<string>();
   const retryAtMs = new Map<string, number>();
+  const givingWay = new Set<string>();
   const clock = watchClock();
   const busy = new Map<string, { again: boolean; readonly done: Promise<void> }>();
 
@@ -118,13 +133,16 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   const wishFor = async (id: string): Promise<InstanceWish | null> =>
     (await patiently(queue.read(id)))?.wishedInstance ?? null;
 
+  const isOverdue = (id: string, instance: Instance): boolean =>
+    !givingWay.has(id) && isOver(instance, clock);
+
   const step = async (id: string): Promise<void> => {
     const run = await runOf(id);
     if (run === undefined || !hasEnded(run.clone.state)) return;
     runs.set(id, run);
     const isTold = wished.delete(id);
     const mayTry = performance.now() >= (retryAtMs.get(id) ?? 0);
-    const isDue = mayTry && isOver(run.clone.instance, clock);
+    const isDue = mayTry && isOverdue(id, run.clone.instance);
     // Before it goes, too: somebody may have prolonged it while nobody could tell us.
     const wish = isTold || isDue ? await wishFor(id) : null;
     const next = await carryOut(run, wish, mayTry);
@@ -145,7 +163,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     const isAsked = wish?.remove === true;
     if (isAsked && wanted.protected && !isBegun)
       return withInstance({ ...wanted, error: recordError(protectedError()) });
-    if (isAsked || (mayTry && (isBegun || isOver(wanted, clock))))
+    if (isAsked || (mayTry && (isBegun || isOverdue(id, wanted))))
       return await remove(withInstance(wanted), isAsked);
     if (isBegun || before.state === 'removed') return withInstance(wanted);
 
@@ -272,6 +290,39 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     attend: (id) => {
       wished.add(id);
       attend(id);
+    },
+    giveWay: async (id, runSignal) => {
+      const run = await runOf(id);
+      if (run === undefined || !hasEnded(run.clone.state)) {
+        throw new CloneError('INSTANCE_MISSING', `this host knows no clone ${id} that has ended`, {
+          facts: { clone: id },
+          hint: 'Ask for a new clone, with ifExists: replace if something lies in its directory.',
+        });
+      }
+      runs.set(id, run);
+      const plan = planOf(run);
+      givingWay.add(id);
+      const settle = (): void => {
+        givingWay.delete(id);
+        attend(id);
+      };
+      try {
+        const given = await engine.giveWay(plan, runSignal);
+        attend(id);
+        return {
+          ...given,
+          settle: async ({ comesBack }) => {
+            if (comesBack && given.wasRunning)
+              await tryTo(id, 'be running again', async () => {
+                await engine.startInstance(plan, signal);
+              }).catch(() => {});
+            settle();
+          },
+        };
+      } catch (error) {
+        settle();
+        throw error;
+      }
     },
     runsWithFiles: () => [...runs.values()].filter(({ clone }) => hasFiles(clone.instance)),
     [Symbol.asyncDispose]: async () => {

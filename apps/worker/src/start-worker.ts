@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
 import {
+  giveWay,
   lookAtInstance,
   removeInstance,
   runClone,
@@ -67,7 +68,7 @@ export async function startWorker(
   options: WorkerOptions,
   engine: Engine = {
     ...{ runClone, runPreflight, sweepClone },
-    ...{ lookAtInstance, startInstance, stopInstance, removeInstance },
+    ...{ lookAtInstance, startInstance, stopInstance, removeInstance, giveWay },
   },
 ): Promise<RunningWorker> {
   const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
@@ -109,6 +110,11 @@ export async function startWorker(
         host: options,
         runClone: engine.runClone,
         sweepClone: engine.sweepClone,
+        giveWay: async (id, signal) => {
+          if (instances === null)
+            throw new Error('no clone is made before the ended ones are known');
+          return await instances.giveWay(id, signal);
+        },
         log,
         // What is begun is put away to its end; the worker waits for it.
         signal: new AbortController().signal,

@@ -94,6 +94,7 @@ export function playedEngine(): Engine & {
     startInstance: () => Promise.reject(new Error('no test asks for it')),
     stopInstance: () => Promise.reject(new Error('no test asks for it')),
     removeInstance: () => Promise.reject(new Error('no test asks for it')),
+    giveWay: () => Promise.reject(new Error('no test asks for it')),
     sweepClone: (plan, { becomes }) => {
       swept.push(`${plan.id} ${becomes}`);
       return Promise.resolve({ published: false, leftovers: [] });

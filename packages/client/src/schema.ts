@@ -188,6 +188,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/clones/{id}/reset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make a clone again in its place
+         * @description Makes a new clone of the source's state of then, with the request, labels, port and protection of this one and at least the time that it has left; follow `Location`. The server of the old clone is stopped when the new one begins. Its files stay until the new ones are complete (`ifExists: replace`), so there must be room for both; if the new clone fails, they are as they were and their server runs again. Afterwards the instance of the old clone is `absent`. What was changed in a protected clone goes as well. Not for a standby with `replica.slot`.
+         *
+         *     Role: `operator`.
+         */
+        post: operations["resetClone"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/clones/{id}/events": {
         parameters: {
             query?: never;
@@ -539,6 +561,11 @@ export interface components {
             /** @description Numbers its attempts; each builds upon what the one before has copied */
             attempt: number;
             spec: components["schemas"]["CloneSpecOutput"];
+            /**
+             * @description The clone whose place this one takes: its server is stopped when this one begins, and its files go when this one is there
+             * @default null
+             */
+            resetOf: string | null;
             /** Format: date-time */
             createdAt: string;
             startedAt: string | null;
@@ -1062,6 +1089,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": null,
                  *       "endedAt": null,
@@ -1216,6 +1244,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": null,
                  *       "endedAt": null,
@@ -1553,6 +1582,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -1733,6 +1763,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -1894,6 +1925,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -2055,6 +2087,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -2216,6 +2249,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -2377,6 +2411,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -2538,6 +2573,7 @@ export interface components {
                  *         },
                  *         "webhook": null
                  *       },
+                 *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
                  *       "endedAt": null,
@@ -2619,6 +2655,159 @@ export interface components {
                  *             "bytesPerSecond": 214748365
                  *           }
                  *         ]
+                 *       },
+                 *       "result": null,
+                 *       "warnings": [],
+                 *       "instance": {
+                 *         "state": "absent",
+                 *         "port": null,
+                 *         "expiresAt": null,
+                 *         "protected": false,
+                 *         "error": null
+                 *       },
+                 *       "error": null,
+                 *       "leftovers": []
+                 *     }
+                 */
+                "application/json": components["schemas"]["Clone"];
+            };
+        };
+        /** @description Accepted; follow `Location`, which leads to the new clone. */
+        ResetAccepted: {
+            headers: {
+                /** @description Where the new clone can be read */
+                Location: string;
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "state": "queued",
+                 *       "contact": "ok",
+                 *       "lostSince": null,
+                 *       "phase": null,
+                 *       "attempt": 1,
+                 *       "spec": {
+                 *         "source": {
+                 *           "name": "orders"
+                 *         },
+                 *         "target": {
+                 *           "host": "replica-1",
+                 *           "dataDirectory": "/var/lib/postgresql/15/main",
+                 *           "walDirectory": null,
+                 *           "temporaryWalDirectory": null,
+                 *           "tablespaces": {},
+                 *           "ifExists": "fail"
+                 *         },
+                 *         "method": "rsync",
+                 *         "transfer": {
+                 *           "workers": null,
+                 *           "maxRate": null,
+                 *           "compression": "none",
+                 *           "transport": "rsyncd",
+                 *           "checksum": false,
+                 *           "fallback": "fail"
+                 *         },
+                 *         "wal": {
+                 *           "retention": "pin"
+                 *         },
+                 *         "replica": {
+                 *           "role": null,
+                 *           "start": true,
+                 *           "waitFor": "streaming",
+                 *           "hold": 3600,
+                 *           "port": null,
+                 *           "profile": null,
+                 *           "settings": {},
+                 *           "slot": null,
+                 *           "clusterName": null,
+                 *           "configuration": "auto"
+                 *         },
+                 *         "verification": {
+                 *           "pages": null,
+                 *           "manifest": false,
+                 *           "boot": false
+                 *         },
+                 *         "deadline": null,
+                 *         "ttl": null,
+                 *         "protected": false,
+                 *         "labels": {
+                 *           "team": "billing"
+                 *         },
+                 *         "webhook": null
+                 *       },
+                 *       "resetOf": null,
+                 *       "createdAt": "2026-11-20T09:00:00.000Z",
+                 *       "startedAt": null,
+                 *       "endedAt": null,
+                 *       "host": "replica-1",
+                 *       "waitingFor": null,
+                 *       "progress": {
+                 *         "bytesTotal": 0,
+                 *         "bytesDone": 0,
+                 *         "filesTotal": 0,
+                 *         "filesDone": 0,
+                 *         "wireBytes": 0,
+                 *         "keptBytes": 0,
+                 *         "compression": null,
+                 *         "bytesPerSecond": 0,
+                 *         "etaSeconds": null,
+                 *         "wal": {
+                 *           "startLsn": null,
+                 *           "receivedLsn": null
+                 *         },
+                 *         "phases": [
+                 *           {
+                 *             "name": "preflight",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stream-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "copy-files",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "stop-backup",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "collect-wal",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "publish",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           },
+                 *           {
+                 *             "name": "start-replica",
+                 *             "state": "waiting",
+                 *             "startedAt": null,
+                 *             "endedAt": null
+                 *           }
+                 *         ],
+                 *         "workers": []
                  *       },
                  *       "result": null,
                  *       "warnings": [],
@@ -2859,6 +3048,7 @@ export interface operations {
                      *             },
                      *             "webhook": null
                      *           },
+                     *           "resetOf": null,
                      *           "createdAt": "2026-11-20T09:00:00.000Z",
                      *           "startedAt": "2026-11-20T09:00:00.120Z",
                      *           "endedAt": null,
@@ -3215,6 +3405,30 @@ export interface operations {
             409: components["responses"]["Conflict"];
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
+            422: components["responses"]["Invalid"];
+            429: components["responses"]["RateLimited"];
+            500: components["responses"]["Bug"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    resetClone: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            202: components["responses"]["ResetAccepted"];
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
             422: components["responses"]["Invalid"];
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];

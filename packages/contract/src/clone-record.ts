@@ -191,6 +191,10 @@ export const Clone = z
       description: 'Numbers its attempts; each builds upon what the one before has copied',
     }),
     spec: CloneSpec,
+    resetOf: CloneId.nullable().default(null).meta({
+      description:
+        'The clone whose place this one takes: its server is stopped when this one begins, and its files go when this one is there',
+    }),
     createdAt: Time,
     startedAt: Time.nullable(),
     endedAt: Time.nullable(),
@@ -243,15 +247,38 @@ export function expiryAfter(ttlSeconds: number, nowMs: number): string {
   return new Date(nowMs + ttlSeconds * 1000).toISOString();
 }
 
+/**
+ * What is asked for when a clone is made again in its place, from the source's state of then: it keeps port, protection and
+ * labels, and never goes sooner than it would have.
+ */
+export function specOfReset({ spec, instance }: Clone, nowMs: number): CloneSpec {
+  const { target, replica } = spec;
+  const leftSeconds =
+    instance.expiresAt === null ? null : Math.ceil((Date.parse(instance.expiresAt) - nowMs) / 1000);
+  return {
+    ...spec,
+    target: { ...target, ifExists: 'replace' },
+    replica: {
+      ...replica,
+      port: replica.settings.port === undefined ? (replica.port ?? instance.port) : null,
+    },
+    deadline: null,
+    ttl: leftSeconds === null ? null : Math.max(spec.ttl ?? 1, leftSeconds),
+    protected: instance.protected,
+  };
+}
+
 /** The record of a clone that was just accepted. */
 export function newClone({
   id,
   spec,
   createdAt,
+  resetOf = null,
 }: {
   readonly id: string;
   readonly spec: CloneSpec;
   readonly createdAt: string;
+  readonly resetOf?: string | null;
 }): Clone {
   return {
     id,
@@ -261,6 +288,7 @@ export function newClone({
     phase: null,
     attempt: 1,
     spec,
+    resetOf,
     createdAt,
     startedAt: null,
     endedAt: null,

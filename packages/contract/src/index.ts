@@ -16,6 +16,7 @@ export {
   Progress,
   RecordError,
   recordError,
+  specOfReset,
   type Verdict,
   withTransfer,
 } from './clone-record.ts';

@@ -1,12 +1,22 @@
-/** What lives on when a clone has ended: its server is started and stopped, its time prolonged. */
-import { Clone, type InstanceWish, Ttl } from '@pgcloned/contract';
-import type { CloneStore } from '@pgcloned/queue';
+/** What lives on when a clone has ended: its server is started and stopped, its time prolonged, its state made anew. */
+import {
+  Clone,
+  CloneError,
+  type InstanceWish,
+  newClone,
+  refuseUnsupported,
+  specOfReset,
+  Ttl,
+} from '@pgcloned/contract';
+import { admitInstanceWish, type CloneStore } from '@pgcloned/queue';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
+import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
-import { RUNNING_CLONE_EXAMPLE } from '../examples.ts';
+import { admitClone } from '../admit-clone.ts';
+import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
-import { BODY_REFUSED, CONFLICT, EVERYWHERE, NOT_FOUND } from '../responses.ts';
-import { audit, IdParams } from './clones.ts';
+import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
+import { audit, found, IdParams } from './clones.ts';
 
 const accepted = (id: string, description: string) => ({
   202: {
@@ -88,6 +98,64 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
       const clone = await change(request.params.id, { ttl, askedAt });
       audit(request, 'time of the clone changed', clone.id);
       return await reply.code(202).send(clone);
+    },
+  );
+
+  app.post(
+    '/clones/:id/reset',
+    {
+      config: { role: 'operator' },
+      schema: {
+        operationId: 'resetClone',
+        summary: 'Make a clone again in its place',
+        description:
+          "Makes a new clone of the source's state of then, with the request, labels, port and protection of this one and at " +
+          'least the time that it has left; follow `Location`. The server of the old clone is stopped when the new one ' +
+          'begins. Its files stay until the new ones are complete (`ifExists: replace`), so there must be room for both; if the ' +
+          'new clone fails, they are as they were and their server runs again. Afterwards the instance of the old clone is ' +
+          '`absent`. What was changed in a protected clone goes as well. Not for a standby with `replica.slot`.',
+        tags: ['clones'],
+        params: IdParams,
+        response: {
+          202: {
+            id: 'ResetAccepted',
+            description: 'Accepted; follow `Location`, which leads to the new clone.',
+            headers: z.object({
+              Location: z.string().meta({ description: 'Where the new clone can be read' }),
+            }),
+            content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
+          },
+          ...EVERYWHERE,
+          ...NOT_FOUND,
+          ...CONFLICT,
+          ...INVALID,
+        },
+      } satisfies FastifyZodOpenApiSchema,
+    },
+    async (request, reply) => {
+      const { id } = request.params;
+      const old = found(await store.get(id), id);
+      admitInstanceWish(old, { server: 'stopped' });
+      if (old.spec.replica.slot !== null) {
+        throw new CloneError('NOT_SUPPORTED', 'a standby with a slot cannot be reset', {
+          facts: { slot: old.spec.replica.slot },
+          hint: 'Delete it with data=true, which drops the slot, and ask for a new clone.',
+        });
+      }
+      const now = new Date();
+      const spec = specOfReset(old, now.getTime());
+      refuseUnsupported(spec);
+      await admitClone(spec, store);
+      const { clone } = await store.create(
+        newClone({
+          id: uuidv7().replaceAll('-', ''),
+          spec,
+          createdAt: now.toISOString(),
+          resetOf: id,
+        }),
+      );
+      audit(request, `reset requested, as clone ${clone.id}`, id);
+      return await reply.code(202).header('location', `/v1/clones/${clone.id}`).send(clone);
     },
   );
 

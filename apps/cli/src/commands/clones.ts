@@ -53,6 +53,29 @@ export async function createClone(
       }),
     spec.locate,
   );
+  await tellAccepted(invocation, api, clone as Clone, options);
+}
+
+/** Makes it again in its place. */
+export async function resetClone(
+  invocation: Invocation,
+  options: GlobalOptions & ProgressOptions & { readonly wait?: boolean },
+  id: string,
+): Promise<void> {
+  const { environment, signal } = invocation;
+  const api = await findApi(environment, options.config);
+  const clone = await ask(signal, (limit) =>
+    api.http.POST('/v1/clones/{id}/reset', { params: { path: { id } }, signal: limit }),
+  );
+  await tellAccepted(invocation, api, clone as Clone, options);
+}
+
+async function tellAccepted(
+  invocation: Invocation,
+  api: ApiClient,
+  clone: Clone,
+  options: GlobalOptions & ProgressOptions & { readonly wait?: boolean },
+): Promise<void> {
   if (options.wait === true) {
     if (options.json === true) printJson({ event: 'started', id: clone.id });
     else process.stderr.write(`clone ${clone.id}\n`);

@@ -5,11 +5,16 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { findBinDirectory, isServerRunning, stopServer } from '@pgcloned/postgres';
+import {
+  effectiveSettings,
+  findBinDirectory,
+  isServerRunning,
+  stopServer,
+} from '@pgcloned/postgres';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
 import { makeLockSet } from '../target/locks.ts';
-import { isPublished, readMarker } from '../target/marker.ts';
+import { exists, isPublished, readMarker } from '../target/marker.ts';
 import { guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
@@ -25,10 +30,7 @@ export async function startInstance(plan: InstancePlan, signal: AbortSignal): Pr
       host: plan.host,
       binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
       dataDirectory,
-      configFile:
-        plan.spec.replica.configuration === 'source'
-          ? null
-          : await findHostConfiguration(dataDirectory, major),
+      configFile: await configFileOf(plan, dataDirectory, major),
       major,
       signal,
     });
@@ -45,6 +47,47 @@ export async function stopInstance(plan: InstancePlan, signal: AbortSignal): Pro
     const binDirectory = await binDirectoryOf(plan, dataDirectory, signal);
     await stopServer({ binDirectory, dataDirectory, signal, fastMsMax: plan.host.stallMs });
   });
+}
+
+/** What a clone that is reset had, for the one that takes its place. */
+export interface GivenWay {
+  /** Null: nothing is there any more. */
+  readonly port: number | null;
+  readonly wasRunning: boolean;
+}
+
+/**
+ * Stops the server of a clone whose place another one is about to take. Nothing to do if its directory is gone.
+ *
+ * @throws {CloneError} As `stopInstance`: what is not this clone must not be replaced in its name.
+ */
+export async function giveWay(plan: InstancePlan, signal: AbortSignal): Promise<GivenWay> {
+  if (!(await exists(await guardedDataDirectory(plan)))) return { port: null, wasRunning: false };
+  let given: GivenWay = { port: null, wasRunning: false };
+  await underLock(plan, signal, async (dataDirectory) => {
+    const major = await majorOf(dataDirectory);
+    const binDirectory = await findBinDirectory(plan.host.postgresBin, major, signal);
+    const { port } = await effectiveSettings({
+      binDirectory,
+      dataDirectory,
+      configFile: await configFileOf(plan, dataDirectory, major),
+      names: ['port'],
+      signal,
+    });
+    given = { port: Number(port), wasRunning: (await isServerRunning(dataDirectory)) !== null };
+    await stopServer({ binDirectory, dataDirectory, signal, fastMsMax: plan.host.stallMs });
+  });
+  return given;
+}
+
+async function configFileOf(
+  { spec }: InstancePlan,
+  dataDirectory: string,
+  major: number,
+): Promise<string | null> {
+  return spec.replica.configuration === 'source'
+    ? null
+    : await findHostConfiguration(dataDirectory, major);
 }
 
 /** The programs of the version that the directory is of. */
