@@ -3,7 +3,7 @@
  *
  * What is there while it is held is what the phase works with: in `preflight` both connections, in `stream-wal` also pin
  * and receiver, and so on. Two phases are held by PostgreSQL itself where that is nearer to the real thing
- * (moments.ts), and `copy-files` lasts long enough without.
+ * (moments.ts), and `copy-files` lasts long enough without, but for reflinks.
  */
 
 interface Hold {
@@ -22,6 +22,7 @@ export const HOLDS = [
   },
   { module: 'postgres/src/wal-receiver.ts', name: 'startWalReceiver', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'startBackup', when: 'before' },
+  { module: 'engine/src/copy/directories.ts', name: 'makeDirectories', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'stopBackup', when: 'before' },
   { module: 'engine/src/phases/collect-wal.ts', name: 'collectWal', when: 'before' },
   { module: 'postgres/src/wal-proof.ts', name: 'proveWal', when: 'before' },

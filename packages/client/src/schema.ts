@@ -642,7 +642,7 @@ export interface components {
             compression: ("none" | "lz4" | "zstd") | null;
             durationMs: number;
             warnings: string[];
-            /** @description Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says */
+            /** @description Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy, of reflinks that they share their blocks; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says */
             verification: {
                 /** @enum {string} */
                 transfer: "passed" | "failed" | "skipped";

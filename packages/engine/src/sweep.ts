@@ -35,7 +35,7 @@ export interface SweepReport {
 export interface SweepOptions {
   /**
    * What becomes of the clone, which says what of the copy is still of use: all of it if the clone is made again, what lies
-   * where it shall lie if it has failed, nothing if it was cancelled. A published clone is left alone.
+   * where it shall lie if it has failed, nothing if it was cancelled or made of reflinks. A published clone is left alone.
    */
   readonly becomes: 'queued' | 'failed' | 'cancelled';
   /** What the clone had begun to fill, as the observer was told. */
@@ -80,9 +80,11 @@ export async function sweepClone(
   const published = await isPublished(dataDirectory, id);
   if (!published && becomes !== 'queued') {
     // The data directory last: it is what says that the others are not finished.
-    for (const directory of [...filledBy(plan, finals, filled)].reverse())
-      if (becomes === 'cancelled' || directory.path !== directory.final)
-        await removeOwn(directory, id);
+    for (const directory of [...filledBy(plan, finals, filled)].reverse()) {
+      const isOfUse =
+        spec.method === 'rsync' && becomes === 'failed' && directory.path === directory.final;
+      if (!isOfUse) await removeOwn(directory, id);
+    }
   }
   for (const [index, final] of finals.entries()) {
     const kind = index === 0 ? 'data' : 'wal';

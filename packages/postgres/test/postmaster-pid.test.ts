@@ -24,6 +24,7 @@ test('the lines of a running server are read', () => {
     startedAtSeconds: 1_700_000_000,
     port: 5433,
     socketDirectory: '/var/run/postgresql',
+    listenAddress: 'localhost',
     sharedMemory: { key: -1_709_551_616n, id: 65_544n },
     status: 'ready',
   });
@@ -34,6 +35,7 @@ test('a file that is being written lacks what is not there yet', () => {
     pid: 4711,
     port: null,
     socketDirectory: null,
+    listenAddress: null,
     sharedMemory: null,
     status: null,
   });

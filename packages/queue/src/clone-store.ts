@@ -22,6 +22,7 @@ import {
   nextState,
   type PreflightReport,
   recordError,
+  refuseUnsupported,
   type StreamEvent,
 } from '@pgcloned/contract';
 import { openChangeFeed } from './change-feed.ts';
@@ -125,7 +126,7 @@ export interface CloneStore extends AsyncDisposable {
   /**
    * Changes how much its transfer may take, for now and for every attempt to come, and wakes its worker.
    *
-   * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED`.
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_ENDED`, `NOT_SUPPORTED` if its method transfers nothing.
    */
   readonly changeTransfer: (
     id: string,
@@ -327,6 +328,7 @@ export async function openCloneStore(options: {
         }
         const now = clone.spec.transfer;
         const { workers = now.workers, maxRate = now.maxRate } = change;
+        refuseUnsupported({ ...clone.spec, transfer: { ...now, workers, maxRate } });
         const isWished = await wishForTransfer(redis, {
           id,
           before: wishedTransfer,

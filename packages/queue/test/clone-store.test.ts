@@ -312,6 +312,16 @@ test('a change of the transfer is shown at once, and its worker hears of it with
   });
 });
 
+test('what transfers nothing takes no rate', async () => {
+  const clone = someClone({}, { method: 'reflink' });
+  await store.create(clone);
+
+  await expect(store.changeTransfer(clone.id, { maxRate: 10_000 })).rejects.toMatchObject({
+    code: 'NOT_SUPPORTED',
+  });
+  expect((await store.changeTransfer(clone.id, { workers: 2 })).spec.transfer.workers).toBe(2);
+});
+
 test('a worker that says nothing by itself is woken for a change of the transfer', async () => {
   const clone = someClone();
   await store.create(clone);

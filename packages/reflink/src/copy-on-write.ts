@@ -19,7 +19,8 @@ export interface DirectoryPair {
 
 /**
  * Gives each directory `to` the copy-on-write of its `from`, before the first file is made in it. Does nothing on other
- * filesystems than btrfs. A directory that it cannot name to the tools is left out: its files are mended one by one.
+ * filesystems than btrfs. A directory that it cannot name to the tools is left out: its files are mended one by one. One
+ * that was dropped meanwhile has none.
  *
  * @throws {CloneError} `TOOL_MISSING`, `PROCESS_FAILED`.
  */
@@ -42,7 +43,8 @@ export async function keepCopyOnWrite(
     );
     for (const flag of ['+C', '-C'] as const) {
       const changed = pairs.filter(
-        (_, index) => wanted[index] === (flag === '+C') && found[index] !== wanted[index],
+        ({ from, to }) =>
+          wanted.get(from) === (flag === '+C') && found.get(to) !== wanted.get(from),
       );
       if (changed.length > 0)
         await chattr(
@@ -59,19 +61,27 @@ export async function keepCopyOnWriteOfFile(
   { from, to }: DirectoryPair,
   signal: AbortSignal,
 ): Promise<void> {
-  const [wanted] = await lacksCopyOnWrite([from], signal);
-  await chattr(wanted === true ? '+C' : '-C', [to], signal);
+  const wanted = await lacksCopyOnWrite([from], signal);
+  await chattr(wanted.get(from) === true ? '+C' : '-C', [to], signal);
 }
 
-/** In the order of `paths`. */
-async function lacksCopyOnWrite(paths: readonly string[], signal: AbortSignal): Promise<boolean[]> {
+/** By path; without those that are gone. */
+async function lacksCopyOnWrite(
+  paths: readonly string[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, boolean>> {
   const { stdout } = await runProcess(
     { file: 'lsattr', args: ['-d', '--', ...paths], env: {} },
-    { signal },
+    // It fails if one of them has just been removed.
+    { signal, accept: 'any' },
   );
   const lines = stdout.toString('utf8').trimEnd().split('\n');
-  if (lines.length !== paths.length) throw new Error('lsattr did not answer for every path');
-  return lines.map((line) => (line.split(' ')[0] ?? '').includes('C'));
+  return new Map(
+    lines.map((line) => {
+      const [flags = ''] = line.split(' ');
+      return [line.slice(flags.length + 1), flags.includes('C')];
+    }),
+  );
 }
 
 async function chattr(

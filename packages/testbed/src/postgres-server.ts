@@ -287,7 +287,8 @@ export async function makeDirectory(path: string): Promise<void> {
 
 async function moveWal(dataDirectory: string, walDirectory: string): Promise<void> {
   await makeDirectory(dirname(walDirectory));
-  await rename(join(dataDirectory, 'pg_wal'), walDirectory);
+  // That may be another filesystem.
+  await runAsPartsUser(['mv', '--', join(dataDirectory, 'pg_wal'), walDirectory]);
   await symlink(walDirectory, join(dataDirectory, 'pg_wal'));
 }
 
