@@ -225,7 +225,7 @@ test('a clone whose onReady file fails cannot be started, tells nothing of the r
   ).toBeUndefined();
 });
 
-test('a clone that was killed while its onReady files ran cannot be started', async () => {
+test('a clone that was killed while its onReady files ran cannot be started, and makes room for the next', async () => {
   await writePartsFile(at('endless.sql'), 'SELECT pg_sleep(600);\n');
   const dataDirectory = at('killed', 'main');
   const running = await startClone(source, {
@@ -244,6 +244,8 @@ test('a clone that was killed while its onReady files ran cannot be started', as
       timeout: 20_000,
     })
     .toContain('pgcloned: the onReady files of the source have not run in this clone');
+  const next = await runClone(source, { target: { dataDirectory } });
+  expect(next.error).toBeUndefined();
 });
 
 test('onReady files that others may write, and standbys of their source, are refused before anything is copied', async () => {

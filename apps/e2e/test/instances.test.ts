@@ -3,7 +3,7 @@
  * their time is over, and the record always says what is really there.
  */
 import { existsSync } from 'node:fs';
-import { readdir, rename } from 'node:fs/promises';
+import { readdir, readFile, rename } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, hasEnded } from '@pgcloned/contract';
 import { adoptServer, freePort, makeDirectory, stopServer } from '@pgcloned/testbed';
@@ -77,6 +77,23 @@ test('a server is stopped and started, and the record says what is there whoever
   expect((await seen(id, ({ instance }) => instance.state === 'stopped')).instance.port).toBe(null);
   const started = await product.cli(['clone', 'start', id]);
   expect(started.stdout.toString(), started.stderr).toContain(`running on port ${String(port)}`);
+});
+
+test('a detached clone that is started for the first time takes writes by the time it is said to run', async () => {
+  const { id, result } = await makeClone('detached', { replica: { role: 'detached' } });
+  const dataDirectory = product.at('detached', 'main');
+  await using _ = { [Symbol.asyncDispose]: () => stopServer(dataDirectory) };
+
+  await post(`/v1/clones/${id}/start`);
+  const { instance } = await settled(id);
+
+  expect(result?.connectionString).toBeNull();
+  expect(instance).toMatchObject({ state: 'running', error: null });
+  await using clone = await adoptServer(dataDirectory);
+  await clone.query('CREATE TABLE mine (n int)');
+  expect(await readFile(`${dataDirectory}/postgresql.auto.conf`, 'utf8')).not.toContain(
+    "hot_standby = 'off'",
+  );
 });
 
 test('what cannot be done is refused, or stands in the record', async () => {

@@ -9,6 +9,7 @@
  * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
+import { isServerRunning } from '@pgcloned/postgres';
 import { quoteForShell } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
@@ -25,10 +26,13 @@ import {
   removeStrays,
 } from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
+import { isUnready, withdraw } from './target/unready.ts';
 
 export interface SweepReport {
   /** Whether the clone was published before its worker died: then its directory can be started. */
   readonly published: boolean;
+  /** It was published, and the files of `onReady` had not come to their end: it cannot be started, and is none any more. */
+  readonly withdrawn: boolean;
   readonly leftovers: readonly Leftover[];
 }
 
@@ -63,6 +67,11 @@ export async function sweepClone(
   await removeDeadTunnels(dataDirectory);
   await removeBootDirectory(dataDirectory);
   await recoverSwap(dataDirectory);
+  const withdrawn =
+    (await readMarker(dataDirectory, 'data'))?.cloneId === id &&
+    (await isUnready(dataDirectory)) &&
+    (await isServerRunning(dataDirectory)) === null;
+  if (withdrawn) await withdraw(dataDirectory);
   const leftovers: Leftover[] = [];
   for (const replaces of [false, true]) {
     // It may lie in an old cluster that the clone had not yet begun to bring up to date.
@@ -97,7 +106,7 @@ export async function sweepClone(
     if (old !== null && (await exists(old)))
       leftovers.push({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
   }
-  return { published, leftovers };
+  return { published, withdrawn, leftovers };
 }
 
 /**

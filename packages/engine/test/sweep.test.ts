@@ -2,6 +2,7 @@
 import { mkdir, mkdtemp, readdir, realpath, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { appendSettings } from '@pgcloned/postgres';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { ClonePlan } from '../src/plan.ts';
 import { type SweepOptions, sweepClone } from '../src/sweep.ts';
@@ -9,6 +10,7 @@ import { makePlace } from '../src/target/layout.ts';
 import { makeLockSet } from '../src/target/locks.ts';
 import { writeMarker } from '../src/target/marker.ts';
 import { type FilledDirectory, prepareDirectory } from '../src/target/prepare.ts';
+import { NOT_READY } from '../src/target/unready.ts';
 
 const signal = new AbortController().signal;
 const cloneId = 'f'.repeat(32);
@@ -65,9 +67,27 @@ test.each([
 ] as const)('all that a clone %s has copied stays', async (_, becomes, how) => {
   const filled = await begin(how);
 
-  expect(await sweep(becomes, filled)).toEqual({ published: false, leftovers: [] });
+  expect(await sweep(becomes, filled)).toEqual({
+    published: false,
+    withdrawn: false,
+    leftovers: [],
+  });
 
   for (const { path } of filled) expect(await readdir(path)).toContain('file');
+});
+
+test('a published clone in which the onReady files have not run is none any more', async () => {
+  const [data, ...others] = await begin();
+  const path = data?.path ?? '';
+  await mkdir(join(path, 'global'));
+  await writeFile(join(path, 'global/pg_control'), 'complete');
+  await writeMarker(path, 'data', { cloneId, dataDirectory: path, finished: true });
+  await writeFile(join(path, 'postgresql.auto.conf'), appendSettings('', NOT_READY));
+
+  const report = await sweep('queued', [...(data === undefined ? [] : [data]), ...others]);
+
+  expect(report).toEqual({ published: false, withdrawn: true, leftovers: [] });
+  expect(await readdir(join(path, 'global'))).toEqual([]);
 });
 
 test('what was built aside for a clone that has failed goes', async () => {

@@ -1,5 +1,5 @@
 /** What is written here is read by a real postgres, which says what it understood. */
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { findPostgres, runAsPartsUser, scratchDirectory, startPrimary } from '@pgcloned/testbed';
 import fc from 'fast-check';
@@ -10,6 +10,7 @@ import {
   formatPassfileLine,
   primaryConninfo,
   quoteSetting,
+  withoutSettings,
 } from '../src/index.ts';
 import { connectionTo } from './connection-to.ts';
 
@@ -115,6 +116,22 @@ test("a configuration that is not valid fails with the server's own words", asyn
     code: 'PROCESS_FAILED',
     facts: { stderr: expect.stringContaining('invalid value for parameter "max_connections"') },
   });
+});
+
+test('settings are found again to be taken away after the server has written its file anew', async () => {
+  await using server = await startPrimary();
+  const file = join(server.dataDirectory, 'postgresql.auto.conf');
+  const temporary = { restore_command: "it's \\ false", hot_standby: 'off' };
+  const own = appendSettings('', { restore_command: '', work_mem: '3MB' });
+  await writeFile(file, appendSettings(own, temporary));
+  await server.query("ALTER SYSTEM SET temp_buffers = '9MB'");
+
+  const left = withoutSettings(await readFile(file, 'utf8'), temporary);
+
+  expect(left).toContain("restore_command = ''\n");
+  expect(left).toContain("work_mem = '3MB'\n");
+  expect(left).toContain("temp_buffers = '9MB'\n");
+  expect(left).not.toMatch(/hot_standby|false/);
 });
 
 test('a standby reaches its primary by the connection string, blanks and quotes in the paths or not', async () => {

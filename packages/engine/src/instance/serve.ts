@@ -11,6 +11,7 @@ import {
   isServerRunning,
   stopServer,
 } from '@pgcloned/postgres';
+import { settleOncePromoted } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
 import { makeLockSet } from '../target/locks.ts';
@@ -18,7 +19,8 @@ import { exists, isPublished, readMarker } from '../target/marker.ts';
 import { guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
- * Settles once the postmaster lives; nothing to do if it does already.
+ * Settles once the postmaster lives, and takes writes if the clone is a detached one that was never started; nothing to do if
+ * it does already.
  *
  * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, and what starting throws.
  */
@@ -34,6 +36,7 @@ export async function startInstance(plan: InstancePlan, signal: AbortSignal): Pr
       major,
       signal,
     });
+    await settleOncePromoted(dataDirectory, { stallMs: plan.host.stallMs, signal });
   });
 }
 

@@ -7,7 +7,6 @@
  * is, with its directory named.
  */
 import { readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
@@ -20,7 +19,7 @@ import {
   standbyStatus,
   walBytesBetween,
 } from '@pgcloned/postgres';
-import { quoteForShell, syncDirectory } from '@pgcloned/process';
+import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { bootClone } from '../replica/boot.ts';
@@ -30,6 +29,7 @@ import { runOnReadyFiles } from '../replica/on-ready.ts';
 import { runPrivately, untilSessions } from '../replica/private-run.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
+import { withdraw } from '../target/unready.ts';
 import type { Copy } from './copy-files.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
@@ -84,7 +84,7 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
  * What has to happen before anybody else reaches the clone: its test, and what `onReady` wants of it.
  *
  * A clone in which that has not come to its end must not be seen. Nobody can start it as it was published
- * (`replica/detached.ts`), which holds also when we are killed here; after a failure it loses its pg_control as well.
+ * (`target/unready.ts`), which holds also when we are killed here; after a failure it loses its pg_control as well.
  */
 async function tryPrivately(run: CloneRun, ready: Ready, { stop }: Done): Promise<Verdict> {
   const { plan } = run;
@@ -108,8 +108,7 @@ async function tryPrivately(run: CloneRun, ready: Ready, { stop }: Done): Promis
     return verdict;
   } catch (error) {
     if (hasFiles) {
-      await rm(join(dataDirectory, 'global', 'pg_control'));
-      await syncDirectory(join(dataDirectory, 'global'));
+      await withdraw(dataDirectory);
       run.observer.instance({ state: 'unfinished' });
     }
     throw error;

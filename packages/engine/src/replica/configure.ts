@@ -134,7 +134,7 @@ async function workableSettings(
   if (!detached && !addresses.every(isListenable))
     replace(
       'listen_addresses',
-      ready.host.isHere ? 'localhost' : `localhost, ${ready.host.ssh().localAddress}`,
+      run.plan.source.local ? 'localhost' : `localhost, ${ready.host.ssh().localAddress}`,
     );
   const sockets = listOf(source('unix_socket_directories'));
   const isOwn = ready.sameHost || detached;

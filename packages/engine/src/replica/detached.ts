@@ -8,10 +8,15 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { roleOf } from '@pgcloned/contract';
-import { withoutSettings } from '@pgcloned/postgres';
+import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError, roleOf } from '@pgcloned/contract';
+import { isServerRunning, withoutSettings } from '@pgcloned/postgres';
 import { writeDurably } from '@pgcloned/process';
 import type { ClonePlan } from '../plan.ts';
+import { NOT_READY } from '../target/unready.ts';
+import { readRecovery, startupActivity } from './recovery.ts';
+
+const PROMOTION_POLL_MS = 20;
 
 export const AUTO_CONF = 'postgresql.auto.conf';
 
@@ -41,18 +46,47 @@ const PROMOTING: Readonly<Record<string, string>> = {
   hot_standby: 'off',
 };
 
-/**
- * As long as a file of `onReady` has not run: a server that is started all the same ends at once, with this in its log. Only
- * a server of ours, which brings an own one, does not read it.
- */
-const NOT_READY: Readonly<Record<string, string>> = {
-  hba_file: 'pgcloned: the onReady files of the source have not run in this clone',
-};
-
 export function untilReady({
   source,
 }: Pick<ClonePlan, 'source'>): Readonly<Record<string, string>> {
   return { ...PROMOTING, ...(source.onReady.length > 0 && NOT_READY) };
+}
+
+/**
+ * Waits for the promotion of a clone that was just started, and settles it. Returns at once if that has been done before, or
+ * if it is no detached one.
+ *
+ * @throws {CloneError} `REPLICA_START_FAILED` if it ends before, or if nothing moves for `stallMs`.
+ */
+export async function settleOncePromoted(
+  dataDirectory: string,
+  { stallMs, signal }: { readonly stallMs: number; readonly signal: AbortSignal },
+): Promise<void> {
+  if (!(await isUnsettled(dataDirectory))) return;
+  let mark = '';
+  let movedAtMs = performance.now();
+  for (;;) {
+    const server = await isServerRunning(dataDirectory);
+    const recovery = await readRecovery(dataDirectory, signal);
+    if (server?.status === 'ready' && recovery.promotedTo !== null) break;
+    const now = JSON.stringify([recovery, server && (await startupActivity(server.pid))]);
+    if (now !== mark) movedAtMs = performance.now();
+    mark = now;
+    if (server === null || performance.now() - movedAtMs > stallMs) {
+      throw new CloneError('REPLICA_START_FAILED', 'the clone was not promoted', {
+        facts: { dataDirectory, minRecoveryLsn: recovery.minRecoveryLsn },
+        hint: `See the end of its log in ${dataDirectory}, mend what it names, and start it again.`,
+      });
+    }
+    await delay(PROMOTION_POLL_MS, undefined, { signal });
+  }
+  await settleDetached(dataDirectory);
+}
+
+/** By the last assignment: a standby has an empty one of ours behind whatever its source says. */
+async function isUnsettled(dataDirectory: string): Promise<boolean> {
+  const text = await readFile(join(dataDirectory, AUTO_CONF), 'utf8');
+  return text.match(/^restore_command = .*$/gm)?.at(-1) === "restore_command = 'false'";
 }
 
 /** Takes away what {@link untilReady} has brought. The clone is promoted, and `onReady` has run. */

@@ -10,6 +10,7 @@
 import { lstat, readFile, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { writeDurably } from '@pgcloned/process';
+import { isUnready } from './unready.ts';
 
 /** What a directory of a clone is for. */
 export type DirectoryKind = 'data' | 'wal' | 'temporary-wal' | 'tablespace';
@@ -76,11 +77,10 @@ export async function unfinishedCloneIn(
 ): Promise<Marker | null> {
   const marker = await readMarker(directory, kind);
   if (marker === null) return null;
-  if (kind === 'data') return (await hasControlFile(directory)) ? null : marker;
+  if (kind === 'data') return (await isStartable(directory)) ? null : marker;
   if (!marker.finished) return marker;
   const owner = await readMarker(marker.dataDirectory, 'data');
-  const abandoned =
-    owner?.cloneId === marker.cloneId && !(await hasControlFile(marker.dataDirectory));
+  const abandoned = owner?.cloneId === marker.cloneId && !(await isStartable(marker.dataDirectory));
   return abandoned ? marker : null;
 }
 
@@ -91,7 +91,11 @@ export async function unfinishedCloneIn(
 export async function isPublished(dataDirectory: string, cloneId: string): Promise<boolean> {
   const marker = await readMarker(dataDirectory, 'data');
   if (marker === null || !marker.finished) return false;
-  return marker.cloneId === cloneId && (await hasControlFile(dataDirectory));
+  return marker.cloneId === cloneId && (await isStartable(dataDirectory));
+}
+
+async function isStartable(dataDirectory: string): Promise<boolean> {
+  return (await hasControlFile(dataDirectory)) && !(await isUnready(dataDirectory));
 }
 
 export async function hasControlFile(dataDirectory: string): Promise<boolean> {
