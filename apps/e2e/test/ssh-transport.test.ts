@@ -130,7 +130,7 @@ test('a clone is equal, also below an odd path, and needs neither port nor secre
 
 test('the loss of every connection costs no attempt, and what is complete is not sent again', async () => {
   const clone = await startClone(source, specOf('cut', SLOW));
-  await clone.copied(0.5);
+  await clone.copied(0.2);
   await source.sshd.kill();
   await clone.said(/the way to the files was lost/);
   // Longer than the first pause.
@@ -141,8 +141,10 @@ test('the loss of every connection costs no attempt, and what is complete is not
 
   expect(ended.error).toBeUndefined();
   expect(ended.messages.join()).not.toMatch('attempt 2');
-  const { bytes, wireBytes } = ended.result.result;
+  const { bytes, wireBytes, keptBytes } = ended.result.result;
   expect(wireBytes).toBeLessThan(bytes * 1.2);
+  // Nothing was here before it began.
+  expect(keptBytes).toBe(0);
   await expectNothingLeft(ended, 'cut');
 });
 

@@ -329,9 +329,9 @@ async function copyRound({
         sending.ended();
         const files = entries.filter(({ name }) => !outcome.again.includes(name));
         verification.arrived({ root, files });
-        // What is sent again was sent before, so what it finds here proves nothing.
+        // What is sent again, or by a later round, may have been sent before: what it finds here proves nothing.
         literalBytes += outcome.literalBytes;
-        if (isDelta && why === null) {
+        if (isDelta && why === null && isFirst) {
           const matchedBytes = Math.max(0, batch.bytes - literalBytes);
           kept.bytes += matchedBytes;
           observer.kept(matchedBytes);
