@@ -4,7 +4,6 @@
  * Whoever copies need not know which of the two it is. Either way every connection leads to one address, so that a relay
  * can stand before it (`road.ts`).
  */
-import { tmpdir } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
 import { type CloneError, portsOf, WORKERS_MAX } from '@pgcloned/contract';
 import {
@@ -19,6 +18,7 @@ import {
 import { type BulkConnection, openBulkClient, type SshConnection } from '@pgcloned/ssh';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
+import { makeTemporaryDirectory } from '../temporary-directory.ts';
 import type { Endpoint } from './rate-relay.ts';
 
 /** A directory of the source. */
@@ -142,7 +142,9 @@ export async function tryTransport(
 ): Promise<void> {
   if (plan.spec.transfer.transport !== 'ssh') return;
   const { stallMs } = plan.host;
-  await using client = await openBulkClient(ssh.terms, { parent: tmpdir(), silenceMs: stallMs });
+  await using temporary = await makeTemporaryDirectory();
+  const options = { parent: temporary.path, silenceMs: stallMs };
+  await using client = await openBulkClient(ssh.terms, options);
   await using connection = await client.connect({ through: ssh.terms, signal });
   await tryEndpoint(sshEndpoint(connection, dataDirectory), { timeoutMs: stallMs, signal });
 }

@@ -5,22 +5,18 @@
  * They are files of the largest database, go to a temporary directory here and are thrown away. It is an estimate: a
  * second does not tell what else the link will carry, nor how fast the disks are once no cache helps.
  */
-import { lstat, mkdtemp, readdir, rm } from 'node:fs/promises';
-import { availableParallelism, tmpdir } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { CloneError, changeRequest } from '@pgcloned/contract';
 import { listFiles, type SourceEntry } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { openTransport, type Transport } from '../copy/transport.ts';
+import { makeTemporaryDirectory } from '../temporary-directory.ts';
 import type { LinkSpeed, Seen } from './check.ts';
 
 const PROBE_BYTES_MAX = 64 * 2 ** 20;
 const PROBE_MS_MAX = 2_000;
 const STREAMS_MAX = 4;
-
-const TEMPORARY_PREFIX = 'pgcloned-preflight-';
-/** A preflight takes no more than a minute; what is older was left by one that was killed. */
-const DEAD_AFTER_MS = 600_000;
 
 /** Of pg_default, since those of other tablespaces lie elsewhere. */
 const LARGEST_DATABASE = `
@@ -46,34 +42,20 @@ export async function measureLink(
   });
   const files = someOf(listed[0] ?? []);
   if (files.length === 0) return null;
-  await removeDead();
-  const temporary = await mkdtemp(join(tmpdir(), TEMPORARY_PREFIX));
-  try {
-    const from = { module: 'probe', source: directory };
-    await using transport = await openTransport(run, { host, temporaryWalDirectory: temporary }, [
-      from,
-    ]).catch((error: unknown) => {
-      throw overSsh(error);
-    });
-    const measured = await fetchSome(run, { transport, from, files, destination: temporary });
-    if (measured.probedBytes === 0) return null;
-    const { maxRate } = plan.spec.transfer;
-    const rate = measured.bytesPerSecond;
-    return { ...measured, bytesPerSecond: maxRate === null ? rate : Math.min(rate, maxRate) };
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
-}
-
-async function removeDead(): Promise<void> {
-  for (const name of await readdir(tmpdir())) {
-    if (!name.startsWith(TEMPORARY_PREFIX)) continue;
-    const path = join(tmpdir(), name);
-    const found = await lstat(path).catch(() => null);
-    const isOurs = found?.isDirectory() === true && found.uid === process.getuid?.();
-    if (isOurs && found.mtimeMs < Date.now() - DEAD_AFTER_MS)
-      await rm(path, { recursive: true, force: true });
-  }
+  await using temporary = await makeTemporaryDirectory();
+  const from = { module: 'probe', source: directory };
+  await using transport = await openTransport(
+    run,
+    { host, temporaryWalDirectory: temporary.path },
+    [from],
+  ).catch((error: unknown) => {
+    throw overSsh(error);
+  });
+  const measured = await fetchSome(run, { transport, from, files, destination: temporary.path });
+  if (measured.probedBytes === 0) return null;
+  const { maxRate } = plan.spec.transfer;
+  const rate = measured.bytesPerSecond;
+  return { ...measured, bytesPerSecond: maxRate === null ? rate : Math.min(rate, maxRate) };
 }
 
 async function fetchSome(
