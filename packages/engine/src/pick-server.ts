@@ -256,7 +256,11 @@ function noneFits(
   );
   const codes = new Set(failures.map(({ code }) => code));
   const [first] = failures;
-  const isCommon = failures.length === candidates.length && codes.size === 1;
+  // A standby is no primary, whatever is mended.
+  const wanted = candidates.filter(
+    ({ answer }) => prefer === 'standby' || answer instanceof CloneError || !answer.inRecovery,
+  );
+  const isCommon = failures.length === wanted.length && codes.size === 1;
   const reasons = Object.entries(whyNot).map(([name, why]) => `${name}: ${why}`);
   return new CloneError(
     isCommon && first !== undefined ? first.code : 'SOURCE_UNREACHABLE',
@@ -266,6 +270,7 @@ function noneFits(
       hint:
         (isCommon ? first?.hint : null) ??
         'See why each of them was passed over; after a failover it may be enough to wait.',
+      remedies: (isCommon ? first?.remedies : null) ?? [],
     },
   );
 }

@@ -1,6 +1,6 @@
 /** Which of several servers is copied: real ones, as they are after a failover, a stop or under a lag. */
 import { appendFile } from 'node:fs/promises';
-import { CloneError, SourceConfiguration } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, type Remedy, SourceConfiguration } from '@pgcloned/contract';
 import type { ServerState } from '@pgcloned/postgres';
 import {
   type Source,
@@ -252,18 +252,33 @@ describe('of what the servers say', () => {
     });
   });
 
-  test('a reason that all have in common keeps its code and its remedy', () => {
-    const refused = (host: string) =>
-      candidate(
-        host,
-        new CloneError('SOURCE_AUTHENTICATION_FAILED', 'wrong password', { hint: 'Mend it.' }),
-      );
+  describe('a reason that all have in common keeps its code and its remedy', () => {
+    const remedies: readonly Remedy[] = [{ kind: 'sql', on: 'source', where: null, text: 'x' }];
+    const refusal = (code: ErrorCode) =>
+      new CloneError(code, 'it is refused', { hint: 'Mend it.', remedies });
+    const refused = (host: string) => candidate(host, refusal('SOURCE_AUTHENTICATION_FAILED'));
+    const byPrimary = { ...how, prefer: 'primary' } as const;
 
-    expect(() => chooseServer([refused('db1'), refused('db2')], how)).toThrow(
-      expect.objectContaining({ code: 'SOURCE_AUTHENTICATION_FAILED', hint: 'Mend it.' }),
-    );
-    expect(() => chooseServer([refused('db1'), candidate('db2', state({}))], how)).toThrow(
-      expect.objectContaining({ code: 'SOURCE_UNREACHABLE' }),
-    );
+    test('whether by SQL', () => {
+      const error = { code: 'SOURCE_AUTHENTICATION_FAILED', hint: 'Mend it.', remedies };
+
+      expect(() => chooseServer([refused('db1'), refused('db2')], how)).toThrow(
+        expect.objectContaining(error),
+      );
+      expect(() => chooseServer([refused('db1'), candidate('db2', state({}))], how)).toThrow(
+        expect.objectContaining({ code: 'SOURCE_UNREACHABLE', remedies: [] }),
+      );
+    });
+
+    test('or by SSH, where the others are no primaries', () => {
+      const primary = {
+        ...candidate('db1', state({ inRecovery: false })),
+        hostFailure: refusal('SSH_AUTHENTICATION_FAILED'),
+      };
+
+      expect(() => chooseServer([primary, candidate('db2', state({}))], byPrimary)).toThrow(
+        expect.objectContaining({ code: 'SSH_AUTHENTICATION_FAILED', hint: 'Mend it.', remedies }),
+      );
+    });
   });
 });
