@@ -2,7 +2,7 @@
  * `npm run kill-matrix`: plays every cell and writes KILL-MATRIX.md, or plays what the options say.
  *
  * `--only TEXT` the cells whose name, `ROW/PHASE`, contains it (may be repeated); `--sample N` so many that the seed draws;
- * `--random N` so many random rounds, and `--round I` only the one of that number; `--seed S` decides what is drawn
+ * `--random N` so many random rounds, and `--round I` only the one of that number, in `--setting S` (stage.ts); `--seed S` decides what is drawn
  * (default: the commit); `--stages N` how many are played at a time. Exit status 1 if anything is broken.
  */
 import { parseArgs } from 'node:util';
@@ -11,6 +11,7 @@ import { writeMatrix, writeRounds } from './document.ts';
 import { type Played, playAll, type Scene } from './play.ts';
 import { playRound } from './random-round.ts';
 import { CELL_SCENES, defaultSeed, sampleScenes } from './sample.ts';
+import { SETTINGS, type Setting } from './stage.ts';
 
 const { values } = parseArgs({
   options: {
@@ -19,12 +20,15 @@ const { values } = parseArgs({
     random: { type: 'string' },
     round: { type: 'string' },
     seed: { type: 'string' },
+    setting: { type: 'string', default: 'primary' },
     stages: { type: 'string', default: '2' },
   },
 });
 if (!runsAsRoot)
   throw new Error('the kill matrix needs root: a host of its own is a network namespace');
 const seed = values.seed ?? (await defaultSeed());
+const setting = SETTINGS.find((one) => one === values.setting);
+if (setting === undefined) throw new Error(`--setting is one of ${SETTINGS.join(', ')}`);
 const stop = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'])
   process.once(name, () => {
@@ -36,8 +40,9 @@ const tookMs = () => performance.now() - beganAtMs;
 console.log(`kill matrix, seed ${seed}`);
 let isBroken = false;
 if (values.random !== undefined) {
-  const all = await play(rounds(Number(values.random)));
-  if (values.round === undefined) await writeRounds(all, { seed, tookMs: tookMs() });
+  const all = await play(rounds(Number(values.random), setting));
+  if (values.round === undefined && setting === 'primary')
+    await writeRounds(all, { seed, tookMs: tookMs() });
 } else if (values.only !== undefined) {
   const { only } = values;
   await play(CELL_SCENES.filter(({ name }) => only.some((text) => name.includes(text))));
@@ -77,12 +82,15 @@ function explain(error: Error): string {
   return cause instanceof Error ? `${error.message}: ${explain(cause)}` : error.message;
 }
 
-function rounds(count: number): readonly Scene<Awaited<ReturnType<typeof playRound>>>[] {
+function rounds(
+  count: number,
+  setting: Setting,
+): readonly Scene<Awaited<ReturnType<typeof playRound>>>[] {
   return Array.from({ length: count }, (_, index) => String(index + 1))
     .filter((number) => values.round === undefined || number === values.round)
     .map((number) => ({
       name: `seed ${seed}, round ${number}`,
-      setting: 'primary' as const,
+      setting,
       play: async (stage) => await playRound(`${seed}/${number}`, stage),
     }));
 }

@@ -11,19 +11,22 @@ import {
   requireNoWalKept,
   requireUnstartable,
   requireWhole,
+  untilFollowed,
 } from './checks.ts';
 import { askForClone, removeClone, SLOW, type Target, untilEnded } from './clone-under-test.ts';
 import { type Draw, drawFrom } from './draw.ts';
 import { catchIn, caughtInCopy, type Moment } from './moments.ts';
 import { ROWS, type Row, type Struck, settingOf } from './rows.ts';
-import type { Stage } from './stage.ts';
+import type { Setting, Stage } from './stage.ts';
 
 const STRIKES_MAX = 3;
 const DELAY_MS_MAX = 4_000;
 /** A clone that does not come to a moment is not struck there. */
 const MOMENT_WITHIN_MS = 15_000;
 
-const FIT_ROWS = ROWS.filter((row) => row.isLong !== true && settingOf(row) === 'primary');
+/** What ends for good cannot be struck once more. */
+const rowsFor = (setting: Setting) =>
+  ROWS.filter((row) => row.isLong !== true && settingOf(row) === setting && row.isForGood !== true);
 
 export interface Round {
   /** What has struck, in this order. */
@@ -34,7 +37,7 @@ export interface Round {
 
 /** @param seed Decides all that is decided here; what the machine makes of it differs from time to time. */
 export async function playRound(seed: string, stage: Stage): Promise<Round> {
-  const strikes = drawStrikes(drawFrom(seed));
+  const strikes = drawStrikes(drawFrom(seed), rowsFor(stage.setting));
   const target = stage.targetOf(String(Date.now()));
   await using load = await stage.startLoad();
   const struck: string[] = [];
@@ -51,6 +54,7 @@ export async function playRound(seed: string, stage: Stage): Promise<Round> {
         throw new Error(`asking again did not help: ${JSON.stringify(again.error)}`);
     }
     requireCommits(await load.stop());
+    await untilFollowed(stage);
     await requireWhole(stage, target);
     await requireNoWalKept(stage);
     await removeClone(target);
@@ -68,16 +72,16 @@ interface Strike {
   readonly position: number;
 }
 
-function drawStrikes(draw: Draw): readonly Strike[] {
+function drawStrikes(draw: Draw, rows: readonly Row[]): readonly Strike[] {
   const count = 1 + Math.floor(draw.share() * STRIKES_MAX);
-  return Array.from({ length: count }, () => drawStrike(draw)).toSorted(
+  return Array.from({ length: count }, () => drawStrike(draw, rows)).toSorted(
     (a, b) => a.position - b.position,
   );
 }
 
 /** In the middle of a phase, at a share of the copy, or whenever. */
-function drawStrike(draw: Draw): Strike {
-  const row = draw.pick(FIT_ROWS);
+function drawStrike(draw: Draw, rows: readonly Row[]): Strike {
+  const row = draw.pick(rows);
   const kind = draw.pick(['phase', 'share', 'time'] as const);
   const share = draw.share();
   if (kind === 'phase') {

@@ -56,6 +56,8 @@ export interface Row {
   readonly mendAfterwards?: (stage: Stage) => Promise<void>;
   /** Of the clone, beside what the phase needs. */
   readonly transfer?: Transfer;
+  /** What is struck is away until the clone has ended. */
+  readonly isForGood?: boolean;
   /** Takes more than a minute: not for the sample and the random rounds. */
   readonly isLong?: boolean;
 }
@@ -234,6 +236,7 @@ export const ROWS: readonly Row[] = [
     worker('SIGKILL'),
     {
       name: 'standby that is copied, kill -9, for good',
+      isForGood: true,
       promises: serverKilled,
       strike: async ({ stage }) => {
         process.kill(stage.server.pid, SERVER_SIGNALS.killed);

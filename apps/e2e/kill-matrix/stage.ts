@@ -45,7 +45,8 @@ const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_s
 const tablespacesIn = (setting: Setting) => (hasStandby(setting) ? [] : ['fast', 'slow']);
 
 /** The primary; the primary through a tunnel in SSH; a standby of it; whichever of the two there is, a standby rather. */
-export type Setting = 'primary' | 'tunnel' | 'standby' | 'hosts';
+export const SETTINGS = ['primary', 'tunnel', 'standby', 'hosts'] as const;
+export type Setting = (typeof SETTINGS)[number];
 
 export const hasStandby = (setting: Setting) => setting === 'standby' || setting === 'hosts';
 
