@@ -26,6 +26,7 @@ export function formatResult({ result, instance, leftovers }: Outcome): readonly
     ...(result === null ? [] : formatTotals(result)),
     ...formatRows([
       ['replica', describeInstance(instance)],
+      ['space', describeSpace(instance)],
       ['trouble', instance.error === null ? null : instance.error.message],
       ['hint', instance.error === null ? null : instance.error.hint],
     ]),
@@ -68,6 +69,11 @@ export function describeInstance({
     ...(expiresAt === null || state === 'removed' ? [] : [`until ${expiresAt}`]),
     ...(isProtected ? ['protected'] : []),
   ].join(', ');
+}
+
+function describeSpace({ space }: Instance): string | null {
+  if (space === null) return null;
+  return `${formatBytes(space.ownBytes)} of its own, ${formatBytes(space.sharedBytes)} shared`;
 }
 
 /** What could not be undone, each with the command that removes it. */

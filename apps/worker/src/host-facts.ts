@@ -1,8 +1,8 @@
 /** What this host is and has, as its worker tells it with every heartbeat. */
 import { createHash, randomUUID } from 'node:crypto';
 import { access, constants, readFile, stat, statfs } from 'node:fs/promises';
-import { join } from 'node:path';
-import { CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
+import { join, relative } from 'node:path';
+import { type Clone, CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
 import { SUPPORTED_MAJORS, sharesBlocks } from '@pgcloned/engine';
 import { writeDurably } from '@pgcloned/process';
 
@@ -17,8 +17,10 @@ export async function readHostFacts(o: {
   readonly concurrency: number;
   readonly runningClones: readonly string[];
   readonly sharing: Sharing;
+  /** Whose files are there. */
+  readonly clones: readonly Clone[];
 }): Promise<HostFacts> {
-  const { postgresBin, sharing, ...facts } = o;
+  const { postgresBin, sharing, clones, ...facts } = o;
   return {
     ...facts,
     version: VERSION,
@@ -28,7 +30,7 @@ export async function readHostFacts(o: {
     sources: [...o.sources],
     allowedSettings: [...o.allowedSettings],
     runningClones: [...o.runningClones],
-    filesystems: await filesystemsOf(o.dataRoots, sharing),
+    filesystems: await filesystemsOf(o.dataRoots, sharing, clones),
   };
 }
 
@@ -62,6 +64,7 @@ export function rememberSharing(): Sharing {
 async function filesystemsOf(
   dataRoots: readonly string[],
   sharing: Sharing,
+  clones: readonly Clone[],
 ): Promise<HostFacts['filesystems']> {
   const filesystems: HostFacts['filesystems'] = [];
   for (const path of dataRoots) {
@@ -74,9 +77,23 @@ async function filesystemsOf(
       bytesTotal: blocks * bsize,
       bytesFree: bavail * bsize,
       reflink: await sharing(path).catch(() => null),
+      clones: sumOf(clones.filter(({ spec }) => isBelow(spec.target.dataDirectory, path))),
     });
   }
   return filesystems;
+}
+
+const isBelow = (path: string, root: string) => !relative(root, path).startsWith('..');
+
+function sumOf(clones: readonly Clone[]) {
+  const sum = { count: 0, ownBytes: 0, sharedBytes: 0 };
+  for (const { instance } of clones) {
+    if (instance.space === null) continue;
+    sum.count += 1;
+    sum.ownBytes += instance.space.ownBytes;
+    sum.sharedBytes += instance.space.sharedBytes;
+  }
+  return sum;
 }
 
 /**

@@ -30,6 +30,7 @@ import type {
   giveWay,
   InstancePlan,
   lookAtInstance,
+  measureInstance,
   removeInstance,
   startInstance,
   stopInstance,
@@ -39,6 +40,7 @@ import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { type HostConfiguration, hostPolicy, planClone } from './clone-plan.ts';
 import { NO_DEATHS, type Run, type RunJournal } from './run-journal.ts';
+import { watchSpaces } from './spaces.ts';
 import { type SteadyClock, watchClock } from './steady-clock.ts';
 
 /** How late it may be noticed that somebody else has started or stopped a server. */
@@ -53,6 +55,7 @@ export interface InstanceEngine {
   readonly stopInstance: typeof stopInstance;
   readonly removeInstance: typeof removeInstance;
   readonly giveWay: typeof giveWay;
+  readonly measureInstance: typeof measureInstance;
 }
 
 export interface InstancesContext {
@@ -176,9 +179,11 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       });
     }
     const seen = await engine.lookAtInstance(plan);
+    const space = spaces.of(id);
     return withInstance({
       ...wanted,
       ...seen,
+      ...(space !== undefined && { space }),
       // What has changed since has made it void.
       ...(seen.state !== before.state && { error: null }),
       ...(error !== null && { error: recordError(error) }),
@@ -189,7 +194,13 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     const { clone } = run;
     const plan = planOf(run);
     const isBegun = clone.instance.state === 'removing';
-    const removing: Instance = { ...clone.instance, state: 'removing', port: null, error: null };
+    const removing: Instance = {
+      ...clone.instance,
+      state: 'removing',
+      port: null,
+      space: null,
+      error: null,
+    };
     // The journal first, so that the next worker goes on with it. Redis may hear of it later.
     await keep({ ...run, clone: { ...clone, instance: removing }, reported: false });
     const said = say(runs.get(clone.id) ?? run, null).catch(() => {});
@@ -279,6 +290,13 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
 
   for (const run of await journal.list())
     if (hasEnded(run.clone.state) && mayChange(run.clone)) runs.set(run.clone.id, run);
+  const spaces = watchSpaces({
+    runs: () => runs.values(),
+    measure: async (run) => await engine.measureInstance(planOf(run), signal),
+    onMeasured: attend,
+    log,
+    signal,
+  });
   const looking = repeat(lookAround, {
     signal,
     onError: (error) => {
@@ -332,6 +350,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
         }),
       );
       await looking;
+      await spaces.ended;
       await Promise.all([...busy.values()].map(async ({ done }) => await done));
     },
   };

@@ -14,6 +14,7 @@ import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
 import {
   giveWay,
   lookAtInstance,
+  measureInstance,
   removeInstance,
   runClone,
   runPreflight,
@@ -68,7 +69,7 @@ export async function startWorker(
   options: WorkerOptions,
   engine: Engine = {
     ...{ runClone, runPreflight, sweepClone },
-    ...{ lookAtInstance, startInstance, stopInstance, removeInstance, giveWay },
+    ...{ lookAtInstance, measureInstance, startInstance, stopInstance, removeInstance, giveWay },
   },
 ): Promise<RunningWorker> {
   const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
@@ -152,6 +153,7 @@ export async function startWorker(
           concurrency: worker.concurrency,
           runningClones: [...jobs].filter(([, job]) => job.isRunning()).map(([id]) => id),
           sharing,
+          clones: (instances?.runsWithFiles() ?? []).map(({ clone }) => clone),
         }),
       run,
       preflight: preflights.look,

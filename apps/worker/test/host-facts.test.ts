@@ -25,6 +25,7 @@ test('a host tells which versions are installed and how much room its roots have
     concurrency: 2,
     runningClones: [],
     sharing: async () => null,
+    clones: [],
   });
 
   expect(HostFacts.parse(facts)).toEqual(facts);

@@ -93,6 +93,7 @@ export function playedEngine(): Engine & {
     lookAtInstance: () => Promise.resolve({ state: 'absent', port: null }),
     startInstance: () => Promise.reject(new Error('no test asks for it')),
     stopInstance: () => Promise.reject(new Error('no test asks for it')),
+    measureInstance: () => Promise.resolve(null),
     removeInstance: () => Promise.reject(new Error('no test asks for it')),
     giveWay: () => Promise.reject(new Error('no test asks for it')),
     sweepClone: (plan, { becomes }) => {

@@ -667,6 +667,16 @@ export interface components {
             /** @description Neither DELETE nor the end of its time removes it */
             protected: boolean;
             /**
+             * @description What its files take of their filesystem, measured soon after its end and then every ten minutes; null: not measured yet, or the filesystem does not tell
+             * @default null
+             */
+            space: {
+                /** @description What would be free without it */
+                ownBytes: number;
+                /** @description What it shares with its source or with other clones, and has not changed since */
+                sharedBytes: number;
+            } | null;
+            /**
              * @description Why what was last asked for could not be done
              * @default null
              */
@@ -769,7 +779,7 @@ export interface components {
             /** @description Which check found it */
             check: string;
             /** @enum {string} */
-            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "LOCALE_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -818,6 +828,14 @@ export interface components {
                 bytesFree: number;
                 /** @description Whether clones by method `reflink` can be made within it; null if its worker cannot find out */
                 reflink: boolean | null;
+                /** @description The clones within it whose space was measured */
+                clones?: {
+                    count: number;
+                    /** @description What would be free without them */
+                    ownBytes: number;
+                    /** @description What they share with their sources or with each other, counted once for each of them */
+                    sharedBytes: number;
+                };
             }[];
             concurrency: number;
             runningClones: string[];
@@ -1168,6 +1186,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -1323,6 +1342,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -1672,6 +1692,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -1853,6 +1874,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2015,6 +2037,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2177,6 +2200,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2339,6 +2363,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2501,6 +2526,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2663,6 +2689,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -2816,6 +2843,7 @@ export interface components {
                  *         "port": null,
                  *         "expiresAt": null,
                  *         "protected": false,
+                 *         "space": null,
                  *         "error": null
                  *       },
                  *       "error": null,
@@ -3138,6 +3166,7 @@ export interface operations {
                      *             "port": null,
                      *             "expiresAt": null,
                      *             "protected": false,
+                     *             "space": null,
                      *             "error": null
                      *           },
                      *           "error": null,

@@ -150,6 +150,20 @@ export const Instance = z
     protected: z
       .boolean()
       .meta({ description: 'Neither DELETE nor the end of its time removes it' }),
+    space: z
+      .object({
+        ownBytes: Bytes.meta({ description: 'What would be free without it' }),
+        sharedBytes: Bytes.meta({
+          description:
+            'What it shares with its source or with other clones, and has not changed since',
+        }),
+      })
+      .nullable()
+      .default(null)
+      .meta({
+        description:
+          'What its files take of their filesystem, measured soon after its end and then every ten minutes; null: not measured yet, or the filesystem does not tell',
+      }),
     error: RecordError.nullable().default(null).meta({
       description: 'Why what was last asked for could not be done',
     }),
@@ -302,6 +316,7 @@ export function newClone({
       port: null,
       expiresAt: null,
       protected: spec.protected,
+      space: null,
       error: null,
     },
     error: null,

@@ -22,6 +22,17 @@ export const HostFacts = z.object({
         description:
           'Whether clones by method `reflink` can be made within it; null if its worker cannot find out',
       }),
+      clones: z
+        .object({
+          count: z.int(),
+          ownBytes: z.int().meta({ description: 'What would be free without them' }),
+          sharedBytes: z.int().meta({
+            description:
+              'What they share with their sources or with each other, counted once for each of them',
+          }),
+        })
+        .optional()
+        .meta({ description: 'The clones within it whose space was measured' }),
     }),
   ),
   concurrency: z.int().positive(),

@@ -4,6 +4,7 @@ export { type RunCloneOptions, runClone } from './clone.ts';
 export { type InstancePlan, lookAtInstance } from './instance/look.ts';
 export { removeInstance } from './instance/remove.ts';
 export { type GivenWay, giveWay, startInstance, stopInstance } from './instance/serve.ts';
+export { measureInstance } from './instance/space.ts';
 export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy, SourceRole } from './plan.ts';
 export { runPreflight } from './preflight/run-preflight.ts';

@@ -59,7 +59,14 @@ export async function run(
   const minimum = LOG_LEVELS.indexOf(readLogLevel(environment, options, 'warn'));
   const outcome: Outcome = {
     leftovers: [],
-    instance: { state: 'absent', port: null, expiresAt: null, protected: false, error: null },
+    instance: {
+      state: 'absent',
+      port: null,
+      expiresAt: null,
+      protected: false,
+      space: null,
+      error: null,
+    },
   };
   if (options.json === true) printJson({ event: 'started', id: plan.id });
   try {

@@ -55,7 +55,6 @@ import { offerPlace, offerRoom } from './another-place.ts';
 import { type Check, check, type Seen } from './check.ts';
 import { findUnshared } from './find-unshared.ts';
 import { install, installerHere } from './install.ts';
-import { checkLocales } from './locales.ts';
 import { measureLink } from './measure-link.ts';
 
 const target = check('target', [], async (run, _seen, { error }) => {
@@ -316,13 +315,7 @@ const configuration = check('configuration', ['claim', 'facts'], async ({ plan }
   return { hostConfiguration };
 });
 
-const settings = check(
-  'settings',
-  ['claim', 'facts', 'binDirectory', 'hostConfiguration'],
-  checkSettings,
-);
-
-const locales = check('locales', ['facts', 'hostConfiguration'], checkLocales);
+const settings = check('settings', ['facts', 'binDirectory', 'hostConfiguration'], checkSettings);
 
 const port = check(
   'port',
@@ -411,7 +404,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [tablespaces],
   [contents, reflinks],
   [configuration],
-  [settings, locales, port],
+  [settings, port],
   [space],
   [sharing],
 ];
