@@ -19,8 +19,10 @@ export interface SourceFindings {
 export interface Wanted {
   readonly slot: boolean;
   readonly replicaSlot: boolean;
-  /** By which name the source will know the standby (R9.5). */
-  readonly standbyName: string;
+  /** How many stream from it (R4.16): the copy, the standby, both or none. */
+  readonly walSenders: 0 | 1 | 2;
+  /** By which name the source will know the standby (R9.5); null: there will be none. */
+  readonly standbyName: string | null;
 }
 
 /**
@@ -85,9 +87,9 @@ function checkSettings(facts: SourceFacts, want: Wanted): readonly CloneError[] 
     );
   }
   if (facts.inRecovery && !facts.fullPageWrites) errors.push(fullPageWritesOff());
-  if (facts.walSendersFree < 1) {
+  if (want.walSenders > 0 && facts.walSendersFree < 1) {
     const value = facts.settings.max_wal_senders ?? '';
-    const needed = enoughSenders(facts);
+    const needed = enoughSenders(facts, want);
     errors.push(
       new CloneError('SOURCE_NO_WAL_SENDER', 'the source has no free WAL sender', {
         facts: { setting: 'max_wal_senders', value },
@@ -186,17 +188,17 @@ function warningsOf(facts: SourceFacts, want: Wanted): readonly Notice[] {
           },
         ]
       : []),
-    ...(facts.walSendersFree === 1
+    ...(want.walSenders === 2 && facts.walSendersFree === 1
       ? [
           {
             code: 'FEW_WAL_SENDERS' as const,
             message:
               'The source has a single free WAL sender (max_wal_senders): the copy takes it, and the standby can stream only after.',
-            remedies: [alterSystem(facts, enoughSenders(facts)), restart(facts)],
+            remedies: [alterSystem(facts, enoughSenders(facts, want)), restart(facts)],
           },
         ]
       : []),
-    ...checkSynchronousNames(facts, want.standbyName),
+    ...(want.standbyName === null ? [] : checkSynchronousNames(facts, want.standbyName)),
     ...checkArchiver(facts),
     ...checkSlotLimits(facts, want),
   ];
@@ -204,11 +206,11 @@ function warningsOf(facts: SourceFacts, want: Wanted): readonly Notice[] {
 
 const raiseWalLevel = (facts: SourceFacts) => [alterSystem(facts, "wal_level = 'replica'")];
 
-/** R4.16: one for the copy and one for the standby. */
-const SENDERS_WANTED = 2;
-
-function enoughSenders({ settings, walSendersFree }: SourceFacts): string {
-  const missing = SENDERS_WANTED - Math.max(0, walSendersFree);
+function enoughSenders(
+  { settings, walSendersFree }: SourceFacts,
+  { walSenders }: Pick<Wanted, 'walSenders'>,
+): string {
+  const missing = walSenders - Math.max(0, walSendersFree);
   return `max_wal_senders = ${String(Number(settings.max_wal_senders) + missing)}`;
 }
 

@@ -19,7 +19,10 @@ import {
 import { connectionTo } from './connection-to.ts';
 
 const { signal } = new AbortController();
-const nothing = { slot: false, replicaSlot: false, standbyName: 'replica-1' };
+const nothing = {
+  ...{ slot: false, replicaSlot: false, standbyName: 'replica-1' },
+  walSenders: 2,
+} as const;
 
 let server: PostgresServer;
 beforeAll(async () => {
@@ -204,6 +207,19 @@ test('settings that rule a clone out are named with what mends them', async () =
     ['SOURCE_SETTINGS_UNSUITABLE', expect.stringContaining('SET max_replication_slots = 2;')],
   ]);
   expect(warnings).toEqual([expect.objectContaining({ code: 'NO_SLOT_FREE' })]);
+});
+
+test('WAL senders are asked for only by those who stream, and a name only by a standby', async () => {
+  const facts = { ...(await factsOf(server)), walSendersFree: 0, synchronousStandbyNames: '*' };
+  const codesOf = (wanted: Partial<Parameters<typeof checkSource>[1]>, walSendersFree = 0) => {
+    const found = checkSource({ ...facts, walSendersFree }, { ...nothing, ...wanted });
+    return [...found.errors, ...found.warnings].map(({ code }) => code);
+  };
+
+  expect(codesOf({ walSenders: 0, standbyName: null })).toEqual([]);
+  expect(codesOf({ walSenders: 1, standbyName: null })).toEqual(['SOURCE_NO_WAL_SENDER']);
+  expect(codesOf({ walSenders: 1, standbyName: 'a' }, 1)).toEqual(['STANDBY_SYNCHRONOUS']);
+  expect(codesOf({ walSenders: 2, standbyName: null }, 1)).toEqual(['FEW_WAL_SENDERS']);
 });
 
 test('a missing slot for the pin alone is a warning', async () => {

@@ -134,7 +134,8 @@ test('WAL without full page images is refused with the commands that bring them 
   await standby.query('CHECKPOINT');
   const facts = await readSourceFacts(next, signal);
   expect(facts).toMatchObject({ inRecovery: true, fullPageWrites: false });
-  const want = { slot: true, replicaSlot: false, standbyName: 'replica-1' };
+  const wanted = { slot: true, replicaSlot: false, standbyName: 'replica-1' };
+  const want = { ...wanted, walSenders: 2 } as const;
   expect(checkSource(facts, want).errors).toMatchObject([error]);
   await set('on');
   await primary.query('CHECKPOINT');

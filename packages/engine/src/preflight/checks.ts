@@ -165,7 +165,8 @@ const cluster = check('cluster', ['claim', 'settings', 'facts'], async (run, see
 const source = check('source', ['facts'], async ({ plan }, seen, findings) => {
   const { spec } = plan;
   const { errors, warnings } = checkSource(seen.facts, {
-    standbyName: clusterNameOf({ plan }),
+    walSenders: walSendersFor(plan),
+    standbyName: isDetached(plan) ? null : clusterNameOf({ plan }),
     slot: spec.wal.retention === 'pin',
     replicaSlot: spec.replica.slot !== null,
   });
@@ -217,8 +218,9 @@ const onReady = check('on-ready', [], async ({ plan }) => {
   await checkOnReadyFiles(source.onReady);
 });
 
-const replication = check('replication', ['settings'], async ({ name, signal }, { settings }) => {
-  await probeReplication(settings, { applicationName: name, signal });
+const replication = check('replication', ['settings'], async (run, { settings }) => {
+  const { name, signal, plan } = run;
+  if (walSendersFor(plan) > 0) await probeReplication(settings, { applicationName: name, signal });
 });
 
 const ownWay = check('own-way', ['settings'], async (run, seen, findings) => {
@@ -384,6 +386,13 @@ const libraries = check(
   ['settings', 'session', 'facts', 'binDirectory', 'hostConfiguration'],
   checkDatabaseLibraries,
 );
+
+/** With method reflink nothing streams but the standby. */
+function walSendersFor(plan: CloneRun['plan']): 0 | 1 | 2 {
+  const ofStandby = isDetached(plan) ? 0 : 1;
+  if (plan.spec.method === 'reflink') return ofStandby;
+  return ofStandby === 0 ? 1 : 2;
+}
 
 /** What a clone would find out by itself, and only who asks before it wants to know. */
 export const FURTHER_CHECKS: readonly (readonly Check[])[] = [[rsyncHere, link, libraries]];
