@@ -72,6 +72,7 @@ async function expectNothingLeft({ name }: Pick<Ended, 'name'>, pids: readonly n
 test('a detached clone writes on a timeline and a port of its own, whatever its source has in its settings', async () => {
   for (const [name, value] of Object.entries(HARMFUL))
     await source.primary.query(`ALTER SYSTEM SET ${name} = '${value}'`);
+  await source.primary.query('ALTER SYSTEM SET shared_preload_libraries = auto_explain, pg_cron');
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {
     await source.primary.query('ALTER SYSTEM RESET ALL');
@@ -88,6 +89,9 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
   expect(clone.port).toBeLessThanOrEqual(5999);
   expect(clone.socketDirectory).toBe(at('own', 'main'));
   expect(ended.result.instance).toMatchObject({ state: 'running', port: clone.port });
+  expect(ended.result.result.warnings).toContain(
+    'pg_cron is not loaded in the clone, which would run the jobs of its source',
+  );
   await clone.query('INSERT INTO people VALUES (0, $$mine$$)');
   expect(await one(clone, 'SELECT count(*)::int FROM people')).toBe(1001);
   expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
@@ -99,6 +103,7 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
         ...[
           'archive_mode',
           'log_directory',
+          'shared_preload_libraries',
           'shared_buffers',
           'work_mem',
           'max_logical_replication_workers',
@@ -115,6 +120,7 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
     primary_conninfo: '',
     recovery_target: '',
     shared_buffers: '8192',
+    shared_preload_libraries: 'auto_explain',
     synchronous_standby_names: '',
     wal_keep_size: '0',
     work_mem: '5120',

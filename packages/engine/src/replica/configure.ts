@@ -7,10 +7,11 @@
  */
 import { lookup } from 'node:dns/promises';
 import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { dirname, isAbsolute, join } from 'node:path';
+import { basename, dirname, isAbsolute, join } from 'node:path';
 import { type ServerAddress, serversOf } from '@pgcloned/contract';
 import {
   appendSettings,
+  effectiveSettings,
   formatPassfileLine,
   primaryConninfo,
   resolveConnection,
@@ -19,7 +20,9 @@ import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import { AUTO_CONF, DETACHED, isDetached, untilReady } from './detached.ts';
+import { librariesIn } from './libraries.ts';
 import { settingsOf } from './profile.ts';
+import { configuredSettings } from './required-settings.ts';
 import {
   includesFiles,
   neutralizePaths,
@@ -83,7 +86,36 @@ export async function configureReplica(
     `${original}\n# Made by pgcloned for clone ${run.plan.id}.\n`,
     settings,
   );
-  await put(AUTO_CONF, detached ? appendSettings(own, untilReady(run.plan)) : own);
+  await put(AUTO_CONF, own);
+  if (!detached) return;
+  const more = { ...(await librariesWithoutScheduler(run, ready)), ...untilReady(run.plan) };
+  await put(AUTO_CONF, appendSettings(own, more));
+}
+
+/** What it is scheduled to do is the source's to do, and it may reach others. Its versions know no common way to be kept idle. */
+const SCHEDULER = 'pg_cron';
+
+/** Asked of the configuration as it is written: the source may have other libraries from its next start on. */
+async function librariesWithoutScheduler(
+  run: CloneRun,
+  ready: Ready,
+): Promise<Readonly<Record<string, string>>> {
+  const name = 'shared_preload_libraries';
+  if (run.plan.spec.replica.settings[name] !== undefined) return {};
+  const { hostConfiguration, binDirectory, data } = ready;
+  const { [name]: setting = '' } =
+    hostConfiguration === null
+      ? await effectiveSettings({
+          ...{ binDirectory, names: [name], signal: run.signal },
+          dataDirectory: data.build,
+          configFile: null,
+        })
+      : await configuredSettings(ready, [name], run.signal);
+  const libraries = librariesIn(setting);
+  const kept = libraries.filter((library) => basename(library, '.so') !== SCHEDULER);
+  if (kept.length === libraries.length) return {};
+  run.warn(`${SCHEDULER} is not loaded in the clone, which would run the jobs of its source`);
+  return { [name]: kept.join(', ') };
 }
 
 /** What a server keeps of an application_name. */

@@ -30,8 +30,6 @@ export const DETACHED: Readonly<Record<string, string>> = {
   synchronous_standby_names: '',
   // No subscription of the source may take its changes twice.
   max_logical_replication_workers: '0',
-  'cron.launch_active_jobs': 'off',
-  'timescaledb.max_background_workers': '0',
   // Its replicas are not the source's, for which that may keep a lot.
   wal_keep_size: '0',
   // Only who asks for more than this host gets it (`replica.settings`).
