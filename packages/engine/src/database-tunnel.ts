@@ -3,7 +3,8 @@
  *
  * Its near end is a unix socket in a directory of mode 0700: a TCP port would be open to everybody on this host. It lies
  * beside the lock of the target and belongs to whoever holds that lock, so what a killed process has left is known by its
- * name to the next clone and to the sweep; and its path stays short, as that of a socket must.
+ * name to the next clone and to the sweep; and its path stays short, as that of a socket must. A preflight alone holds no
+ * lock, and has it in a directory that the next preflight removes.
  *
  * As with `ssh -L`, `host` and `port` of the source are as seen from `ssh.host`; without one `host` names the SSH server,
  * and the database is on its own loopback. TLS ends where the tunnel begins, since libpq has none on unix sockets: what the
@@ -21,11 +22,12 @@ import type { ConnectionSettings } from '@pgcloned/postgres';
 import type { ForwardTarget } from '@pgcloned/ssh';
 import type { SourceHost, SourceRun } from './source-host.ts';
 import { pathBesideLock } from './target/locks.ts';
+import { makeTemporaryDirectory, type TemporaryDirectory } from './temporary-directory.ts';
 
 const SOCKET_PREFIX = '.s.PGSQL.';
 
 /**
- * @param dataDirectory The target, which must be locked.
+ * @param dataDirectory The target, which must be locked; null: it is not.
  * @returns `address`, led through the tunnel.
  * @throws {CloneError} `SOURCE_UNREACHABLE` if the SSH server does not connect us, `CONFIGURATION_INVALID` if `sslmode` asks
  *   for what holds in no tunnel.
@@ -39,7 +41,7 @@ export async function openDatabaseTunnel(
   }: {
     readonly host: SourceHost;
     readonly address: ConnectionSettings;
-    readonly dataDirectory: string;
+    readonly dataDirectory: string | null;
   },
 ): Promise<ConnectionSettings> {
   const { source } = run.plan;
@@ -48,7 +50,9 @@ export async function openDatabaseTunnel(
   // Told here what is wrong with it: those that connect later only see that their socket is closed.
   (await host.ssh().forward(target, run.signal)).on('error', () => {}).destroy();
 
-  const directory = await makeDirectory(dataDirectory);
+  const made =
+    dataDirectory === null ? await makeTemporaryDirectory() : await makeDirectory(dataDirectory);
+  const directory = made.path;
   const closing = new AbortController();
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
@@ -68,7 +72,7 @@ export async function openDatabaseTunnel(
       closing.abort(new Error('the tunnel is closed'));
       for (const socket of sockets) socket.destroy();
       await close(server);
-      await removeDirectory(directory);
+      await made[Symbol.asyncDispose]();
     },
   });
   server.listen(join(directory, `${SOCKET_PREFIX}${String(address.port)}`));
@@ -126,10 +130,16 @@ function refuseWeakerThanAsked(source: SourceConfiguration, target: ForwardTarge
   );
 }
 
-async function makeDirectory(dataDirectory: string): Promise<string> {
+async function makeDirectory(dataDirectory: string): Promise<TemporaryDirectory> {
   const prefix = await prefixOf(dataDirectory);
   try {
-    return await mkdtemp(prefix);
+    const path = await mkdtemp(prefix);
+    return {
+      path,
+      [Symbol.asyncDispose]: async () => {
+        await removeDirectory(path);
+      },
+    };
   } catch (cause) {
     const path = dirname(prefix);
     throw new CloneError('TARGET_NOT_WRITABLE', `cannot make a directory in ${path}`, {

@@ -60,7 +60,7 @@ export interface FormerServer {
  */
 export async function pickServer(
   run: Pick<CloneRun, 'plan' | 'name' | 'signal'>,
-  o: { readonly dataDirectory: string; readonly former: FormerServer | null },
+  o: { readonly dataDirectory: string | null; readonly former: FormerServer | null },
 ): Promise<PickedServer> {
   const { source } = run.plan;
   let candidates: readonly Candidate[] = await together<Candidate[]>(
@@ -112,7 +112,7 @@ async function tryHost(
 async function askServer(
   { plan, name, signal }: Pick<CloneRun, 'plan' | 'name' | 'signal'>,
   server: ServerAddress,
-  dataDirectory: string,
+  dataDirectory: string | null,
 ): Promise<ServerState> {
   return await withCleanup(
     async (cleanup) => {

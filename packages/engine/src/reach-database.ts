@@ -8,12 +8,15 @@ import { openSourceHost, type SourceRun } from './source-host.ts';
 /**
  * Nothing is asked of the database yet. What is opened ends with the run's cleanup.
  *
- * @param o.dataDirectory The target, which must be locked.
+ * @param o.dataDirectory The target, which must be locked; null: it is not.
  * @throws {CloneError} What the configuration, SSH and the tunnel have to say.
  */
 export async function reachDatabase(
   run: SourceRun,
-  { server, dataDirectory }: { readonly server: ServerAddress; readonly dataDirectory: string },
+  {
+    server,
+    dataDirectory,
+  }: { readonly server: ServerAddress; readonly dataDirectory: string | null },
 ): Promise<ConnectionSettings> {
   const address = await addressOf(run.plan, server);
   if (!run.plan.source.ssh.tunnelDatabase) return address;

@@ -1,5 +1,6 @@
 /** The way to a real database through a real sshd. */
 import { readdir, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SourceConfiguration, serversOf } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, probeReplication } from '@pgcloned/postgres';
@@ -92,6 +93,23 @@ test('several can be opened and closed at the same time', async () => {
   };
 
   for (let round = 1; round <= 15; round += 1) await Promise.all([open(), open(), open(), open()]);
+});
+
+test('that of a preflight lies where the next preflight looks for what a killed one left', async () => {
+  let directory = '';
+
+  await withCleanup(
+    async (cleanup) => {
+      const [server = { host: '', port: 0 }] = serversOf(runOf(cleanup).plan.source);
+      const settings = await reachDatabase(runOf(cleanup), { server, dataDirectory: null });
+      directory = settings.tunnelDirectory ?? '';
+      expect(directory).toMatch(new RegExp(`^${tmpdir()}/pgcloned-preflight-`));
+      expect(await whoSpeaks(settings)).toBe('cloner');
+    },
+    () => {},
+  );
+
+  await expect(readdir(directory)).rejects.toThrow('ENOENT');
 });
 
 test('a query that is cancelled ends on the server, and the session lives on', async () => {

@@ -97,7 +97,7 @@ const choice = check('choice', ['claim'], async (run, { claim }, { notice }) => 
   const { plan, observer } = run;
   if (plan.source.hosts === null) return;
   const { server, role, isFallback, passedOver } = await pickServer(run, {
-    dataDirectory: ownedPath(run, claim.data.final),
+    dataDirectory: ownDirectory(run, claim),
     former: await formerServer(run, claim.data),
   });
   const name = formatServer(server);
@@ -142,7 +142,7 @@ const tunnel = check('tunnel', ['claim', 'address', 'host'], async (run, seen, {
     settings: await openDatabaseTunnel(run, {
       host: seen.host,
       address: seen.address,
-      dataDirectory: ownedPath(run, seen.claim.data.final),
+      dataDirectory: ownDirectory(run, seen.claim),
     }),
   };
 });
@@ -533,10 +533,8 @@ async function openBackupSession(
   return session;
 }
 
-/** Beside the lock of what tunnels lie. Without the lock another clone of the target would remove them: then by another name. */
-function ownedPath({ looksOnly, plan }: CloneRun, dataDirectory: string): string {
-  return looksOnly ? `${dataDirectory}.${plan.id}` : dataDirectory;
-}
+/** Beside the lock of what tunnels lie. Without the lock another clone of the target would remove them. */
+const ownDirectory = ({ looksOnly }: CloneRun, { data }: Claim) => (looksOnly ? null : data.final);
 
 async function rsyncMissingHere(): Promise<CloneError> {
   return new CloneError('TOOL_MISSING', 'rsync is not installed on this host', {
