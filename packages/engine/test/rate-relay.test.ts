@@ -1,7 +1,7 @@
 /** The relay between real sockets: what goes through is what was sent, and neither end outlives the other. */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type RateRelay, startRateRelay } from '../src/copy/rate-relay.ts';
 
@@ -157,4 +157,23 @@ test('many connections under one limit get their turns, so that none of them see
 
   const share = total() / all.length;
   for (const { bytes } of all) expect(bytes()).toBeGreaterThan(share / 2);
+});
+
+test('who is gone takes no turn from those who are left', async () => {
+  await using relay = await startRateRelay({
+    to: { address: '127.0.0.1', port },
+    // A piece of it takes a tenth of a second.
+    bytesPerSecond: 10_000,
+  });
+  using left = await drink(relay);
+  await left.until(1);
+  const gone: Disposable[] = [];
+  while (gone.length < 60) gone.push(await drink(relay));
+  // Its next turn comes after theirs.
+  await left.until(left.bytes() + 1);
+
+  for (const one of gone) one[Symbol.dispose]();
+  const served = left.until(left.bytes() + 1).then(() => 'served');
+
+  expect(await Promise.race([served, delay(3_000, 'waits for six seconds')])).toBe('served');
 });

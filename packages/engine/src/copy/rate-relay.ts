@@ -32,11 +32,14 @@ export async function startRateRelay({
 }): Promise<RateRelay> {
   const bucket = makeBucket(bytesPerSecond);
   const sockets = new Set<Socket>();
-  const closing = new AbortController();
   const server: Server = createServer((client) => {
     const upstream = connect({ host: to.address, port: to.port });
     upstream.setNoDelay(true);
     client.setNoDelay(true);
+    const gone = new AbortController();
+    client.once('close', () => {
+      gone.abort();
+    });
     for (const [one, other] of [
       [client, upstream],
       [upstream, client],
@@ -51,7 +54,7 @@ export async function startRateRelay({
     }
     client.pipe(upstream);
     // A socket that is destroyed in the middle ends the loop; its own handlers have said all.
-    void pour(upstream, client, bucket, closing.signal).catch(() => client.destroy());
+    void pour(upstream, client, bucket, gone.signal).catch(() => client.destroy());
   });
   server.listen({ host: '127.0.0.1', port: 0 });
   await once(server, 'listening');
@@ -60,7 +63,6 @@ export async function startRateRelay({
     port: (server.address() as AddressInfo).port,
     limit: bucket.limit,
     [Symbol.asyncDispose]: async () => {
-      closing.abort();
       for (const socket of sockets) socket.destroy();
       const closed = once(server, 'close');
       server.close();
