@@ -40,13 +40,15 @@ function formatTotals(result: CloneResult): readonly string[] {
   const { startLsn, stopLsn, timeline } = result;
   const by = compression === null || compression === 'none' ? '' : `, compressed by ${compression}`;
   const rate = durationMs === 0 ? 0 : Math.round((bytes * 1000) / durationMs);
+  // By reflinks nothing is.
+  const isSent = wireBytes > 0;
   return formatRows([
-    ['copied', `${formatBytes(bytes)} in ${String(files)} files`],
-    ['over the wire', `${formatBytes(wireBytes)}${by}`],
+    [isSent ? 'copied' : 'cloned', `${formatBytes(bytes)} in ${String(files)} files`],
+    ...(isSent ? [['over the wire', `${formatBytes(wireBytes)}${by}`] as const] : []),
     ...(keptBytes === 0
       ? []
       : [['kept', `${formatBytes(keptBytes)} of an earlier attempt`] as const]),
-    ['duration', `${formatDuration(durationMs)} (${formatBytes(rate)}/s)`],
+    ['duration', `${formatDuration(durationMs)}${isSent ? ` (${formatBytes(rate)}/s)` : ''}`],
     ['WAL', `${startLsn} to ${stopLsn}, timeline ${String(timeline)}`],
     ['system', result.systemIdentifier],
     [

@@ -16,7 +16,9 @@ import {
   leftBehind,
   makeDirectory,
   mountFilesystem,
+  PGCLONED,
   type PostgresServer,
+  runAsPartsUser,
   runsAsRoot,
   scratchDirectory,
   startCluster,
@@ -207,6 +209,24 @@ describe.skipIf(!runsAsRoot)('beside ext4, which takes root to mount,', () => {
     expect(await checkChecksums(clone)).toBeGreaterThan(0);
     await rm(join(dataDirectory, '..'), { recursive: true });
   };
+
+  test('pgcloned run needs no more than ORIGIN and CLONE, and makes a cluster of its own', async () => {
+    const dataDirectory = join(xfs.path, 'clone', 'data');
+    const asked = ['run', '--method', 'reflink', '--start', primary.dataDirectory, dataDirectory];
+    const { stdout } = await runAsPartsUser([process.execPath, PGCLONED, ...asked]);
+
+    expect(stdout.toString()).toContain(
+      `clone of ${primary.dataDirectory} is ready in ${dataDirectory}`,
+    );
+    expect(stdout.toString()).toMatch(/^ {2}cloned .* files$/m);
+    expect(stdout.toString()).not.toContain('over the wire');
+    const clone = await adoptServer(dataDirectory);
+    await clone.query('INSERT INTO kept VALUES (0)');
+    expect(await clone.query('SELECT count(*)::int AS rows FROM kept')).toEqual([{ rows: 1001 }]);
+    await clone.stop();
+    await rm(join(xfs.path, 'clone'), { recursive: true });
+    await expectNothing();
+  });
 
   test('a clone there is refused with both filesystems and a remedy, and leaves nothing', async () => {
     const { status, error } = await runClone(sourceAt(primary.dataDirectory), into(ext4));

@@ -45,10 +45,15 @@ async function begin({ replaces = false, ownerId = cloneId } = {}): Promise<Fill
   return filled;
 }
 
-async function sweep(becomes: SweepOptions['becomes'], filled: readonly FilledDirectory[]) {
+async function sweep(
+  becomes: SweepOptions['becomes'],
+  filled: readonly FilledDirectory[],
+  method: 'rsync' | 'reflink' = 'rsync',
+) {
   const plan = {
     id: cloneId,
     spec: {
+      method,
       target: {
         dataDirectory: join(root, 'cluster/main'),
         walDirectory: join(root, 'wal/main'),
@@ -88,6 +93,12 @@ test('a published clone in which the onReady files have not run is none any more
 
   expect(report).toEqual({ published: false, withdrawn: true, leftovers: [] });
   expect(await readdir(join(path, 'global'))).toEqual([]);
+});
+
+test('of a clone by reflinks that has failed nothing stays: nobody builds upon it', async () => {
+  await sweep('failed', await begin(), 'reflink');
+
+  expect(await readdir(root)).toEqual([]);
 });
 
 test('what was built aside for a clone that has failed goes', async () => {
