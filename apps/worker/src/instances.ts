@@ -194,6 +194,8 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     const { clone } = run;
     const plan = planOf(run);
     const isBegun = clone.instance.state === 'removing';
+    // What somebody else has taken away is not removed by us: it may have been moved.
+    const isThere = isBegun || (await engine.lookAtInstance(plan)).state !== 'absent';
     const removing: Instance = {
       ...clone.instance,
       state: 'removing',
@@ -218,7 +220,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
         ...run,
         clone: {
           ...clone,
-          instance: { ...removing, state: 'removed' },
+          instance: { ...removing, state: isThere ? 'removed' : 'absent' },
           leftovers: [...clone.leftovers, ...leftovers],
         },
       };

@@ -281,7 +281,8 @@ export async function deleteClone(
     const clone = await settled(api, id, signal);
     if (json === true) printJson(clone);
     else {
-      print(`the files of clone ${id} are removed`);
+      const { state } = clone.instance;
+      print(`the files of clone ${id} are ${state === 'removed' ? 'removed' : 'not there'}`);
       for (const text of formatLeftovers(clone.leftovers)) print(text);
     }
   } else if (json === true) printJson({ id, forgotten: true });

@@ -66,7 +66,7 @@ export async function removeInstance(
     if (data.madeFrom !== null) await removeMade(dataDirectory, data.madeFrom);
     return parts.map(({ path }) => ({
       what: `${path}, a part of the clone that was in ${dataDirectory}`,
-      remedy: `rm -r ${quoteForShell(path)}`,
+      remedy: withCare(path),
     }));
   }
 
@@ -153,9 +153,11 @@ async function foreignParts(
   );
   return foreign.map((path) => ({
     what: `${path}, which the clone in ${dataDirectory} linked to and did not make`,
-    remedy: `# if no other server uses it: rm -r ${quoteForShell(path)}`,
+    remedy: withCare(path),
   }));
 }
+
+const withCare = (path: string) => `# if no other server uses it: rm -r ${quoteForShell(path)}`;
 
 /** `PG_15_202209061` and the like in every location that pg_tblspc links to. */
 async function versionDirectories(dataDirectory: string): Promise<readonly string[]> {

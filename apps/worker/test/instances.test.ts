@@ -1,0 +1,136 @@
+/** The life of a clone after its end, whatever becomes of its worker and of Redis; the engine does what the test says. */
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Clone } from '@pgcloned/contract';
+import { type CloneStore, openCloneStore } from '@pgcloned/queue';
+import {
+  type PrivateRedis,
+  type ScratchDirectory,
+  scratchDirectory,
+  startRedis,
+} from '@pgcloned/testbed';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { type Engine, startWorker } from '../src/index.ts';
+import { eventually, playedEngine, publishNow, someClone, workerOptions } from './worker-parts.ts';
+
+const resources = new AsyncDisposableStack();
+let redis: PrivateRedis;
+let store: CloneStore;
+let scratch: ScratchDirectory;
+
+beforeAll(async () => {
+  redis = resources.use(await startRedis());
+  store = resources.use(await openCloneStore({ redisUrl: redis.url, onError: () => {} }));
+});
+afterAll(async () => {
+  await resources.disposeAsync();
+});
+beforeEach(async () => {
+  await redis.flush();
+  scratch = await scratchDirectory();
+});
+afterEach(async () => {
+  await scratch[Symbol.asyncDispose]();
+});
+
+const options = () => workerOptions({ redisUrl: redis.url, directory: scratch.path });
+const stateOf = async (id: string) => (await store.get(id))?.instance.state;
+
+/** Its clones lie there until they are removed, and no server runs. */
+function engineWithFiles(more: Partial<Engine> = {}) {
+  const removed: string[] = [];
+  const engine = {
+    ...playedEngine(),
+    lookAtInstance: ({ id }: { readonly id: string }) =>
+      Promise.resolve({ state: removed.includes(id) ? 'absent' : 'stopped', port: null } as const),
+    removeInstance: ({ id }: { readonly id: string }) => {
+      removed.push(id);
+      return Promise.resolve([]);
+    },
+    ...more,
+  };
+  return { ...engine, removed };
+}
+
+async function succeed(engine: ReturnType<typeof engineWithFiles>, clone: Clone): Promise<void> {
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+  const [call] = engine.calls;
+  if (call !== undefined) publishNow(call.observer);
+  call?.observer.instance({ state: 'stopped' });
+  call?.succeed();
+  await eventually(async () => (await store.get(clone.id))?.state === 'succeeded');
+}
+
+test('a removal that was begun is brought to its end by the next worker', async () => {
+  const begun: string[] = [];
+  const stuck = engineWithFiles({
+    removeInstance: async ({ id }, { signal }) => {
+      begun.push(id);
+      return await new Promise((_resolve, reject) => {
+        signal.addEventListener('abort', () => {
+          reject(signal.reason as Error);
+        });
+      });
+    },
+  });
+  const clone = someClone();
+  {
+    await using _worker = await startWorker(options(), stuck);
+    await succeed(stuck, clone);
+    await store.changeInstance(clone.id, { remove: true });
+    await eventually(() => begun.length === 1);
+  }
+  // Redis has forgotten that anybody wished for it; the journal has not.
+  await redis.flush();
+  const engine = engineWithFiles();
+  await using _worker = await startWorker(options(), engine);
+
+  await eventually(async () => (await stateOf(clone.id)) === 'removed');
+  expect(engine.removed).toEqual([clone.id]);
+});
+
+test('more time that was asked for while no worker ran holds, although the old time is over', async () => {
+  const clone = someClone({ ttl: 3 });
+  const first = engineWithFiles();
+  {
+    await using _worker = await startWorker(options(), first);
+    await succeed(first, clone);
+  }
+  await store.changeInstance(clone.id, { ttl: 3600, askedAt: new Date().toISOString() });
+  const expiresAt = Date.parse((await store.get(clone.id))?.instance.expiresAt ?? '');
+  expect(first.removed).toEqual([]);
+  await delay(3_100);
+  const engine = engineWithFiles();
+  await using _worker = await startWorker(options(), engine);
+
+  await eventually(async () => (await store.get(clone.id))?.waitingFor === null);
+
+  expect(engine.removed).toEqual([]);
+  const instance = (await store.get(clone.id))?.instance;
+  expect(instance).toMatchObject({ state: 'stopped' });
+  expect(Date.parse(instance?.expiresAt ?? '')).toBeGreaterThanOrEqual(expiresAt);
+});
+
+test('a Redis that has lost everything learns of the clones that have files, and a forgotten one stays away', async () => {
+  const engine = engineWithFiles();
+  const kept = someClone();
+  const forgotten = someClone();
+  {
+    await using _worker = await startWorker(options(), engine);
+    await succeed(engine, kept);
+  }
+  await redis.flush();
+  await using _worker = await startWorker(options(), engine);
+  await eventually(async () => (await stateOf(kept.id)) === 'stopped');
+
+  await store.create(forgotten);
+  await eventually(() => engine.calls.length === 2);
+  engine.calls[1]?.observer.instance({ state: 'stopped' });
+  engine.calls[1]?.succeed();
+  await eventually(async () => (await store.get(forgotten.id))?.state === 'succeeded');
+  await store.forget(forgotten.id, { force: false });
+  // The worker sees that its files are gone, and says so to nobody.
+  engine.removed.push(forgotten.id, kept.id);
+  await eventually(async () => (await stateOf(kept.id)) === 'absent');
+  expect(await store.get(forgotten.id)).toBeUndefined();
+});

@@ -1,0 +1,169 @@
+/** What is removed of a clone that has ended, and what is not; with directories as clones leave them, and no server. */
+import {
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { findPostgres } from '@pgcloned/testbed';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { lookAtInstance, removeInstance } from '../src/index.ts';
+import type { InstancePlan } from '../src/instance/look.ts';
+import { unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
+import type { FilledDirectory } from '../src/target/prepare.ts';
+
+const ID = '0193465f0d6d7a7e8f4d3a1c5b6e7f80';
+const OTHER = '0193465f0d6d7a7e8f4d3a1c5b6e7f81';
+const VERSION = 'PG_15_202209061';
+const binDirectory = findPostgres();
+const major = /(\d+)\/bin$/.exec(binDirectory)?.[1] ?? '';
+const options = { source: null, copiedServer: null, signal: new AbortController().signal };
+
+let root: string;
+
+beforeEach(async () => {
+  root = await realpath(await mkdtemp(join(tmpdir(), 'instance-')));
+});
+afterEach(async () => {
+  await rm(root, { recursive: true });
+});
+
+/** A finished clone with pg_wal and a tablespace elsewhere. */
+async function arrange({ cloneId = ID } = {}) {
+  const data = join(root, 'clone', 'main');
+  const wal = join(root, 'wal');
+  const fast = join(root, 'fast', VERSION);
+  for (const path of [join(data, 'global'), join(data, 'base', '1'), join(data, 'pg_tblspc'), wal])
+    await mkdir(path, { recursive: true });
+  await mkdir(join(fast, '5'), { recursive: true });
+  await writeFile(join(data, 'global', 'pg_control'), 'control');
+  await writeFile(join(data, 'PG_VERSION'), `${major}\n`);
+  await writeFile(join(data, 'base', '1', '1259'), 'rows');
+  await symlink(wal, join(data, 'pg_wal'));
+  await symlink(join(root, 'fast'), join(data, 'pg_tblspc', '16384'));
+  const marker = { cloneId, dataDirectory: data, finished: true };
+  await writeMarker(data, 'data', marker);
+  await writeMarker(wal, 'wal', marker);
+  await writeMarker(fast, 'tablespace', marker);
+  const filled: FilledDirectory[] = [
+    { kind: 'data', path: data, final: data, madeFrom: join(root, 'clone') },
+    { kind: 'wal', path: wal, final: wal, madeFrom: wal },
+    { kind: 'tablespace', path: fast, final: fast, madeFrom: join(root, 'fast') },
+  ];
+  const plan = {
+    id: ID,
+    spec: {
+      target: { dataDirectory: data },
+      replica: { slot: null, configuration: 'source' },
+    },
+    host: { dataRoots: [root], protectedPaths: [], postgresBin: binDirectory },
+    filled,
+  } as unknown as InstancePlan;
+  return { data, wal, fast, plan };
+}
+
+test('a clone goes with its WAL, its tablespaces and the parents that were made for it', async () => {
+  const { plan } = await arrange();
+  await writeFile(join(root, 'somebody else’s'), '');
+
+  expect(await removeInstance(plan, options)).toEqual([]);
+
+  expect(await readdir(root)).toEqual(['somebody else’s']);
+  expect(await lookAtInstance(plan)).toEqual({ state: 'absent', port: null });
+  expect(await removeInstance(plan, options)).toEqual([]);
+});
+
+test('what a crash has left of a removal cannot be started, counts as empty, and is removed by the next call', async () => {
+  const { data, wal, fast, plan } = await arrange();
+  const stop = new AbortController();
+  // As if it had died when the first part was gone.
+  Object.defineProperty(plan.filled[1], 'madeFrom', {
+    get: () => {
+      stop.abort(new Error('died'));
+      return wal;
+    },
+  });
+
+  await expect(removeInstance(plan, { ...options, signal: stop.signal })).rejects.toThrow('died');
+
+  expect(await readdir(join(data, 'global'))).not.toContain('pg_control');
+  expect(await unfinishedCloneIn(data, 'data')).toMatchObject({ cloneId: ID });
+  expect(await unfinishedCloneIn(fast, 'tablespace')).toMatchObject({ cloneId: ID });
+  expect(await lookAtInstance(plan)).toEqual({ state: 'unfinished', port: null });
+  expect(await removeInstance(plan, options)).toEqual([]);
+  expect(await readdir(root)).toEqual([]);
+});
+
+test('a removal that died when only the empty directory was left is brought to its end', async () => {
+  const { data, plan } = await arrange();
+  await removeInstance(plan, options);
+  await mkdir(data, { recursive: true });
+
+  expect(await removeInstance(plan, options)).toEqual([]);
+
+  expect(await readdir(root)).toEqual([]);
+});
+
+test('without a journal what carries its marker goes, and the directory itself stays', async () => {
+  const { data, plan } = await arrange();
+
+  expect(await removeInstance({ ...plan, filled: [] }, options)).toEqual([]);
+
+  expect(await readdir(root)).toEqual(['clone', 'fast']);
+  expect(await readdir(data)).toEqual([]);
+  expect(await readdir(join(root, 'fast'))).toEqual([]);
+});
+
+test('of a clone that was moved nothing is removed, and its parts are named', async () => {
+  const { data, wal, fast, plan } = await arrange();
+  await rename(data, join(root, 'moved'));
+
+  const leftovers = await removeInstance(plan, options);
+
+  expect(leftovers.map(({ remedy }) => remedy)).toEqual(
+    [wal, fast].map((path) => `# if no other server uses it: rm -r ${path}`),
+  );
+  expect(await readFile(join(root, 'moved', 'global', 'pg_control'), 'utf8')).toBe('control');
+  expect(await readdir(join(root, 'fast', VERSION))).toEqual(['5']);
+});
+
+test('another clone, and a directory without a marker, are left alone and named', async () => {
+  const { data, plan } = await arrange({ cloneId: OTHER });
+
+  await expect(removeInstance(plan, options)).rejects.toMatchObject({
+    code: 'INSTANCE_CHANGED',
+    facts: { dataDirectory: data, found: OTHER },
+  });
+  await rm(join(data, '.pgcloned-marker'));
+  await expect(removeInstance(plan, options)).rejects.toMatchObject({
+    code: 'INSTANCE_CHANGED',
+    facts: { found: null },
+  });
+
+  expect(await readFile(join(data, 'base', '1', '1259'), 'utf8')).toBe('rows');
+  expect((await readdir(root)).toSorted()).toEqual(['clone', 'fast', 'wal']);
+});
+
+test('a tablespace that the clone has only linked to stays and is named with care', async () => {
+  const { data, plan } = await arrange();
+  const later = join(root, 'later', VERSION);
+  await mkdir(later, { recursive: true });
+  await symlink(join(root, 'later'), join(data, 'pg_tblspc', '16999'));
+
+  const leftovers = await removeInstance(plan, options);
+
+  expect(leftovers).toEqual([
+    {
+      what: expect.stringContaining(later),
+      remedy: `# if no other server uses it: rm -r ${later}`,
+    },
+  ]);
+  expect(await readdir(root)).toEqual(['later']);
+});
