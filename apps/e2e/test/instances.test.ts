@@ -4,10 +4,19 @@
  */
 import { existsSync } from 'node:fs';
 import { readdir, readFile, rename } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, hasEnded } from '@pgcloned/contract';
-import { adoptServer, freePort, makeDirectory, stopServer } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import {
+  adoptServer,
+  freePort,
+  makeDirectory,
+  mountFilesystem,
+  runsAsRoot,
+  startPrimary,
+  stopServer,
+} from '@pgcloned/testbed';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Product, SLOW, startProduct } from './product.ts';
 
 const WAIT_MS_MAX = 60_000;
@@ -240,4 +249,62 @@ test('a reset makes the clone anew in its place, and one that comes to nothing l
   expect(await standby.query('SELECT two FROM afterwards')).toEqual([{ two: 2 }]);
   await seen(old.id, ({ instance }) => instance.state === 'absent');
   expect(await readdir(product.at('reset'))).toEqual(['main']);
+});
+
+describe.skipIf(!runsAsRoot)('a writable copy by reflinks, which takes root to mount XFS,', () => {
+  test('takes writes, is reset to what its source is now on the same port, and goes', async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', bytes: 1024 ** 3 });
+    const at = (...names: readonly string[]) => join(filesystem.path, ...names);
+    await using primary = await startPrimary({ dataDirectory: at('origin', 'data') });
+    await primary.query('CREATE TABLE orders AS SELECT 1 AS id');
+    await using local = await startProduct({
+      worker: { dataRoots: [at('clones')] },
+      configuration: {
+        sources: { orders: { local: true, dataDirectory: at('origin', 'data'), user: 'postgres' } },
+      },
+    });
+    await makeDirectory(at('clones'));
+    const dataDirectory = at('clones', 'one');
+    await using _ = { [Symbol.asyncDispose]: () => stopServer(dataDirectory) };
+    const instanceOf = async (id: string): Promise<Clone['instance']> => {
+      const { body } = await local.pgcloned.request('GET', `/v1/clones/${id}`, undefined, {
+        prefer: 'wait=20',
+      });
+      return body.instance;
+    };
+    const first = await local.create('one', {
+      method: 'reflink',
+      target: { dataDirectory },
+      replica: { start: true, waitFor: 'writable', profile: 'small' },
+      ttl: 3600,
+    });
+    const { instance, error } = await local.ended(first.id);
+    expect(instance, JSON.stringify(error)).toMatchObject({ state: 'running' });
+    {
+      await using clone = await adoptServer(dataDirectory);
+      await clone.query('INSERT INTO orders VALUES (2)');
+      await primary.query('INSERT INTO orders VALUES (3)');
+      await clone.stop();
+    }
+
+    const { body: reset } = await local.pgcloned.request('POST', `/v1/clones/${first.id}/reset`);
+    const second = await local.ended(reset.id);
+
+    expect(second, JSON.stringify(second.error)).toMatchObject({
+      state: 'succeeded',
+      instance: { state: 'running', port: instance.port },
+    });
+    {
+      await using clone = await adoptServer(dataDirectory);
+      expect(await clone.query('SELECT id FROM orders ORDER BY id')).toEqual([
+        { id: 1 },
+        { id: 3 },
+      ]);
+      const deleted = await local.cli(['clone', 'delete', '--data', second.id]);
+      expect(deleted.stdout.toString(), deleted.stderr).toContain('are removed');
+    }
+    expect(await readdir(at('clones'))).toEqual([]);
+    expect(await instanceOf(second.id)).toMatchObject({ state: 'removed', error: null });
+    expect(await primary.query('SELECT slot_name FROM pg_replication_slots')).toEqual([]);
+  });
 });
