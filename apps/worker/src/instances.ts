@@ -61,7 +61,7 @@ export interface InstanceEngine {
 export interface InstancesContext {
   readonly host: HostConfiguration;
   readonly journal: RunJournal;
-  readonly queue: Pick<HostQueue, 'read' | 'wishedInstances' | 'updateEnded'>;
+  readonly queue: Pick<HostQueue, 'read' | 'wishedInstances' | 'updateEnded' | 'confirm'>;
   readonly engine: InstanceEngine;
   /** Clones that are being made belong to somebody else. */
   readonly isBeingMade: (id: string) => boolean;
@@ -83,7 +83,8 @@ export interface Instances extends AsyncDisposable {
    * @throws {CloneError} What stands against it.
    */
   readonly giveWay: (id: string, signal: AbortSignal) => Promise<PlaceGiven>;
-  /** What a Redis that has lost everything has to be told again. */
+  /** Redis has lost everything: it hears again of all clones that have files here. */
+  readonly tellAgain: () => void;
   readonly runsWithFiles: () => readonly Run[];
 }
 
@@ -96,6 +97,9 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   const wished = new Set<string>();
   const retryAtMs = new Map<string, number>();
   const givingWay = new Set<string>();
+  /** What Redis has to be told of as if it were new. */
+  const lost = new Set<string>();
+  const troubles = new Map<string, string>();
   const clock = watchClock();
   const busy = new Map<string, { again: boolean; readonly done: Promise<void> }>();
 
@@ -109,9 +113,12 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   };
   const say = async (run: Run, done: InstanceWish | null): Promise<void> => {
     const { clone, workerId } = run;
-    const outcome = await patiently(
-      queue.updateEnded(clone, { attempt: clone.attempt, workerId }, done),
-    );
+    const fence = { attempt: clone.attempt, workerId };
+    if (lost.has(clone.id)) {
+      await patiently(queue.confirm(clone, fence));
+      lost.delete(clone.id);
+    }
+    const outcome = await patiently(queue.updateEnded(clone, fence, done));
     if (outcome === 'refused')
       log.warn({ cloneId: clone.id }, 'the record of the clone belongs to somebody else');
     if (!run.reported) await keep({ ...run, reported: true });
@@ -133,6 +140,8 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       begunFrom: null,
     };
   };
+  const runsWithFiles = (): readonly Run[] =>
+    [...runs.values()].filter(({ clone }) => hasFiles(clone.instance));
   const wishFor = async (id: string): Promise<InstanceWish | null> =>
     (await patiently(queue.read(id)))?.wishedInstance ?? null;
 
@@ -149,9 +158,11 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     // Before it goes, too: somebody may have prolonged it while nobody could tell us.
     const wish = isTold || isDue ? await wishFor(id) : null;
     const next = await carryOut(run, wish, mayTry);
-    if (!isDeepStrictEqual(next.clone, run.clone)) await keep({ ...next, reported: false });
+    // A removal that was begun and came to nothing is in the journal by now.
+    const kept = runs.get(id) ?? run;
+    if (!isDeepStrictEqual(next.clone, kept.clone)) await keep({ ...next, reported: false });
     const last = runs.get(id) ?? next;
-    if (isTold || wish !== null || !last.reported) await say(last, wish);
+    if (isTold || wish !== null || !last.reported || lost.has(id)) await say(last, wish);
   };
 
   /** @returns The run with what has become of it. */
@@ -221,7 +232,10 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
         clone: {
           ...clone,
           instance: { ...removing, state: isThere ? 'removed' : 'absent' },
-          leftovers: [...clone.leftovers, ...leftovers],
+          leftovers: [
+            ...clone.leftovers,
+            ...leftovers.filter(({ what }) => !clone.leftovers.some((one) => one.what === what)),
+          ],
         },
       };
     }
@@ -270,9 +284,15 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     const entry = {
       again: false,
       done: step(id)
-        .catch((error: unknown) => {
-          if (!signal.aborted) log.error({ cloneId: id, err: error }, 'instance of a clone');
-        })
+        .then(
+          () => void troubles.delete(id),
+          (error: unknown) => {
+            // It is looked at every few seconds, and told of once.
+            if (signal.aborted || troubles.get(id) === String(error)) return;
+            troubles.set(id, String(error));
+            log.error({ cloneId: id, err: error }, 'a clone that has ended cannot be looked after');
+          },
+        )
         .finally(() => {
           busy.delete(id);
           if (entry.again) attend(id);
@@ -344,7 +364,13 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
         throw error;
       }
     },
-    runsWithFiles: () => [...runs.values()].filter(({ clone }) => hasFiles(clone.instance)),
+    tellAgain: () => {
+      for (const { clone } of runsWithFiles()) {
+        lost.add(clone.id);
+        attend(clone.id);
+      }
+    },
+    runsWithFiles,
     [Symbol.asyncDispose]: async () => {
       stopping.abort(
         new CloneError('WORKER_STOPPED', 'the worker was stopped', {

@@ -25,7 +25,7 @@ import {
 import { type FileLock, lockFile } from '@pgcloned/process';
 import { type HostQueue, openHostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
-import { type CloneJob, type CloneToMake, reportRun, startCloneJob } from './clone-job.ts';
+import { type CloneJob, type CloneToMake, startCloneJob } from './clone-job.ts';
 import type { HostConfiguration } from './clone-plan.ts';
 import { readHostFacts, readMachineId, rememberSharing } from './host-facts.ts';
 import { type InstanceEngine, type Instances, watchInstances } from './instances.ts';
@@ -94,10 +94,6 @@ export async function startWorker(
   /** Null until those of the worker before are known. */
   let instances: Instances | null = null;
   let isRedisEmpty = false;
-  const tellAgain = async (): Promise<void> => {
-    isRedisEmpty = false;
-    for (const run of instances?.runsWithFiles() ?? []) await reportRun(run, { queue, journal });
-  };
   /** Attach or start: a job may be given out twice, its clone is made once. */
   const make = async (toMake: CloneToMake): Promise<void> => {
     const { id } = toMake.clone;
@@ -168,7 +164,7 @@ export async function startWorker(
       },
       onRedisEmpty: () => {
         isRedisEmpty = true;
-        if (instances !== null) tellAgain().catch(onError);
+        instances?.tellAgain();
       },
       onFenceLost: (id) => {
         jobs.get(id)?.giveUp();
@@ -202,7 +198,7 @@ export async function startWorker(
       log,
     }),
   );
-  if (isRedisEmpty) await tellAgain();
+  if (isRedisEmpty) instances.tellAgain();
   for (const before of claimed) {
     log.info({ cloneId: before.clone.id, attempt: before.clone.attempt }, 'clone goes on');
     void make({ clone: before.clone, contract: CONTRACT_VERSION, before });

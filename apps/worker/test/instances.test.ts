@@ -1,6 +1,8 @@
 /** The life of a clone after its end, whatever becomes of its worker and of Redis; the engine does what the test says. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Clone } from '@pgcloned/contract';
+import { type Clone, CloneError } from '@pgcloned/contract';
 import { type CloneStore, openCloneStore } from '@pgcloned/queue';
 import {
   type PrivateRedis,
@@ -109,6 +111,28 @@ test('more time that was asked for while no worker ran holds, although the old t
   const instance = (await store.get(clone.id))?.instance;
   expect(instance).toMatchObject({ state: 'stopped' });
   expect(Date.parse(instance?.expiresAt ?? '')).toBeGreaterThanOrEqual(expiresAt);
+});
+
+test('a clone whose time is over while another one works in its directory is what it was, and goes later', async () => {
+  let asked = 0;
+  const engine = engineWithFiles({
+    removeInstance: () => {
+      asked += 1;
+      return Promise.reject(new CloneError('TARGET_BUSY', 'another clone works on it'));
+    },
+  });
+  const clone = someClone({ ttl: 1 });
+  await using _worker = await startWorker(options(), engine);
+  await succeed(engine, clone);
+  await eventually(() => asked === 1);
+
+  await eventually(async () => (await stateOf(clone.id)) === 'stopped');
+
+  expect((await store.get(clone.id))?.instance.error).toBeNull();
+  const journal = join(scratch.path, 'state', 'runs', `${clone.id}.json`);
+  await eventually(
+    async () => JSON.parse(await readFile(journal, 'utf8')).clone.instance.state === 'stopped',
+  );
 });
 
 test('a Redis that has lost everything learns of the clones that have files, and a forgotten one stays away', async () => {
