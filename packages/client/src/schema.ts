@@ -479,7 +479,7 @@ export interface components {
              */
             deadline?: string | null;
             /**
-             * @description Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never
+             * @description Seconds after its end when the files of the clone are removed, also those of one that failed, but for what a failed resync has left; null: never
              * @default null
              */
             ttl?: number | null;
@@ -1005,7 +1005,7 @@ export interface components {
              */
             deadline: string | null;
             /**
-             * @description Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never
+             * @description Seconds after its end when the files of the clone are removed, also those of one that failed, but for what a failed resync has left; null: never
              * @default null
              */
             ttl: number | null;

@@ -251,9 +251,13 @@ export function withTransfer(clone: Clone, limits: TransferLimits): Clone {
   return { ...clone, spec: { ...clone.spec, transfer: { ...clone.spec.transfer, ...limits } } };
 }
 
-/** The instance of a clone that ends now: from here its time counts, also that of an unfinished copy. */
+/**
+ * The instance of a clone that ends now: from here its time counts, also that of an unfinished copy, unless that is what is
+ * left of a cluster that was to be brought up to date.
+ */
 export function expiring({ spec, instance }: Clone, endedAt: string): Instance {
-  if (spec.ttl === null || !hasFiles(instance)) return instance;
+  const isRest = instance.state === 'unfinished' && spec.target.ifExists === 'resync';
+  if (spec.ttl === null || !hasFiles(instance) || isRest) return instance;
   return { ...instance, expiresAt: expiryAfter(spec.ttl, Date.parse(endedAt)) };
 }
 

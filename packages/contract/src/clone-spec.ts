@@ -212,7 +212,7 @@ const specShape = {
   }),
   ttl: Ttl.nullable().default(null).meta({
     description:
-      'Seconds after its end when the files of the clone are removed, those of a failed one, too; null: never',
+      'Seconds after its end when the files of the clone are removed, also those of one that failed, but for what a failed resync has left; null: never',
   }),
   protected: z.boolean().default(false).meta({
     description:

@@ -151,6 +151,16 @@ test('another clone, and a directory without a marker, are left alone and named'
   expect((await readdir(root)).toSorted()).toEqual(['clone', 'fast', 'wal']);
 });
 
+test('a cluster that the clone was about to bring up to date is no clone, although its marker is there', async () => {
+  const { data, plan } = await arrange();
+  await writeMarker(data, 'data', { cloneId: ID, dataDirectory: data, finished: false });
+
+  expect(await lookAtInstance(plan)).toEqual({ state: 'absent', port: null });
+  await expect(removeInstance(plan, options)).rejects.toMatchObject({ code: 'INSTANCE_CHANGED' });
+
+  expect(await readFile(join(data, 'global', 'pg_control'), 'utf8')).toBe('control');
+});
+
 test('a tablespace that the clone has only linked to stays and is named with care', async () => {
   const { data, plan } = await arrange();
   const later = join(root, 'later', VERSION);

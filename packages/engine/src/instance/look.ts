@@ -6,7 +6,7 @@ import { CloneError, type CloneSpec, type Instance } from '@pgcloned/contract';
 import { isServerRunning } from '@pgcloned/postgres';
 import type { HostPolicy } from '../plan.ts';
 import { guardPath, resolveReal } from '../target/guard.ts';
-import { hasControlFile, readMarker } from '../target/marker.ts';
+import { hasControlFile, isPublished, readMarker } from '../target/marker.ts';
 import type { FilledDirectory } from '../target/prepare.ts';
 
 /** A clone that has ended on this host. */
@@ -28,8 +28,8 @@ export async function lookAtInstance({
   spec,
 }: Pick<InstancePlan, 'id' | 'spec'>): Promise<InstanceSeen> {
   const { real } = await resolveReal(spec.target.dataDirectory);
-  if ((await readMarker(real, 'data'))?.cloneId !== id) return { state: 'absent', port: null };
-  if (!(await hasControlFile(real))) return { state: 'unfinished', port: null };
+  if ((await cloneIn(real)) !== id) return { state: 'absent', port: null };
+  if (!(await isPublished(real, id))) return { state: 'unfinished', port: null };
   const server = await isServerRunning(real);
   return server === null
     ? { state: 'stopped', port: null }
@@ -45,7 +45,18 @@ export async function guardedDataDirectory({ spec, host }: InstancePlan): Promis
   return await guardPath(spec.target.dataDirectory, host);
 }
 
-/** @param found The clone that the marker names; null: there is no marker, or that of another directory. */
+/**
+ * The clone whose files lie in a data directory; null: those of nobody. A cluster that a clone was about to bring up to date
+ * in place has its marker for a moment, and is still the cluster that it was: whatever can be started and was never finished
+ * by us is somebody's.
+ */
+export async function cloneIn(dataDirectory: string): Promise<string | null> {
+  const marker = await readMarker(dataDirectory, 'data');
+  if (marker === null || (!marker.finished && (await hasControlFile(dataDirectory)))) return null;
+  return marker.cloneId;
+}
+
+/** @param found As `cloneIn` says. */
 export function instanceChanged(
   dataDirectory: string,
   { id, found }: { readonly id: string; readonly found: string | null },

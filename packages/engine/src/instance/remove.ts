@@ -23,7 +23,7 @@ import {
   removeStrays,
 } from '../target/prepare.ts';
 import { recoverSwap } from '../target/swap.ts';
-import { guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
+import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 import { binDirectoryOf } from './serve.ts';
 
 export interface RemoveOptions {
@@ -54,12 +54,11 @@ export async function removeInstance(
     filled.find(({ final, kind }) => kind === 'data' && final === dataDirectory),
     dataDirectory,
   );
-  if (!(await isOf(dataDirectory, 'data', id))) {
+  const found = await cloneIn(dataDirectory);
+  if (found !== id) {
     const state = await inspectDirectory(dataDirectory, 'data');
-    if (state !== 'absent' && state !== 'empty') {
-      const found = (await readMarker(dataDirectory, 'data'))?.cloneId ?? null;
+    if (state !== 'absent' && state !== 'empty')
       throw instanceChanged(dataDirectory, { id, found });
-    }
     // Whoever took it away by hand may have moved it: what belongs to it is named and stays.
     const parts = await ownParts(plan, dataDirectory);
     // An earlier call died at its very last step.

@@ -15,8 +15,8 @@ import { settleOncePromoted } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
 import { makeLockSet } from '../target/locks.ts';
-import { exists, isPublished, readMarker } from '../target/marker.ts';
-import { guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
+import { exists, isPublished } from '../target/marker.ts';
+import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
  * Settles once the postmaster lives, and takes writes if the clone is a detached one that was never started; nothing to do if
@@ -110,7 +110,7 @@ async function underLock(
   const dataDirectory = await guardedDataDirectory(plan);
   await using locks = makeLockSet(plan.id);
   await locks.take([dataDirectory], signal);
-  const found = (await readMarker(dataDirectory, 'data'))?.cloneId ?? null;
+  const found = await cloneIn(dataDirectory);
   if (found !== plan.id) throw instanceChanged(dataDirectory, { id: plan.id, found });
   if (!(await isPublished(dataDirectory, plan.id))) {
     throw new CloneError('INSTANCE_MISSING', `${dataDirectory} holds an unfinished copy`, {
