@@ -193,7 +193,7 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
     expect(await standby.query('SHOW work_mem')).toEqual([{ work_mem: '9MB' }]);
   });
 
-  test('that pg_ctlcluster does not find ends the start with the remedy', async () => {
+  test('that pg_ctlcluster does not find is told with the remedy before anything is copied', async () => {
     const dataDirectory = join(directory, 'unknown', 'main');
     const config = join(directory, 'unknown.yaml');
     await writePartsFile(
@@ -209,7 +209,7 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
 
     expect(error).toMatchObject({
       code: 'REPLICA_START_FAILED',
-      phase: 'start-replica',
+      phase: 'preflight',
       message: 'pg_ctlcluster knows no cluster of this directory',
       hint: expect.stringContaining(`with data_directory = '${dataDirectory}'`),
     });

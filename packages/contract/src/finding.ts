@@ -14,6 +14,7 @@ export const NOTICES = {
   FEW_WAL_SENDERS: 'warning',
   HOST_KEY_UNCHECKED: 'warning',
   LIBRARY_MISSING: 'warning',
+  LOCALE_MISSING: 'warning',
   NO_SLOT_FREE: 'warning',
   NOT_CHECKED: 'info',
   OLD_CONTENTS_LOST: 'warning',

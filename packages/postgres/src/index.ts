@@ -53,7 +53,12 @@ export {
 } from './replica-status.ts';
 export { probeReplication, type ReplicationIdentity } from './replication-probe.ts';
 export { parseSegmentHeader, SEGMENT_HEADER_BYTES } from './segment-header.ts';
-export { type StartServerOptions, startServer, stopServer } from './server.ts';
+export {
+  checkStartMethod,
+  type StartServerOptions,
+  startServer,
+  stopServer,
+} from './server.ts';
 export { readServerState, type ServerState } from './server-state.ts';
 export { openSession, type Session } from './session.ts';
 export { checkSource, type SourceFindings } from './source-check.ts';

@@ -15,7 +15,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type StartMethod } from '@pgcloned/contract';
-import { quoteForShell, runProcess } from '@pgcloned/process';
+import { findProgram, quoteForShell, runProcess } from '@pgcloned/process';
 import { isServerRunning, type PostmasterPid } from './postmaster-pid.ts';
 
 export interface StartServerOptions {
@@ -36,6 +36,9 @@ export interface StartServerOptions {
   readonly stallMs: number;
   readonly signal: AbortSignal;
 }
+
+/** In which what starts it is looked for, whatever the worker's own is. */
+const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
 /** What pg_ctl waits for a server that has WAL to replay, before it leaves the waiting to us. */
 const PG_CTL_WAIT_S = 3;
@@ -146,7 +149,19 @@ export async function stopServer({
   }
 }
 
-function startCommand(options: StartServerOptions): readonly string[] {
+/**
+ * Whether {@link startServer} would have what it starts with; nothing is started.
+ *
+ * @throws {CloneError} `REPLICA_START_FAILED`, `TOOL_MISSING`.
+ */
+export async function checkStartMethod(options: StartedBy): Promise<void> {
+  const [file = ''] = startCommand(options);
+  if ((await findProgram(file, { path: PATH })) === null) throw notInstalled(file);
+}
+
+type StartedBy = Omit<StartServerOptions, 'logFile' | 'stallMs' | 'signal'>;
+
+function startCommand(options: StartedBy): readonly string[] {
   const { method, binDirectory, dataDirectory, configFile, major, port } = options;
   if ('command' in method) {
     const values: Record<string, string> = {
@@ -181,7 +196,7 @@ function startEnvironment({ method, dataDirectory }: StartServerOptions): Record
 }
 
 /** Debian calls a cluster by a name, and that is the name of the directory of its configuration (R9.7). */
-function debianClusterName({ configFile, dataDirectory, major }: StartServerOptions): string {
+function debianClusterName({ configFile, dataDirectory, major }: StartedBy): string {
   if (configFile !== null) return basename(dirname(configFile));
   throw new CloneError('REPLICA_START_FAILED', 'pg_ctlcluster knows no cluster of this directory', {
     facts: { dataDirectory, major },
@@ -206,7 +221,7 @@ async function runDetached({
   await using log = await open(logFile, 'a', 0o600);
   const child = spawn(file, args, {
     cwd: '/',
-    env: { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', ...env },
+    env: { PATH, ...env },
     detached: true,
     stdio: ['ignore', log.fd, log.fd],
   });
@@ -218,14 +233,18 @@ async function runDetached({
     return status;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    throw new CloneError('TOOL_MISSING', `${file} is not installed`, {
-      facts: { program: file },
-      hint: `Install ${file} on this host, or set worker.start to another method.`,
-      cause: error,
-    });
+    throw notInstalled(file, error);
   } finally {
     signal.removeEventListener('abort', kill);
   }
+}
+
+function notInstalled(file: string, cause?: unknown): CloneError {
+  return new CloneError('TOOL_MISSING', `${file} is not installed`, {
+    facts: { program: file },
+    hint: `Install ${file} on this host, or set worker.start to another method.`,
+    cause,
+  });
 }
 
 async function sizeOf(path: string): Promise<number> {

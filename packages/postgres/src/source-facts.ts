@@ -59,6 +59,8 @@ export interface SourceFacts {
   readonly databases: readonly CollationState[];
   /** Those of the database we are in that something in it uses, besides its own. */
   readonly collations: readonly CollationState[];
+  /** What its databases have for LC_COLLATE and LC_CTYPE, each with their names. */
+  readonly locales: readonly { readonly locale: string; readonly databases: readonly string[] }[];
   /** Null: no limit. */
   readonly maxSlotWalKeepBytes: number | null;
   /** Null: the version has none, or it is off. */
@@ -134,6 +136,10 @@ const SETTINGS_READ = [
   'huge_pages',
   'ident_file',
   'idle_replication_slot_timeout',
+  'lc_messages',
+  'lc_monetary',
+  'lc_numeric',
+  'lc_time',
   'listen_addresses',
   'local_preload_libraries',
   'log_directory',
@@ -143,6 +149,7 @@ const SETTINGS_READ = [
   'port',
   'segment_size',
   'session_preload_libraries',
+  'shared_memory_size_in_huge_pages',
   'shared_preload_libraries',
   'ssl',
   'ssl_ca_file',
@@ -189,6 +196,11 @@ const READ_FACTS = `
                    'name', datname, 'provider', datlocprovider, 'recorded', datcollversion,
                    'actual', pg_database_collation_actual_version(oid)) ORDER BY datname)
             FROM pg_database WHERE datallowconn AND datconnlimit <> -2) AS "databases",
+         (SELECT json_agg(used)
+            FROM (SELECT locale, json_agg(DISTINCT datname::text) AS databases
+                    FROM pg_database, unnest(ARRAY[datcollate, datctype]) AS locale
+                   WHERE datallowconn AND datconnlimit <> -2
+                   GROUP BY locale ORDER BY locale) AS used) AS "locales",
          (SELECT coalesce(json_agg(json_build_object(
                    'name', oid::regcollation::text, 'provider', collprovider, 'recorded', collversion,
                    'actual', pg_collation_actual_version(oid)) ORDER BY oid), '[]')
@@ -238,6 +250,7 @@ interface FactsRow
     | 'databases'
     | 'collations'
     | 'connectionLimits'
+    | 'locales'
   > {
   readonly walSenders: number;
   readonly slots: number;

@@ -55,6 +55,7 @@ import { offerPlace, offerRoom } from './another-place.ts';
 import { type Check, check, type Seen } from './check.ts';
 import { findUnshared } from './find-unshared.ts';
 import { install, installerHere } from './install.ts';
+import { checkLocales } from './locales.ts';
 import { measureLink } from './measure-link.ts';
 
 const target = check('target', [], async (run, _seen, { error }) => {
@@ -317,7 +318,13 @@ const configuration = check('configuration', ['claim', 'facts'], async ({ plan }
   return { hostConfiguration };
 });
 
-const settings = check('settings', ['facts', 'binDirectory', 'hostConfiguration'], checkSettings);
+const settings = check(
+  'settings',
+  ['claim', 'facts', 'binDirectory', 'hostConfiguration'],
+  checkSettings,
+);
+
+const locales = check('locales', ['facts', 'hostConfiguration'], checkLocales);
 
 const port = check(
   'port',
@@ -413,7 +420,7 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [tablespaces],
   [contents, reflinks],
   [configuration],
-  [settings, port],
+  [settings, locales, port],
   [space],
   [sharing],
 ];

@@ -1,19 +1,23 @@
 /**
  * Would the replica start? Decided before anything is copied, from the configuration that it will have (R9.1).
  */
+import { readFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { CloneError, changeRequest } from '@pgcloned/contract';
-import { effectiveSettings, STANDBY_MINIMUM_SETTINGS } from '@pgcloned/postgres';
+import { checkStartMethod, effectiveSettings, STANDBY_MINIMUM_SETTINGS } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
-import type { Findings } from '../preflight/check.ts';
+import type { Findings, Seen } from '../preflight/check.ts';
 import type { Ready } from '../ready.ts';
 import { isDetached } from './detached.ts';
 import { librariesIn, missingLibraries } from './libraries.ts';
 
-/** Finds `REPLICA_SETTINGS_TOO_LOW` and `TOOL_MISSING` (a preloaded library). */
+/**
+ * Finds `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library, what starts it) and `REPLICA_START_FAILED` (it cannot
+ * be started as this host does it).
+ */
 export async function checkSettings(
   run: CloneRun,
-  ready: Pick<Ready, 'facts' | 'binDirectory' | 'hostConfiguration'>,
+  ready: Pick<Seen, 'claim' | 'facts' | 'binDirectory' | 'hostConfiguration'>,
   { error }: Findings,
 ): Promise<void> {
   const { spec } = run.plan;
@@ -21,6 +25,7 @@ export async function checkSettings(
     ...STANDBY_MINIMUM_SETTINGS,
     'shared_preload_libraries',
     'dynamic_library_path',
+    'huge_pages',
   ] as const;
   const source = ready.facts.settings;
   const configured = await configuredSettings(ready, names, run.signal);
@@ -65,6 +70,29 @@ export async function checkSettings(
         hint: 'Install the package of the extension here as on the source; the replica loads it at start.',
       }),
     );
+  const pages = Number(source.shared_memory_size_in_huge_pages);
+  if (effective('huge_pages') === 'on') await refuseTooFewHugePages(pages).catch(error);
+  if (!spec.replica.start) return;
+  await checkStartMethod({
+    method: run.plan.host.start,
+    binDirectory: ready.binDirectory,
+    dataDirectory: ready.claim.data.final,
+    configFile: ready.hostConfiguration,
+    major: ready.facts.major,
+    port: spec.replica.port ?? 0,
+  });
+}
+
+/** @param needed As the source has reckoned it, for its own settings and its own size of a page. */
+async function refuseTooFewHugePages(needed: number): Promise<void> {
+  const memory = await readFile('/proc/meminfo', 'utf8');
+  const free = Number(/^HugePages_Free: *(\d+)$/m.exec(memory)?.[1] ?? 0);
+  if (needed <= free) return;
+  throw new CloneError('REPLICA_SETTINGS_TOO_LOW', 'this host has too few huge pages', {
+    facts: { setting: 'huge_pages', value: 'on', needed, free },
+    hint: `With huge_pages = on the replica does not start without about ${String(needed)} of them: raise vm.nr_hugepages here, or let it go on without.`,
+    remedies: [changeRequest({ replica: { settings: { huge_pages: 'try' } } })],
+  });
 }
 
 /** What the replica will have, but for what the request sets. */
