@@ -86,7 +86,8 @@ async function cloneAsSource(
       ? host.sources[source.name ?? '']
       : await cloneAsSource(source.clone, host, origins).catch(() => undefined);
   return before?.local === true
-    ? { ...before, dataDirectory }
+    ? // What it was to be made ready by has run, and must not run twice.
+      { ...before, dataDirectory, onReady: [] }
     : localSource(LocalSource.parse({ local: true, dataDirectory }), {
         defaultUser: ownAccount()?.username ?? 'postgres',
       });

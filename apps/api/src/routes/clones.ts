@@ -49,9 +49,11 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         summary: 'Create a clone',
         description:
           'Accepts the clone and answers at once; the worker of the target host makes it. Everything but ' +
-          '`source.name`, `target.host` and `target.dataDirectory` has a default. A host that is offline is ' +
+          '`source`, `target.host` and `target.dataDirectory` has a default. A host that is offline is ' +
           'accepted, and `waitingFor` says why the clone waits. With `Idempotency-Key` the same request can be ' +
-          'repeated safely: the first clone made with it is answered again.',
+          'repeated safely: the first clone made with it is answered again.\n\n' +
+          'A database per test run: `source: {clone: ID}` with `method: reflink`, `replica: {start: true}` and a ' +
+          '`ttl`; `result.connectionString` leads to it once it has succeeded, and `DELETE …?data=true` gives it back.',
         tags: ['clones'],
         body: CloneSpec,
         querystring: z.strictObject({
