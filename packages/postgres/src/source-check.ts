@@ -127,14 +127,18 @@ function checkSettings(facts: SourceFacts, want: Wanted): readonly CloneError[] 
   return [...errors, ...checkConnectionLimits(facts, want)];
 }
 
-/** Besides the session that asks: the pin has one of its own, and the stream of WAL, which is in no database. */
+/** Besides the session that asks: the pin has one of its own, and a stream of WAL at a time, which is in no database. */
 function checkConnectionLimits(facts: SourceFacts, want: Wanted): readonly CloneError[] {
   const { user, database, connectionLimits } = facts;
   const sessions = want.slot ? 1 : 0;
   const limits = [
-    { what: `role ${user}`, of: `ROLE ${quoteIdentifier(user)}`, needed: sessions + 1 },
+    {
+      what: `role ${user}`,
+      of: `ROLE ${quoteIdentifier(user)}`,
+      needed: sessions + Math.min(1, want.walSenders),
+    },
     { what: `database ${database}`, of: `DATABASE ${quoteIdentifier(database)}`, needed: sessions },
-  ] as const;
+  ];
   return [connectionLimits.role, connectionLimits.database].flatMap((found, index) => {
     const limit = limits[index];
     if (found === null || limit === undefined || found.free >= limit.needed) return [];

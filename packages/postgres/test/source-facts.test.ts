@@ -272,6 +272,25 @@ test('a source that takes any standby for a synchronous one is a warning', async
   ]);
 });
 
+test('names of standbys stay what they are where a star gives way to them', async () => {
+  const facts = {
+    ...(await factsOf(server)),
+    synchronousStandbyNames: 'FIRST 1 ("a, *b", *)',
+    synchronousStandbys: ['first', 'x$&y', 'say "so"'],
+  };
+  const [finding] = checkSource(facts, nothing).warnings;
+  const narrowed = 'FIRST 1 ("a, *b", "first", "x$&y", "say ""so""")';
+
+  await server.query(finding?.remedies?.[0]?.text ?? '');
+
+  await server.query('SELECT pg_reload_conf()');
+  await expect
+    .poll(async () => await server.query('SHOW synchronous_standby_names'))
+    .toEqual([{ synchronous_standby_names: narrowed }]);
+  await server.query('ALTER SYSTEM RESET synchronous_standby_names');
+  await server.query('SELECT pg_reload_conf()');
+});
+
 test('a standby is a source like a primary, but its grants come from there and nobody waits for its standbys', async () => {
   const facts = {
     ...(await factsOf(server)),
