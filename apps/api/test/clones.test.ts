@@ -402,6 +402,20 @@ test('what is asked of an instance is shown at once, until its worker has done i
   });
 });
 
+test('a wish for a clone whose host is away is accepted, and says what it waits for', async () => {
+  await using product = await openProduct();
+  const worker = await product.register();
+  const { url } = await endedClone(product, worker, {});
+  await worker[Symbol.asyncDispose]();
+
+  const stopped = await product.post({}, `${url}/stop`);
+
+  expect(stopped.statusCode).toBe(202);
+  expect(stopped.json<Clone>().waitingFor).toMatch(
+    /^host replica-1, which is offline since .*, to stop the server of the clone$/,
+  );
+});
+
 test('neither is a protected clone deleted, nor one forgotten whose files will go', async () => {
   await using product = await openProduct();
   const worker = await product.register();
