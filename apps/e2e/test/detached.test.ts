@@ -205,7 +205,7 @@ test('the onReady files have run before anybody can reach the clone', async () =
   await expectNothingLeft(ended, [clone.pid]);
 });
 
-test('a clone whose onReady file fails cannot be started, tells nothing of the rows, and makes room for the next', async () => {
+test('a clone whose onReady file fails cannot be started, tells nothing of the rows, and makes room for the next or for what it replaced', async () => {
   await writePartsFile(
     at('failing.sql'),
     'ALTER TABLE people ADD PRIMARY KEY (id);\nINSERT INTO people VALUES (7);\n',
@@ -216,7 +216,7 @@ test('a clone whose onReady file fails cannot be started, tells nothing of the r
 
   expect(ended.error).toMatchObject({
     code: 'ON_READY_FAILED',
-    phase: 'start-replica',
+    phase: 'publish',
     facts: {
       file: at('failing.sql'),
       exitStatus: 3,
@@ -229,6 +229,16 @@ test('a clone whose onReady file fails cannot be started, tells nothing of the r
   expect(
     (await runClone(source, { ...spec, replica: { role: 'detached' } })).error,
   ).toBeUndefined();
+
+  const replacing = await runClone(source, {
+    ...{ ...spec, target: { ...spec.target, ifExists: 'replace' } },
+    source: { onReady: [at('failing.sql')] },
+  });
+
+  expect(replacing.error).toMatchObject({ code: 'ON_READY_FAILED' });
+  await expectNothingLeft(replacing);
+  await using former = await startCluster(at('unmasked', 'main'));
+  await expect.poll(async () => await one(former, 'pg_is_in_recovery()').catch(String)).toBe(false);
 });
 
 test('a clone that was killed while its onReady files ran cannot be started, and makes room for the next', async () => {
@@ -239,7 +249,7 @@ test('a clone that was killed while its onReady files ran cannot be started, and
     target: { dataDirectory },
     replica: detached,
   });
-  await running.reached('start-replica');
+  await running.reached('publish');
   await expect.poll(async () => await readdir(dataDirectory)).toContain('postmaster.pid');
 
   await running.process.stop('SIGKILL');

@@ -213,9 +213,7 @@ export function startCloneJob(
       for (const leftover of leftovers) observer.leftover(leftover);
       if (isCancelled) observer.instance({ state: 'absent' });
     }
-    // One in which onReady was broken off is no clone any more.
-    const isComplete = record.isPublished() && record.snapshot().instance.state !== 'unfinished';
-    const error = isStopped && isComplete ? stoppedTooLate(clone, failure) : failure;
+    const error = isStopped && record.isPublished() ? stoppedTooLate(clone, failure) : failure;
     const { code, message, hint, facts } = error;
     if (code === 'INTERNAL') log.error({ err: error.cause ?? error }, 'bug');
     await place?.settle({ comesBack: !record.isPublished() });

@@ -37,12 +37,12 @@ export async function putAway(
     signal.throwIfAborted();
     // Another clone has the directory: it has put away what was there.
     if (error instanceof CloneError && error.code === 'TARGET_BUSY') {
-      return { published: false, withdrawn: false, leftovers: [] };
+      return { published: false, leftovers: [] };
     }
     log.error({ cloneId: clone.id, err: error }, 'could not put away what a dead clone left');
     return {
       published: false,
-      withdrawn: false,
+
       leftovers: [leftoverOf(clone.spec.target.dataDirectory)],
     };
   }

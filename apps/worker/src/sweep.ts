@@ -47,15 +47,11 @@ export async function sweepInterruptedRuns(context: SweepContext): Promise<reado
   const interrupted = (await context.journal.list()).filter(({ clone }) => !hasEnded(clone.state));
   const goOn = await Promise.all(
     interrupted.map(async (run) => {
-      const { published, withdrawn, leftovers } = await putAway(run, 'queued', context);
+      const { published, leftovers } = await putAway(run, 'queued', context);
       // What could not be put away now the next attempt puts away, or its end names.
       if (!published && !hasPublished(run.clone)) return run;
       context.log.warn({ cloneId: run.clone.id }, 'ended a published clone whose worker died');
-      const { instance } = run.clone;
-      const clone = lostClone(
-        withdrawn ? { ...run.clone, instance: { ...instance, state: 'unfinished' } } : run.clone,
-        { published: !withdrawn, leftovers },
-      );
+      const clone = lostClone(run.clone, { published: true, leftovers });
       await context.journal.write({ ...run, clone, reported: false });
       return undefined;
     }),
@@ -201,10 +197,7 @@ function brokenOff(progress: Progress, endedAt: string | null): Progress {
   };
 }
 
-function lostClone(
-  clone: Clone,
-  { published, leftovers }: Pick<SweepReport, 'published' | 'leftovers'>,
-): Clone {
+function lostClone(clone: Clone, { published, leftovers }: SweepReport): Clone {
   const { dataDirectory } = clone.spec.target;
   const error = new CloneError('WORKER_LOST', 'the worker died while it made the clone', {
     facts: { dataDirectory, published },

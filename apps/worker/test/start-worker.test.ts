@@ -586,7 +586,7 @@ test('a clone that was published when its worker was killed ends as failed, and 
   const engine = playedEngine();
   await using _worker = await startWorker(options(), {
     ...engine,
-    sweepClone: () => Promise.resolve({ published: true, withdrawn: false, leftovers: [] }),
+    sweepClone: () => Promise.resolve({ published: true, leftovers: [] }),
   });
 
   const ended = await store.get(clone.id);

@@ -98,7 +98,7 @@ export function playedEngine(): Engine & {
     giveWay: () => Promise.reject(new Error('no test asks for it')),
     sweepClone: (plan, { becomes }) => {
       swept.push(`${plan.id} ${becomes}`);
-      return Promise.resolve({ published: false, withdrawn: false, leftovers: [] });
+      return Promise.resolve({ published: false, leftovers: [] });
     },
   };
 }

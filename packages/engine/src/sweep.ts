@@ -9,7 +9,6 @@
  * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
-import { isServerRunning } from '@pgcloned/postgres';
 import { quoteForShell } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
@@ -18,7 +17,7 @@ import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { isWithin, makeLockSet } from './target/locks.ts';
-import { exists, hasControlFile, isPublished, readMarker } from './target/marker.ts';
+import { exists, hasControlFile, isPublished, isStartable, readMarker } from './target/marker.ts';
 import {
   type FilledDirectory,
   removeMarked,
@@ -26,13 +25,10 @@ import {
   removeStrays,
 } from './target/prepare.ts';
 import { recoverSwap } from './target/swap.ts';
-import { isUnready, withdraw } from './target/unready.ts';
 
 export interface SweepReport {
   /** Whether the clone was published before its worker died: then its directory can be started. */
   readonly published: boolean;
-  /** It was published, and the files of `onReady` had not come to their end: it cannot be started, and is none any more. */
-  readonly withdrawn: boolean;
   readonly leftovers: readonly Leftover[];
 }
 
@@ -67,11 +63,6 @@ export async function sweepClone(
   await removeDeadTunnels(dataDirectory);
   await removeBootDirectory(dataDirectory);
   await recoverSwap(dataDirectory);
-  const withdrawn =
-    (await readMarker(dataDirectory, 'data'))?.cloneId === id &&
-    (await isUnready(dataDirectory)) &&
-    (await isServerRunning(dataDirectory)) === null;
-  if (withdrawn) await withdraw(dataDirectory);
   const leftovers: Leftover[] = [];
   for (const replaces of [false, true]) {
     // It may lie in an old cluster that the clone had not yet begun to bring up to date.
@@ -106,7 +97,7 @@ export async function sweepClone(
     if (old !== null && (await exists(old)))
       leftovers.push({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
   }
-  return { published, withdrawn, leftovers };
+  return { published, leftovers };
 }
 
 /**
@@ -133,6 +124,6 @@ function filledBy(
 async function removeOwn(directory: FilledDirectory, cloneId: string): Promise<void> {
   const { path, kind } = directory;
   // What can be started is somebody's, whatever its marker says.
-  if (kind === 'data' && (await hasControlFile(path))) return;
+  if (kind === 'data' && (await isStartable(path))) return;
   if ((await readMarker(path, kind))?.cloneId === cloneId) await removePrepared(directory);
 }

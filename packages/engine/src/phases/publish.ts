@@ -3,7 +3,8 @@
  *
  * WAL, tablespace links, configuration, the signal file and backup_label go in first, then everything is brought to the
  * disk, then a replaced directory gives way, and at the very end pg_control is renamed into place (R2.5): until that
- * rename nothing here can be started, after it everything is complete and durable.
+ * rename nothing here can be started, after it everything is complete and durable. The files of `onReady` need a server and run
+ * after it; until they have come to their end a setting keeps every other server from starting.
  */
 import {
   chmod,
@@ -20,7 +21,7 @@ import {
   writeFile,
 } from 'node:fs/promises';
 import { join, relative } from 'node:path';
-import { CloneError } from '@pgcloned/contract';
+import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
   type BackupStart,
   formatTablespaceMap,
@@ -34,6 +35,7 @@ import type { Ready } from '../ready.ts';
 import { configureReplica } from '../replica/configure.ts';
 import { isDetached } from '../replica/detached.ts';
 import { forgetNotedSlot, SLOT_NOTE } from '../replica/slot.ts';
+import { tryPrivately } from '../replica/try-privately.ts';
 import type { Place } from '../target/layout.ts';
 import { writeManifest } from '../target/manifest.ts';
 import { writeMarker } from '../target/marker.ts';
@@ -50,6 +52,8 @@ const HISTORY = /^[0-9A-F]{8}\.history$/;
 export interface Published {
   /** Everything that was filled, with what it replaced. */
   readonly places: readonly Place[];
+  /** What became of `verification.boot`; null: that is still to come. */
+  readonly boot: Verdict | null;
 }
 
 export async function publish(
@@ -116,13 +120,14 @@ export async function publish(
     run.signal.throwIfAborted();
     throw asPublishError(error, ready);
   }
-  // From here on no signal is heeded: a rename is not taken back.
+  // From here on no signal is heeded: a rename is not taken back. But what `onReady` has not made ready is not published yet.
   await renameControlFile(ready.data.final);
+  const boot = run.plan.source.onReady.length > 0 ? await tryPrivately(run, ready, stop) : null;
   run.observer.published();
   run.observer.instance({ state: 'stopped' });
   await endSwap(ready.data.final);
   await forgetNotedSlot(ready.data.final);
-  return { places };
+  return { places, boot };
 }
 
 /** R4.11, R4.15: every segment from the start on, marked as archived, and the history files. */

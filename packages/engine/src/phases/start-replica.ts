@@ -13,7 +13,6 @@ import {
   type BackupStart,
   isServerRunning,
   type PostmasterPid,
-  type PrivateServer,
   readTablespaces,
   type StandbyStatus,
   standbyStatus,
@@ -22,14 +21,11 @@ import {
 import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
-import { bootClone } from '../replica/boot.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { isDetached, settleDetached } from '../replica/detached.ts';
-import { runOnReadyFiles } from '../replica/on-ready.ts';
-import { runPrivately, untilSessions } from '../replica/private-run.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
-import { withdraw } from '../target/unready.ts';
+import { tryPrivately, unpromoted } from '../replica/try-privately.ts';
 import type { Copy } from './copy-files.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
@@ -62,7 +58,7 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
   let boot: Verdict = 'skipped';
   let connectionString: string | null = null;
   try {
-    boot = await tryPrivately(run, ready, done);
+    boot = done.published.boot ?? (await tryPrivately(run, ready, done.stop));
     if (replica.start) {
       if (!detached) await refuseNewTablespaces(run, ready, done.copy);
       connectionString = await start(run, ready);
@@ -78,41 +74,6 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
   await done.stream.pin?.release();
   await removeReplaced(run, done.published);
   return { boot, connectionString };
-}
-
-/**
- * What has to happen before anybody else reaches the clone: its test, and what `onReady` wants of it.
- *
- * A clone in which that has not come to its end must not be seen. Nobody can start it as it was published
- * (`target/unready.ts`), which holds also when we are killed here; after a failure it loses its pg_control as well.
- */
-async function tryPrivately(run: CloneRun, ready: Ready, { stop }: Done): Promise<Verdict> {
-  const { plan } = run;
-  const hasFiles = plan.source.onReady.length > 0;
-  const isTested = plan.spec.verification.boot;
-  if (!hasFiles && !isTested) return 'skipped';
-  const dataDirectory = ready.data.final;
-  const further = async (server: PrivateServer) => {
-    await runOnReadyFiles(run, ready, server);
-  };
-  try {
-    const verdict = isTested
-      ? await bootClone(run, ready, { stop, further })
-      : await runPrivately(run, ready, async (server) => {
-          const { outcome, recovery } = await untilSessions(run, ready, server);
-          if (outcome !== 'ready') throw unpromoted(ready, recovery, server.log());
-          await further(server);
-          return 'skipped' as const;
-        });
-    if (isDetached(plan)) await settleDetached(dataDirectory);
-    return verdict;
-  } catch (error) {
-    if (hasFiles) {
-      await withdraw(dataDirectory);
-      run.observer.instance({ state: 'unfinished' });
-    }
-    throw error;
-  }
 }
 
 /**
@@ -243,18 +204,6 @@ async function died(ready: Ready): Promise<CloneError> {
   return new CloneError('REPLICA_START_FAILED', 'the replica ended while it recovered', {
     facts: { dataDirectory: ready.data.final, log: await logTail(startLogOf(ready.data.final)) },
     hint: `The clone is complete in ${ready.data.final}: mend what its log says and start it by hand.`,
-  });
-}
-
-function unpromoted(ready: Ready, recovery: Recovery, log: string): CloneError {
-  return new CloneError('REPLICA_START_FAILED', 'the clone was not promoted', {
-    facts: {
-      dataDirectory: ready.data.final,
-      minRecoveryLsn: recovery.minRecoveryLsn,
-      logFile: startLogOf(ready.data.final),
-      log,
-    },
-    hint: `See the end of its log (${startLogOf(ready.data.final)}, or where its logging_collector writes), mend what it names, and clone again.`,
   });
 }
 

@@ -94,7 +94,8 @@ export async function isPublished(dataDirectory: string, cloneId: string): Promi
   return marker.cloneId === cloneId && (await isStartable(dataDirectory));
 }
 
-async function isStartable(dataDirectory: string): Promise<boolean> {
+/** Whether a server starts there: it has a pg_control, and nothing of `onReady` is still to run. */
+export async function isStartable(dataDirectory: string): Promise<boolean> {
   return (await hasControlFile(dataDirectory)) && !(await isUnready(dataDirectory));
 }
 

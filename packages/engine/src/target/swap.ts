@@ -9,7 +9,7 @@ import { readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { syncDirectory, writeDurably } from '@pgcloned/process';
 import { type Place, swapJournalPath } from './layout.ts';
-import { exists, hasControlFile, type Marker, markerPath, writeMarker } from './marker.ts';
+import { exists, isStartable, type Marker, markerPath, writeMarker } from './marker.ts';
 
 interface SwapJournal {
   readonly cloneId: string;
@@ -64,7 +64,7 @@ export async function endSwap(dataDirectory: string): Promise<void> {
  */
 async function isInterrupted(dataDirectory: string, { places }: SwapJournal): Promise<boolean> {
   const old = places.find(({ kind }) => kind === 'data')?.old ?? null;
-  return old !== null && (await exists(old)) && !(await hasControlFile(dataDirectory));
+  return old !== null && (await exists(old)) && !(await isStartable(dataDirectory));
 }
 
 async function putBack(place: Place, cloneId: string, dataDirectory: string): Promise<void> {
