@@ -2,11 +2,13 @@
  * How long a clone by reflinks takes on XFS, beside `cp -a --reflink=always` of the same tree, for clusters of several sizes
  * with as many files each: what is shared costs by the file and not by the byte. Needs root, to mount.
  */
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   adoptServer,
+  leftBehind,
   makeDirectory,
   mountFilesystem,
   type Pgcloned,
@@ -15,6 +17,7 @@ import {
   scratchDirectory,
   startPgcloned,
   startPrimary,
+  stopServer,
 } from '@pgcloned/testbed';
 import { freshTarget } from './bench-ground.ts';
 
@@ -53,6 +56,51 @@ export async function measureReflink(o: {
   return all;
 }
 
+export interface ManyFigures {
+  readonly inARowMs: readonly number[];
+  /** For each of those that were made at once. */
+  readonly atOnceMs: readonly number[];
+  /** What all of them have left when they were removed, one line each. */
+  readonly left: readonly string[];
+}
+
+/** Clones of an empty cluster that are written to and removed again: some one after another, then some at once. */
+export async function measureMany(o: {
+  readonly inARow: number;
+  readonly atOnce: number;
+}): Promise<ManyFigures> {
+  await using filesystem = await mountFilesystem({ type: 'xfs', bytes: FILESYSTEM_BYTES_MORE });
+  await using primary = await startPrimary({ dataDirectory: join(filesystem.path, 'primary') });
+  await using scratch = await scratchDirectory();
+  const targets = join(filesystem.path, 'clones');
+  await makeDirectory(targets);
+  await using pgcloned = await startPgcloned(scratch.path, {
+    worker: { dataRoots: [targets], concurrency: o.atOnce },
+    sources: { bench: { local: true, dataDirectory: primary.dataDirectory } },
+  });
+  const once = async (name: string): Promise<number> => {
+    const { id, totalMs } = await clone(pgcloned, join(targets, name));
+    const removal = await pgcloned.request('DELETE', `/v1/clones/${id}?data=true`);
+    if (removal.status !== 202) throw new Error(JSON.stringify(removal.body));
+    for (let state = ''; state !== 'removed'; await delay(50))
+      state = (await pgcloned.request('GET', `/v1/clones/${id}`)).body.instance.state;
+    return totalMs;
+  };
+
+  console.log(`${String(o.inARow)} clones one after another, then ${String(o.atOnce)} at once …`);
+  const inARowMs: number[] = [];
+  for (let index = 0; index < o.inARow; index += 1) inARowMs.push(await once('in-a-row'));
+  const atOnceMs = await Promise.all(
+    Array.from({ length: o.atOnce }, async (_, index) => await once(`at-once-${String(index)}`)),
+  );
+  const left = await leftBehind({
+    names: [targets],
+    servers: [primary],
+    directories: [filesystem.path, pgcloned.stateDirectory],
+  });
+  return { inARowMs, atOnceMs, left: [...left, ...(await readdir(targets))] };
+}
+
 async function measureSize(gigabytes: number, rounds: number): Promise<ReflinkFigures> {
   await using filesystem = await mountFilesystem({
     type: 'xfs',
@@ -78,7 +126,9 @@ async function measureSize(gigabytes: number, rounds: number): Promise<ReflinkFi
     console.log(`${String(gigabytes)} GB, round ${String(round)} of ${String(rounds)} …`);
     // Neither needs room: what is shared is there once.
     copiesMs.push(await copy(primary, await freshTarget(targets, 0)));
-    clones.push(await clone(pgcloned, await freshTarget(targets, 0)));
+    const target = await freshTarget(targets, 0);
+    clones.push(await clone(pgcloned, target));
+    await stopServer(target);
   }
   const { files = Number.NaN, bytes = Number.NaN } = clones[0]?.result ?? {};
   return { gigabytes, files, bytes, copiesMs, clones };
@@ -112,7 +162,9 @@ async function copy(primary: PostgresServer, target: string): Promise<number> {
 async function clone(
   pgcloned: Pgcloned,
   target: string,
-): Promise<ReflinkTimes & { readonly result: { files: number; bytes: number } }> {
+): Promise<
+  ReflinkTimes & { readonly id: string; readonly result: { files: number; bytes: number } }
+> {
   const startedAt = performance.now();
   const created = await pgcloned.request('POST', '/v1/clones', {
     source: { name: 'bench' },
@@ -129,7 +181,7 @@ async function clone(
     ({ body } = await pgcloned.request('GET', path));
   }
   if (body.state !== 'succeeded') throw new Error(JSON.stringify(body.error));
-  await using server = await adoptServer(target);
+  const server = await adoptServer(target);
   await server.query('CREATE TABLE written_by_bench AS SELECT 1');
   const totalMs = performance.now() - startedAt;
   const phases = body.progress.phases as readonly {
@@ -138,6 +190,7 @@ async function clone(
     readonly endedAt: string;
   }[];
   return {
+    id: body.id,
     totalMs,
     phasesMs: new Map(
       phases.map((phase) => [phase.name, Date.parse(phase.endedAt) - Date.parse(phase.startedAt)]),

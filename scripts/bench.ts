@@ -25,7 +25,12 @@ import {
 import { fillCluster } from './bench-cluster.ts';
 import { freshTarget } from './bench-ground.ts';
 import { measureNetwork, type NetworkFigures } from './bench-network.ts';
-import { measureReflink, type ReflinkFigures } from './bench-reflink.ts';
+import {
+  type ManyFigures,
+  measureMany,
+  measureReflink,
+  type ReflinkFigures,
+} from './bench-reflink.ts';
 import { measureResume, type ResumeFigures } from './bench-resume.ts';
 import { bareRsyncs, type RsyncTimes } from './bench-rsyncs.ts';
 
@@ -83,6 +88,7 @@ if (isWanted('resume'))
 if (isWanted('reflink')) {
   const largest = Number(options.gigabytes ?? 4);
   reportReflink(await measureReflink({ sizesGigabytes: [largest / 4, largest], rounds }));
+  reportMany(await measureMany({ inARow: 100, atOnce: 10 }));
 }
 
 async function measureSpeed(): Promise<void> {
@@ -315,6 +321,21 @@ function reportReflink(sizes: readonly ReflinkFigures[]): void {
   }
   const [small, large] = sizes.map(({ clones }) => median(clones.map((run) => run.totalMs)));
   verdict('four times the bytes: time / time', (large ?? 0) / (small ?? 0), 1.25);
+}
+
+function reportMany({ inARowMs, atOnceMs, left }: ManyFigures): void {
+  console.log(
+    '\nClones of an empty cluster, POST to a committed write; seconds: median, and the slowest',
+  );
+  const slowest = (name: string, timesMs: readonly number[]) => {
+    console.log(
+      `${name.padEnd(36)}${[median(timesMs), Math.max(...timesMs)].map((ms) => (ms / 1000).toFixed(2).padStart(8)).join('')}`,
+    );
+  };
+  slowest(`${String(inARowMs.length)} one after another`, inARowMs);
+  slowest(`${String(atOnceMs.length)} at once`, atOnceMs);
+  for (const line of left) console.log(`left behind: ${line}`);
+  verdict('left behind', left.length, 0);
 }
 
 function phaseLines(runs: readonly Pick<CloneTimes, 'phasesMs'>[]): void {
