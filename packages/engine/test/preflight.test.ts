@@ -31,6 +31,7 @@ import {
 import { runProcess } from '@pgcloned/process';
 import {
   asPartsUser,
+  freePort,
   makeDirectory,
   mountFilesystem,
   partsEnvironment,
@@ -49,6 +50,9 @@ const { signal } = new AbortController();
 const owned = new AsyncDisposableStack();
 
 const POSTGRES_BIN = process.env.TESTBED_POSTGRES_BIN ?? '/usr/lib/postgresql/{major}/bin';
+
+/** Nobody else on this machine is given ports from there on just now. */
+const firstPort = await freePort();
 
 /** What is asked for, as a provocation or a remedy may change it. */
 interface Wish {
@@ -125,7 +129,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
       stallMs: 10_000,
       noSpaceMs: 0,
       leaseMs: 15_000,
-      ports: { first: 5500, last: 5999 },
+      ports: { first: firstPort, last: firstPort + 99 },
       protectedPaths: [],
       defaultSshKeyFiles: [],
       defaultKnownHostsFiles: [],
