@@ -305,3 +305,24 @@ test('a standby beside its source has a port and a socket of its own', async () 
   );
   expect(await one(standby, 'pg_is_in_recovery()')).toBe(true);
 });
+
+test('a standby beside its source is not started if a tablespace was created there since the copy', async () => {
+  const running = await startClone(source, {
+    target: { dataDirectory: at('shared', 'main') },
+    replica: { start: true, waitFor: 'streaming' },
+    // It is tried first, which leaves the time to create one.
+    verification: { boot: true },
+  });
+  await running.reached('publish');
+  await source.primary.createTablespace('late', at('late'));
+
+  const ended = await running.ended;
+  await source.primary.query('DROP TABLESPACE late');
+
+  expect(ended.error).toMatchObject({
+    code: 'SOURCE_CHANGED',
+    phase: 'start-replica',
+    facts: { tablespaces: 'late' },
+  });
+  await expectNothingLeft(ended);
+});

@@ -7,7 +7,7 @@
  */
 import { lookup } from 'node:dns/promises';
 import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { basename, dirname, isAbsolute, join } from 'node:path';
+import { dirname, isAbsolute, join } from 'node:path';
 import { type ServerAddress, serversOf } from '@pgcloned/contract';
 import {
   appendSettings,
@@ -20,7 +20,7 @@ import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import { AUTO_CONF, DETACHED, isDetached, untilReady } from './detached.ts';
-import { librariesIn } from './libraries.ts';
+import { librariesIn, withoutScheduler } from './libraries.ts';
 import { settingsOf } from './profile.ts';
 import { configuredSettings } from './required-settings.ts';
 import {
@@ -92,9 +92,6 @@ export async function configureReplica(
   await put(AUTO_CONF, appendSettings(own, more));
 }
 
-/** What it is scheduled to do is the source's to do, and it may reach others. Its versions know no common way to be kept idle. */
-const SCHEDULER = 'pg_cron';
-
 /** Asked of the configuration as it is written: the source may have other libraries from its next start on. */
 async function librariesWithoutScheduler(
   run: CloneRun,
@@ -112,9 +109,9 @@ async function librariesWithoutScheduler(
         })
       : await configuredSettings(ready, [name], run.signal);
   const libraries = librariesIn(setting);
-  const kept = libraries.filter((library) => basename(library, '.so') !== SCHEDULER);
+  const kept = withoutScheduler(libraries);
   if (kept.length === libraries.length) return {};
-  run.warn(`${SCHEDULER} is not loaded in the clone, which would run the jobs of its source`);
+  run.warn('pg_cron is not loaded in the clone, which would run the jobs of its source');
   return { [name]: kept.join(', ') };
 }
 

@@ -5,7 +5,7 @@
  * `lib` beside `bin` on Debian and in the packages of the PostgreSQL project for RHEL, `lib/postgresql` or `lib64/pgsql` elsewhere.
  */
 import { access, constants, realpath } from 'node:fs/promises';
-import { dirname, isAbsolute, join } from 'node:path';
+import { basename, dirname, isAbsolute, join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 
 /** Part of the server itself: without it no standby streams. */
@@ -26,6 +26,14 @@ export function librariesIn(setting: string): readonly string[] {
     .split(',')
     .map((quoted) => quoted.trim().replace(/^"(.*)"$/, '$1'))
     .filter((library) => library !== '');
+}
+
+/**
+ * What a detached clone loads of them. What pg_cron is scheduled to do is the source's to do, and it may reach others; its
+ * versions know no common way to be kept idle.
+ */
+export function withoutScheduler(libraries: readonly string[]): readonly string[] {
+  return libraries.filter((library) => basename(library, '.so') !== 'pg_cron');
 }
 
 /** @param o.searchPath `dynamic_library_path`, in which names without a slash are looked for. */

@@ -9,7 +9,7 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Findings, Seen } from '../preflight/check.ts';
 import type { Ready } from '../ready.ts';
 import { isDetached } from './detached.ts';
-import { librariesIn, missingLibraries } from './libraries.ts';
+import { librariesIn, missingLibraries, withoutScheduler } from './libraries.ts';
 
 /**
  * Finds `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library, what starts it) and `REPLICA_START_FAILED` (it cannot
@@ -32,10 +32,9 @@ export async function checkSettings(
   const effective = (name: (typeof names)[number]) =>
     String(spec.replica.settings[name] ?? configured[name] ?? '');
 
+  const detached = isDetached(run.plan);
   // A detached clone takes no sessions in recovery, which then needs no more than this.
-  const needed = isDetached(run.plan)
-    ? (['max_prepared_transactions'] as const)
-    : STANDBY_MINIMUM_SETTINGS;
+  const needed = detached ? (['max_prepared_transactions'] as const) : STANDBY_MINIMUM_SETTINGS;
   for (const name of needed) {
     const value = Number(effective(name));
     const least = Number(source[name]);
@@ -58,7 +57,8 @@ export async function checkSettings(
       }),
     );
   }
-  const missing = await missingLibraries(librariesIn(effective('shared_preload_libraries')), {
+  const libraries = librariesIn(effective('shared_preload_libraries'));
+  const missing = await missingLibraries(detached ? withoutScheduler(libraries) : libraries, {
     binDirectory: ready.binDirectory,
     searchPath: effective('dynamic_library_path'),
     signal: run.signal,
@@ -71,7 +71,12 @@ export async function checkSettings(
       }),
     );
   const pages = Number(source.shared_memory_size_in_huge_pages);
-  if (effective('huge_pages') === 'on') await refuseTooFewHugePages(pages).catch(error);
+  // As the source has it, it becomes `try` in a detached clone, and `off` in a small one.
+  const isSoftened =
+    spec.replica.profile !== null || (detached && ready.hostConfiguration === null);
+  const isForced =
+    spec.replica.settings.huge_pages === 'on' || (effective('huge_pages') === 'on' && !isSoftened);
+  if (isForced) await refuseTooFewHugePages(pages).catch(error);
   if (!spec.replica.start) return;
   await checkStartMethod({
     method: run.plan.host.start,
