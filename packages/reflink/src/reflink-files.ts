@@ -16,8 +16,8 @@ const WORKERS_MAX = 4;
 /** Fewer are done before threads have started. */
 const THREADS_FROM_FILES = 500;
 
-/** Some ten milliseconds of work: so long a cancel may take to be heeded. */
-const BATCH_FILES = 50;
+/** Some tens of milliseconds of work: so long a cancel may take to be heeded, and so seldom a thread waits for us. */
+const BATCH_FILES = 200;
 
 export interface FileToReflink {
   readonly from: FilePath;
