@@ -83,6 +83,11 @@ test('a clone that is there keeps its port until its directory goes, and its dir
   expect(port).toBe(range.first);
   expect(await look(other)).toBe(range.last);
   expect(await look(stopped)).toBe(range.first);
+  // Neither a look nor a clone that failed before it took the place of this one has cost it its port.
+  const failing = reservePort('e'.repeat(32));
+  expect(await failing.pick(range, { ...stopped, signal })).toBe(range.first);
+  await failing[Symbol.asyncDispose]();
+  expect(await look(other)).toBe(range.last);
   await rm(stopped.dataDirectory, { recursive: true });
   expect(await look(other)).toBe(range.first);
 });

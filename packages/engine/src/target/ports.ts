@@ -44,7 +44,12 @@ export function reservePort(cloneId: string): PortReservation {
       for (const port of await portsFor(range, { directory, dataDirectory })) {
         const lock = await lockIfOurs(fileOf(directory, port), signal);
         if (lock === null) continue;
-        const reservation: Reserved = { cloneId, dataDirectory, port };
+        const before = await readReservation(fileOf(directory, port));
+        const reservation = {
+          // Until ours takes the place of the one that is there, the port is that one's, also if we are killed.
+          cloneIds: before === null ? [cloneId] : [cloneId, before.holder],
+          ...{ dataDirectory, port },
+        };
         if ((await isFree(port)) && (await write(lock, reservation))) {
           held = { ...reservation, lock };
           return port;
@@ -86,7 +91,8 @@ export async function isFree(port: number): Promise<boolean> {
 }
 
 interface Reserved {
-  readonly cloneId: string;
+  /** Whichever of these lies in the directory has the port. */
+  readonly cloneIds: readonly string[];
   readonly dataDirectory: string;
   readonly port: number;
 }
@@ -105,22 +111,32 @@ async function portsFor(
 ): Promise<readonly number[]> {
   const all = Array.from({ length: last - first + 1 }, (_, index) => first + index);
   const reserved = await Promise.all(
-    all.map(async (port) => ({ port, by: await reservedBy(fileOf(directory, port)) })),
+    all.map(async (port) => ({ port, by: await readReservation(fileOf(directory, port)) })),
   );
-  const ours = reserved.filter(({ by }) => by === dataDirectory);
+  const ours = reserved.filter(({ by }) => by?.dataDirectory === dataDirectory);
   return [...ours, ...reserved.filter(({ by }) => by === null)].map(({ port }) => port);
 }
 
-/** The data directory of a clone that is there and has the port, or null. */
-async function reservedBy(file: string): Promise<string | null> {
+/** The clone that is there and has the port, with its data directory, or null. */
+async function readReservation(
+  file: string,
+): Promise<{ readonly holder: string; readonly dataDirectory: string } | null> {
   try {
-    const { cloneId, dataDirectory } = JSON.parse(await readFile(file, 'utf8')) as Reserved;
-    const marker = await readMarker(dataDirectory, 'data');
-    return marker?.cloneId === cloneId ? dataDirectory : null;
+    const { cloneIds, dataDirectory } = JSON.parse(await readFile(file, 'utf8')) as Reserved;
+    const holder = await holderOf({ cloneIds, dataDirectory });
+    return holder === null ? null : { holder, dataDirectory };
   } catch {
     // Nobody has it, or what stands there is not ours to read: then its lock and its listener tell.
     return null;
   }
+}
+
+async function holderOf({
+  cloneIds,
+  dataDirectory,
+}: Pick<Reserved, 'cloneIds' | 'dataDirectory'>): Promise<string | null> {
+  const marker = await readMarker(dataDirectory, 'data');
+  return cloneIds.find((id) => id === marker?.cloneId) ?? null;
 }
 
 /** @returns Null if another clone that is being made holds it, or if the file is another user's. */
@@ -147,9 +163,9 @@ async function write({ file }: FileLock, reserved: Reserved): Promise<boolean> {
 }
 
 /** The file stays for a clone that is there; else it goes while nobody can be about to lock it. */
-async function letGo({ lock, cloneId, dataDirectory }: Held): Promise<void> {
+async function letGo({ lock, ...reserved }: Held): Promise<void> {
   try {
-    if ((await readMarker(dataDirectory, 'data').catch(() => null))?.cloneId === cloneId) return;
+    if ((await holderOf(reserved).catch(() => null)) !== null) return;
     const signal = AbortSignal.timeout(DISPOSE_MS_MAX);
     await using _ = await takeCommonLock(await findLockDirectory(), signal);
     await rm(lock.path, { force: true });
