@@ -5,8 +5,8 @@
  * They run as a superuser, so whoever can write them owns the clone: a file counts only if nobody but root and we can
  * change it or put another in its place.
  */
-import { realpath, stat } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { lstat, readlink, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { libpqEnvironment, openSession, type PrivateServer } from '@pgcloned/postgres';
 import { quoteForShell, runProcess } from '@pgcloned/process';
@@ -22,20 +22,32 @@ export async function checkOnReadyFiles(files: readonly string[]): Promise<void>
   for (const file of files) {
     const found = await stat(file).catch(() => null);
     if (found?.isFile() !== true) throw unfit(file, file, 'is no file that can be read');
-    const real = await realpath(file);
-    await refuseForeign(file, real);
-    for (let above = dirname(real); ; above = dirname(above)) {
-      await refuseForeign(file, above);
-      if (above === '/') break;
-    }
+    for (const path of await pathsTo(file)) await refuseForeign(file, path);
   }
 }
 
+/** Every directory, link and file that is passed on the way to a file: with each of them another one could be put there. */
+async function pathsTo(file: string): Promise<ReadonlySet<string>> {
+  const passed = new Set(['/']);
+  let at = '/';
+  const ahead = file.split('/');
+  for (let name = ahead.shift(); name !== undefined; name = ahead.shift()) {
+    at = resolve(at, name);
+    passed.add(at);
+    if (!(await lstat(at)).isSymbolicLink()) continue;
+    ahead.unshift(...(await readlink(at)).split('/'));
+    const [first] = ahead;
+    at = first === '' ? '/' : dirname(at);
+  }
+  return passed;
+}
+
 async function refuseForeign(file: string, path: string): Promise<void> {
-  const { mode, uid } = await stat(path);
-  const isSticky = (mode & STICKY) !== 0 && path !== file;
-  if (uid !== 0 && uid !== process.getuid?.()) throw unfit(file, path, 'belongs to another user');
-  if ((mode & WRITABLE_BY_OTHERS) !== 0 && !isSticky)
+  const stats = await lstat(path);
+  const isSticky = (stats.mode & STICKY) !== 0 && stats.isDirectory();
+  if (stats.uid !== 0 && stats.uid !== process.getuid?.())
+    throw unfit(file, path, 'belongs to another user');
+  if ((stats.mode & WRITABLE_BY_OTHERS) !== 0 && !isSticky && !stats.isSymbolicLink())
     throw unfit(file, path, 'may be written by others');
 }
 
