@@ -38,7 +38,11 @@ const HARMFUL = {
 };
 
 beforeAll(async () => {
-  source = owned.use(await startSource({ settings: { log_directory: '/nowhere/log' } }));
+  source = owned.use(
+    await startSource({
+      settings: { log_directory: '/nowhere/log', max_prepared_transactions: '5' },
+    }),
+  );
   directory = owned.use(await scratchDirectory()).path;
   await source.primary.query(
     'CREATE TABLE people AS SELECT n AS id, $$secret $$ || n AS name FROM generate_series(1, 1000) AS n',
@@ -203,6 +207,32 @@ test('the onReady files have run before anybody can reach the clone', async () =
   expect(await clone.query('SELECT DISTINCT name FROM people')).toEqual([{ name: 'masked' }]);
   expect(await one(clone, "SELECT count(*)::int FROM pg_roles WHERE rolname = 'tester'")).toBe(1);
   await expectNothingLeft(ended, [clone.pid]);
+});
+
+test('rows of a prepared transaction neither hold up the onReady files nor escape them', async () => {
+  await writePartsFile(
+    at('all.sql'),
+    "BEGIN;\nLOCK people;\nUPDATE people SET name = 'masked';\nCOMMIT;\n",
+  );
+  await source.primary.query(
+    "BEGIN; INSERT INTO people VALUES (0, 'secret'); PREPARE TRANSACTION 'it''s'",
+  );
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await source.primary.query("ROLLBACK PREPARED 'it''s'");
+  });
+
+  const ended = await runClone(source, {
+    source: { onReady: [at('all.sql')] },
+    target: { dataDirectory: at('prepared', 'main') },
+    replica: detached,
+  });
+
+  expect(ended.error).toBeUndefined();
+  expect(ended.result.result.warnings.join()).toContain('1 prepared transactions');
+  await using clone = await adoptServer(at('prepared', 'main'));
+  expect(await clone.query('SELECT DISTINCT name FROM people')).toEqual([{ name: 'masked' }]);
+  expect(await clone.query('SELECT FROM pg_prepared_xacts')).toEqual([]);
 });
 
 test('a clone whose onReady file fails cannot be started, tells nothing of the rows, and makes room for the next or for what it replaced', async () => {

@@ -63,6 +63,7 @@ export async function runOnReadyFiles(
   await checkOnReadyFiles(onReady);
   const { database } = ready.settings;
   const user = await superuserOf(run, ready, server);
+  await rollBackPrepared(run, server, { user, database });
   for (const file of onReady) {
     const { status, stderr } = await runProcess(
       {
@@ -96,6 +97,35 @@ export async function runOnReadyFiles(
       hint: `Try ${file} on a copy of the source, mend it, and clone again. What is in ${ready.data.final} cannot be started: nothing that the file should have changed is to be seen.`,
     });
   }
+}
+
+/**
+ * What the source had prepared for a commit in two phases comes with the copy. Its locks would hold up the files for ever, as
+ * whoever decides about it knows nothing of the clone; and its rows, which no file sees, would come forth as they were.
+ */
+async function rollBackPrepared(
+  { name: applicationName, signal, warn }: CloneRun,
+  server: PrivateServer,
+  { user, database }: { readonly user: string; readonly database: string },
+): Promise<void> {
+  const query = async <Row extends object>(of: string, sql: string) => {
+    await using session = await openSession(server.connection({ user, database: of }), {
+      applicationName,
+      signal,
+    });
+    return await session.query<Row>(sql, [], signal, { isRepeatable: false });
+  };
+  const prepared = await query<{ of: string; statement: string }>(
+    database,
+    `SELECT database::text AS "of", format('ROLLBACK PREPARED %L', gid) AS "statement"
+       FROM pg_prepared_xacts`,
+  );
+  // None ends but in its own database.
+  for (const { of, statement } of prepared) await query(of, statement);
+  if (prepared.length > 0)
+    warn(
+      `${String(prepared.length)} prepared transactions of the source were rolled back in the clone, before its onReady files ran`,
+    );
 }
 
 async function superuserOf(run: CloneRun, ready: Ready, server: PrivateServer): Promise<string> {
