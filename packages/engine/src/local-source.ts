@@ -5,7 +5,9 @@ import { realpath, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CloneError, type ServerAddress } from '@pgcloned/contract';
 import { isServerRunning } from '@pgcloned/postgres';
+import { pathBesideLock } from './target/locks.ts';
 import { readMarker } from './target/marker.ts';
+import { isUnready } from './target/unready.ts';
 
 /** Addresses on which a server listens for everybody, and how it is reached there. */
 const EVERYWHERE: Readonly<Record<string, string>> = {
@@ -26,9 +28,12 @@ export async function findLocalServer(
 ): Promise<ServerAddress> {
   await refuseForeignFiles(dataDirectory);
   if (originClone !== null) await refuseOtherContents(dataDirectory, originClone);
+  if (await isUnready(dataDirectory)) throw stillMade(dataDirectory);
   const server = await isServerRunning(dataDirectory);
   if (server === null) throw noServer(`no server runs on ${dataDirectory}`, dataDirectory);
   const { port, socketDirectory, listenAddress } = server;
+  if (socketDirectory === (await pathBesideLock(await realpath(dataDirectory), 'boot')))
+    throw stillMade(dataDirectory);
   if (port === null)
     throw noServer(`the server on ${dataDirectory} does not listen yet`, dataDirectory);
   if (socketDirectory !== null) return { host: resolve(dataDirectory, socketDirectory), port };
@@ -59,6 +64,11 @@ async function refuseOtherContents(dataDirectory: string, cloneId: string): Prom
     facts: { dataDirectory, clone: cloneId, found },
     hint: 'It was removed, moved or replaced. Name a clone that is still there.',
   });
+}
+
+/** Its private server believes everybody, and what `onReady` masks would be copied as it was. */
+function stillMade(dataDirectory: string): CloneError {
+  return noServer(`the clone in ${dataDirectory} is still being made`, dataDirectory);
 }
 
 function noServer(message: string, dataDirectory: string): CloneError {

@@ -1,9 +1,11 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { appendSettings } from '@pgcloned/postgres';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { findLocalServer } from '../src/local-source.ts';
 import { writeMarker } from '../src/target/marker.ts';
+import { NOT_READY } from '../src/target/unready.ts';
 
 const NAMED = 'a'.repeat(32);
 const OTHER = 'b'.repeat(32);
@@ -31,5 +33,14 @@ test('what has replaced a clone is not copied in its place', async () => {
   });
   await expect(findLocalServer(directory, { originClone: OTHER })).rejects.toMatchObject({
     code: 'SOURCE_UNREACHABLE',
+  });
+});
+
+test('a clone is no source as long as its onReady files have not run, though a private server of ours runs there', async () => {
+  await writeFile(join(directory, 'postgresql.auto.conf'), appendSettings('', NOT_READY));
+
+  await expect(findLocalServer(directory, { originClone: null })).rejects.toMatchObject({
+    code: 'SOURCE_UNREACHABLE',
+    message: `the clone in ${directory} is still being made`,
   });
 });
