@@ -15,6 +15,7 @@ import {
   startCluster,
   startSource,
   startStandbyOf,
+  waitForReplay,
   writePartsFile,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -174,6 +175,47 @@ test('a detached clone that somebody else starts promotes itself all the same', 
   // Before that it takes no sessions.
   await expect.poll(async () => await one(clone, 'pg_is_in_recovery()').catch(String)).toBe(false);
   expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
+});
+
+test('a detached clone of a standby ends where the standby was, whatever that has received beyond', async () => {
+  await using standby = await startStandbyOf(source);
+  // What the backup ends with lies in one segment with what follows.
+  await source.primary.query('CREATE TABLE later ()');
+  await source.primary.query('CHECKPOINT');
+  await waitForReplay(source.primary, standby.standby);
+  await standby.standby.query('CHECKPOINT');
+  await standby.standby.query('SELECT pg_wal_replay_pause()');
+  await expect
+    .poll(async () => await one(standby.standby, 'pg_get_wal_replay_pause_state()'))
+    .toBe('paused');
+  await source.primary.query('ALTER TABLE later RENAME TO renamed');
+  await expect
+    .poll(
+      async () =>
+        await one(standby.standby, 'pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()'),
+    )
+    .toBe(true);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await source.primary.query('DROP TABLE renamed');
+  });
+
+  const { dataDirectory } = standby.standby;
+  const ended = await runClone(
+    { configuration: { local: true, dataDirectory, user: 'postgres' } as never },
+    {
+      method: 'reflink',
+      target: { dataDirectory: at('paused', 'main') },
+      transfer: { fallback: 'copy' },
+      replica: detached,
+      verification: { boot: true },
+    },
+  );
+
+  expect(ended.error).toBeUndefined();
+  await using clone = await adoptServer(at('paused', 'main'));
+  expect(await one(clone, 'SELECT count(*)::int FROM people')).toBe(1000);
+  expect(await one(clone, "to_regclass('later')::text")).toBe('later');
 });
 
 test('a standby can be the source of a detached clone', async () => {

@@ -18,6 +18,7 @@ import {
   rmdir,
   stat,
   symlink,
+  truncate,
   writeFile,
 } from 'node:fs/promises';
 import { join, relative } from 'node:path';
@@ -25,7 +26,10 @@ import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
   type BackupStart,
   formatTablespaceMap,
+  parseLsn,
   segmentName,
+  segmentStartOfName,
+  segmentsBetween,
   walSubdirectories,
 } from '@pgcloned/postgres';
 import { syncDirectory } from '@pgcloned/process';
@@ -82,7 +86,10 @@ export async function publish(
   // All WAL that a detached clone will ever need is here.
   if (isDetached(run.plan)) await stream.pin?.release();
   try {
-    await placeWal(ready, { stream, start, mode, fileMode });
+    await placeWal(ready, {
+      ...{ stream, start, mode, fileMode },
+      endLsn: isDetached(run.plan) ? stop.stopLsn : null,
+    });
     await linkTablespaces(directory, copy, fileMode);
     await configureReplica(run, ready, fileMode);
     // R9.2: without either the clone would write on the timeline of its source.
@@ -136,11 +143,14 @@ async function placeWal(
   {
     stream,
     start,
+    endLsn,
     mode,
     fileMode,
   }: {
     readonly stream: WalStream;
     readonly start: BackupStart;
+    /** What follows is left out. Null: all that has come is of use. */
+    readonly endLsn: string | null;
     readonly mode: number;
     readonly fileMode: number;
   },
@@ -154,23 +164,43 @@ async function placeWal(
   for (const name of walSubdirectories(ready.facts.major))
     await mkdir(join(home, name), { recursive: true, mode });
 
-  const first = segmentName({
-    timeline: start.timeline,
-    lsn: start.startLsn,
-    segmentBytes: ready.facts.walSegmentBytes,
-  });
+  const { timeline, startLsn } = start;
+  const segmentBytes = ready.facts.walSegmentBytes;
+  const first = segmentName({ timeline, lsn: startLsn, segmentBytes });
+  if (endLsn !== null)
+    await endWalAt(stream.directory, { timeline, startLsn, endLsn, segmentBytes });
   const names = (await readdir(stream.directory)).filter(
     (name) => HISTORY.test(name) || (SEGMENT.test(name) && name >= first),
   );
   if ((await stat(stream.directory)).dev !== (await stat(home)).dev) {
-    const bytes = names.length * ready.facts.walSegmentBytes;
-    await refuseIfTooLarge([{ path: home, bytes }], ready.facts.walSegmentBytes);
+    const bytes = names.length * segmentBytes;
+    await refuseIfTooLarge([{ path: home, bytes }], segmentBytes);
   }
   for (const name of names) {
     await moveFile(join(stream.directory, name), join(home, name));
     await chmod(join(home, name), fileMode);
     await writeFile(join(home, 'archive_status', `${name}.done`), '', { mode: fileMode });
   }
+}
+
+/**
+ * A cluster of its own replays all WAL that it finds. What has come beyond the end of the backup is not of the copy: a
+ * standby may have received hours of what it has not replayed, and a tablespace made in them would be that of the source
+ * (R1.11). The segment that holds the end keeps its length, as zeros that take no room.
+ */
+async function endWalAt(
+  directory: string,
+  position: Parameters<typeof segmentsBetween>[0] & { readonly endLsn: string },
+): Promise<void> {
+  const { endLsn, segmentBytes } = position;
+  const last = segmentsBetween(position).at(-1) ?? '';
+  for (const name of await readdir(directory))
+    if (SEGMENT.test(name) && name > last) await rm(join(directory, name));
+  const startsAt = segmentStartOfName(last, segmentBytes);
+  if (startsAt === null) return;
+  const path = join(directory, last);
+  await truncate(path, Number(parseLsn(endLsn) - startsAt));
+  await truncate(path, segmentBytes);
 }
 
 /** A rename where it can be, a copy where the caller chose another filesystem. */
