@@ -132,7 +132,7 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
     code: 'SOURCE_AUTHENTICATION_FAILED',
     status: 3,
     message: 'refuses the password of cloner',
-    hint: 'Put the password of cloner into the passFile of the source',
+    hint: /^Put the line 127\.0\.0\.1:\d+:\*:cloner:PASSWORD with the password of cloner into the passFile of the source/,
   },
   {
     given: 'no password where the server wants one',
@@ -140,7 +140,7 @@ const SOURCE_REFUSALS: readonly Refusal[] = [
     code: 'SOURCE_AUTHENTICATION_FAILED',
     status: 3,
     message: 'wants a password of cloner, and there is none',
-    hint: 'Put the password of cloner into the passFile of the source, or into ~/.pgpass, with mode 0600.',
+    hint: 'with the password of cloner into the passFile of the source, or into ~/.pgpass, with mode 0600.',
   },
   {
     given: 'a file with passwords that others may read',

@@ -124,6 +124,8 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
       skip(method === 'pg_ctlcluster' && configuredPostgresBin !== null, 'it knows one place only');
       await using cluster = await configureCluster();
       const before = await cluster.contents();
+      // It takes effect with the next start of the source, but stands in what is copied.
+      await source.primary.query(`ALTER SYSTEM SET port = ${String(await freePort())}`);
       const config = join(directory, `${method}.yaml`);
       await writePartsFile(config, JSON.stringify({ worker: { start: { method } } }));
 

@@ -25,6 +25,7 @@ import { settingsOf } from './profile.ts';
 import { configuredSettings } from './required-settings.ts';
 import {
   includesFiles,
+  leaveToHost,
   neutralizePaths,
   readSourceConfiguration,
   readSourceFile,
@@ -82,8 +83,10 @@ export async function configureReplica(
       Object.entries(spec.replica.settings).map(([name, value]) => [name, String(value)]),
     ),
   };
+  const harmless = neutralizePaths(original);
+  const inherited = ready.hostConfiguration === null ? harmless : leaveToHost(harmless);
   const own = appendSettings(
-    `${original}\n# Made by pgcloned for clone ${run.plan.id}.\n`,
+    `${inherited}\n# Made by pgcloned for clone ${run.plan.id}.\n`,
     settings,
   );
   await put(AUTO_CONF, own);

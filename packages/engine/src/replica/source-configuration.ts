@@ -20,6 +20,9 @@ const INCLUDE =
 const POINTS_TO_SOURCE =
   /^\s*(?:data_directory|config_file|hba_file|ident_file|external_pid_file)\b/i;
 
+/** What a host with a configuration of its own decides for itself: where its servers are reached, and where they write. */
+const IS_OF_THE_HOST = /^\s*(?:port|listen_addresses|unix_socket_directories|log_directory)\b/i;
+
 interface Reading {
   readonly runner: CommandRunner;
   readonly stallMs: number;
@@ -52,9 +55,18 @@ export async function readSourceFile(path: string, reading: Reading): Promise<st
 
 /** The text with the lines commented out that would lead the clone to files of the source (R9.4, R9.6). */
 export function neutralizePaths(text: string): string {
+  return withoutLines(text, POINTS_TO_SOURCE);
+}
+
+/** The same for what would come before the configuration of this host, if it has one. */
+export function leaveToHost(text: string): string {
+  return withoutLines(text, IS_OF_THE_HOST);
+}
+
+function withoutLines(text: string, unwanted: RegExp): string {
   return text
     .split('\n')
-    .map((line) => (POINTS_TO_SOURCE.test(line) ? `#pgcloned: ${line}` : line))
+    .map((line) => (unwanted.test(line) ? `#pgcloned: ${line}` : line))
     .join('\n');
 }
 
