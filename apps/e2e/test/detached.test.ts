@@ -313,6 +313,23 @@ test('a clone whose onReady file fails cannot be started, tells nothing of the r
   await expect.poll(async () => await one(former, 'pg_is_in_recovery()').catch(String)).toBe(false);
 });
 
+test('an onReady file that leaves its transaction open fails, since it would have changed nothing', async () => {
+  await writePartsFile(at('open.sql'), 'BEGIN;\nDELETE FROM people;\n');
+
+  const ended = await runClone(source, {
+    source: { onReady: [at('open.sql')] },
+    target: { dataDirectory: at('open', 'main') },
+    replica: detached,
+  });
+
+  expect(ended.error).toMatchObject({
+    code: 'ON_READY_FAILED',
+    facts: { said: expect.stringContaining('ends within a transaction') },
+  });
+  await expect(startCluster(at('open', 'main'))).rejects.toThrow('pg_control');
+  await expectNothingLeft(ended);
+});
+
 test('a clone that was killed while its onReady files ran cannot be started, and makes room for the next', async () => {
   await writePartsFile(at('endless.sql'), 'SELECT pg_sleep(600);\n');
   const dataDirectory = at('killed', 'main');

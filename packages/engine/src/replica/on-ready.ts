@@ -14,6 +14,13 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 
 const LINES_SHOWN = 10;
+
+/** In the session of the file: what it has left open would be undone without a word. */
+const REFUSE_OPEN_TRANSACTION = `DO $$ BEGIN
+  IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+    RAISE EXCEPTION 'the file ends within a transaction that it has not committed';
+  END IF;
+END $$`;
 const WRITABLE_BY_OTHERS = 0o022;
 const STICKY = 0o1000;
 
@@ -65,6 +72,10 @@ export async function runOnReadyFiles(
   const user = await superuserOf(run, ready, server);
   await rollBackPrepared(run, server, { user, database });
   for (const file of onReady) {
+    // It may take as long as it likes, but not without a word.
+    const slow = setTimeout(() => {
+      run.observer.waiting(`${file} of onReady to come to its end in the clone`);
+    }, run.plan.host.stallMs);
     const { status, stderr } = await runProcess(
       {
         file: join(ready.binDirectory, 'psql'),
@@ -75,6 +86,7 @@ export async function runOnReadyFiles(
           '--set=VERBOSITY=terse',
           '--set=SHOW_CONTEXT=never',
           `--file=${file}`,
+          `--command=${REFUSE_OPEN_TRANSACTION}`,
         ],
         cwd: dirname(file),
         env: libpqEnvironment(server.connection({ user, database }), {
@@ -83,7 +95,10 @@ export async function runOnReadyFiles(
         }),
       },
       { signal: run.signal, accept: 'any' },
-    );
+    ).finally(() => {
+      clearTimeout(slow);
+      run.observer.waiting(null);
+    });
     if (status === 0) {
       run.observer.log('info', 'a file of onReady has run', { file });
       continue;
