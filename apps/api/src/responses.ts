@@ -1,10 +1,11 @@
 /**
- * What routes answer with when they refuse: one object per status, shared by all of them.
+ * What several routes answer with. When they refuse: one object per status, shared by all of them.
  *
  * fastify-zod-openapi 5.7 knows a shared response by its `id` and writes it as a component; one without comes out empty
  * wherever it is used again, and an id may stand for one object only.
  */
-import { CATALOGUE, type ErrorCode, Problem } from '@pgcloned/contract';
+import { CATALOGUE, Clone, type ErrorCode, Problem } from '@pgcloned/contract';
+import { RUNNING_CLONE_EXAMPLE } from './examples.ts';
 
 const refusal = (
   id: string,
@@ -98,3 +99,12 @@ export const INVALID = { 422: REFUSALS[422] };
 /** What a route that reads a body can answer with. */
 export const BODY_REFUSED = { 413: REFUSALS[413], 415: REFUSALS[415], 422: REFUSALS[422] };
 export const UNAVAILABLE = { 503: REFUSALS[503] };
+
+/** The clone of which something was asked that its worker has to do. */
+export const acceptedClone = (id: string, description: string) => ({
+  202: {
+    id,
+    description,
+    content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+  },
+});

@@ -2,7 +2,6 @@
 import {
   Clone,
   CloneError,
-  type InstanceWish,
   newClone,
   refuseUnsupported,
   specOfReset,
@@ -13,17 +12,20 @@ import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fast
 import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
 import { admitClone } from '../admit-clone.ts';
-import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
+import { QUEUED_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
-import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
+import {
+  acceptedClone,
+  BODY_REFUSED,
+  CONFLICT,
+  EVERYWHERE,
+  INVALID,
+  NOT_FOUND,
+} from '../responses.ts';
 import { audit, found, IdParams } from './clones.ts';
 
 const accepted = (id: string, description: string) => ({
-  202: {
-    id,
-    description,
-    content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
-  },
+  ...acceptedClone(id, description),
   ...EVERYWHERE,
   ...NOT_FOUND,
   ...CONFLICT,
@@ -58,7 +60,7 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
         } satisfies FastifyZodOpenApiSchema,
       },
       async (request, reply) => {
-        const clone = await change(request.params.id, { server });
+        const clone = await store.changeInstance(request.params.id, { server });
         audit(request, `clone is to be ${server}`, clone.id);
         return await reply.code(202).send(clone);
       },
@@ -95,7 +97,7 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
     async (request, reply) => {
       const { ttl } = request.body;
       const askedAt = new Date().toISOString();
-      const clone = await change(request.params.id, { ttl, askedAt });
+      const clone = await store.changeInstance(request.params.id, { ttl, askedAt });
       audit(request, 'time of the clone changed', clone.id);
       return await reply.code(202).send(clone);
     },
@@ -158,8 +160,4 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
       return await reply.code(202).header('location', `/v1/clones/${clone.id}`).send(clone);
     },
   );
-
-  async function change(id: string, wish: InstanceWish): Promise<Clone> {
-    return await store.changeInstance(id, wish);
-  }
 };

@@ -20,7 +20,14 @@ import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
 import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
 import { demandRole } from '../plugins/authentication.ts';
-import { BODY_REFUSED, CONFLICT, EVERYWHERE, INVALID, NOT_FOUND } from '../responses.ts';
+import {
+  acceptedClone,
+  BODY_REFUSED,
+  CONFLICT,
+  EVERYWHERE,
+  INVALID,
+  NOT_FOUND,
+} from '../responses.ts';
 
 /** A clone that was just accepted is taken by an idle worker within milliseconds. */
 const RETRY_AFTER_SECONDS = 1;
@@ -258,11 +265,10 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         tags: ['clones'],
         params: IdParams,
         response: {
-          202: {
-            id: 'CancelAccepted',
-            description: 'It will be, or is, cancelled; asking again changes nothing.',
-            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
-          },
+          ...acceptedClone(
+            'CancelAccepted',
+            'It will be, or is, cancelled; asking again changes nothing.',
+          ),
           ...EVERYWHERE,
           ...NOT_FOUND,
           ...CONFLICT,
@@ -298,12 +304,10 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           force: flag('Forget a clone whose host is gone, in whatever state (role `admin`)'),
         }),
         response: {
-          202: {
-            id: 'RemovalAccepted',
-            description:
-              'With `data`: its files will be, or are, removed; asking again changes nothing.',
-            content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
-          },
+          ...acceptedClone(
+            'RemovalAccepted',
+            'With `data`: its files will be, or are, removed; asking again changes nothing.',
+          ),
           204: { id: 'Forgotten', description: 'It is forgotten.' },
           ...EVERYWHERE,
           ...NOT_FOUND,
