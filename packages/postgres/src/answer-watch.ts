@@ -5,7 +5,7 @@
  * over a link that swallows packets our kernel would go on sending the question for a quarter of an hour. So the server
  * is asked over a connection of its own whether the backend is there and busy.
  */
-import { connectClient, destroyClient, sqlState } from './connect.ts';
+import { connectClient, destroyClient, SEARCH_NOTHING_ELSE, sqlState } from './connect.ts';
 import type { ConnectionSettings } from './connection-settings.ts';
 
 const TICK_MS = 5_000;
@@ -76,6 +76,7 @@ async function lookAt(
     const leave = () => void destroyClient(client);
     signal.addEventListener('abort', leave, { once: true });
     try {
+      await client.query(SEARCH_NOTHING_ELSE);
       const { rows } = await client.query<{ isWorking: boolean }>(
         `SELECT state IS DISTINCT FROM 'idle' AS "isWorking"
            FROM pg_stat_activity WHERE pid = $1 AND application_name = $2`,

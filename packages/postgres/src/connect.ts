@@ -62,6 +62,12 @@ export async function destroyClient(client: Client): Promise<void> {
   });
 }
 
+/**
+ * To be asked first of all: whoever owns a database may set a `search_path` for it in which functions of theirs stand before
+ * those of the server, and what we call runs with our rights. After it only `pg_catalog` is searched.
+ */
+export const SEARCH_NOTHING_ELSE = `SELECT pg_catalog.set_config('search_path', '', false)`;
+
 export function sqlState(error: unknown): string | null {
   return error instanceof DatabaseError ? (error.code ?? null) : null;
 }

@@ -15,7 +15,7 @@ import { CloneError } from '@pgcloned/contract';
 import { unlessAborted } from '@pgcloned/process';
 import type { Client } from 'pg';
 import { watchForAnswer } from './answer-watch.ts';
-import { connectClient, destroyClient, sqlState } from './connect.ts';
+import { connectClient, destroyClient, SEARCH_NOTHING_ELSE, sqlState } from './connect.ts';
 import {
   type ConnectionSettings,
   idleSessionTimeout,
@@ -65,7 +65,6 @@ const REPETITIONS_MAX = 20;
 
 /** Set only where they exist: `transaction_timeout` came with 17, and a setting that is unknown would be an error. */
 const sessionSettings = (settings: ConnectionSettings): Readonly<Record<string, string>> => ({
-  search_path: '',
   client_encoding: 'SQL_ASCII',
   statement_timeout: '0',
   lock_timeout: '0',
@@ -99,6 +98,7 @@ export async function openSession(
   const query = queryWith(client, { settings, applicationName }, connection);
   const wanted = sessionSettings(settings);
   try {
+    await query(SEARCH_NOTHING_ELSE, [], signal);
     const [prepared] = await query<{
       backendPid: number;
       versionNum: number;

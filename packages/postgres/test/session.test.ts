@@ -60,6 +60,30 @@ test('the server gives a silent session up within seconds, and sends bytes as th
   ]);
 });
 
+test('functions that the owner of a database puts before those of the server are never called', async () => {
+  await server.query('CREATE ROLE tenant LOGIN');
+  await server.query('CREATE DATABASE tenancy OWNER tenant');
+  const asTenant = connectionTo(server, { user: 'tenant', database: 'tenancy' });
+  {
+    await using tenant = await openSession(asTenant, { applicationName, signal });
+    for (const statement of [
+      'CREATE SCHEMA trap',
+      'CREATE TABLE trap.caught (by_superuser boolean)',
+      ...['pg_backend_pid()', 'current_setting(text)', 'set_config(text, text, boolean)'].map(
+        (called) => `CREATE FUNCTION trap.${called} RETURNS int LANGUAGE sql AS
+          $$ INSERT INTO trap.caught VALUES (true); SELECT 1 $$`,
+      ),
+      'ALTER DATABASE tenancy SET search_path = trap, pg_catalog',
+    ])
+      await tenant.query(statement, [], signal);
+  }
+
+  const asSuperuser = connectionTo(server, { database: 'tenancy' });
+  await using session = await openSession(asSuperuser, { applicationName, signal });
+
+  expect(await session.query('SELECT * FROM trap.caught', [], signal)).toEqual([]);
+});
+
 test('a session knows its backend and the address that the server sees', async () => {
   await using byTcp = await openSession(connectionTo(server), { applicationName, signal });
   await using bySocket = await openSession(connectionTo(server, { host: server.socketDirectory }), {
