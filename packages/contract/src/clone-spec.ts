@@ -321,7 +321,7 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source'>): void {
       hint: instead,
     });
   };
-  const { waitFor, slot } = spec.replica;
+  const { waitFor, slot, settings } = spec.replica;
   if (roleOf(spec) === 'standby') {
     if (waitFor === 'writable')
       refuse('replica.waitFor', waitFor, 'Use role detached: a standby takes no writes.');
@@ -331,6 +331,13 @@ export function refuseUnsupported(spec: Omit<CloneSpec, 'source'>): void {
       refuse('replica.waitFor', waitFor, `Use writable, or role standby. ${instead}`);
     if (slot !== null)
       refuse('replica.slot', slot, `Leave it out, or use role standby. ${instead}`);
+    const subscribing = settings.max_logical_replication_workers ?? 0;
+    if (Number(subscribing) !== 0)
+      refuse(
+        'replica.settings.max_logical_replication_workers',
+        String(subscribing),
+        'Leave it out: the subscriptions of the source would take its changes. Set it in the clone once its subscriptions are dropped there.',
+      );
   }
   if (spec.webhook !== null)
     refuse('webhook', 'a receiver', 'Leave webhook out and follow the events of the clone.');

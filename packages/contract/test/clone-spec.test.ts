@@ -173,6 +173,10 @@ test.each([
   ['replica.waitFor', { replica: { waitFor: 'writable' } }],
   ['replica.waitFor', { replica: { role: 'detached', waitFor: 'streaming' } }],
   ['replica.slot', { replica: { role: 'detached', slot: 'its_own' } }],
+  [
+    'replica.settings.max_logical_replication_workers',
+    { replica: { role: 'detached', settings: { max_logical_replication_workers: 4 } } },
+  ],
   ['webhook', { webhook: { url: 'https://example.org/' } }],
   ['transfer.fallback', { transfer: { fallback: 'copy' } }],
   ['transfer.maxRate', { method: 'reflink', transfer: { maxRate: 1_000_000 } }],
