@@ -296,6 +296,13 @@ test('a clone whose onReady file fails cannot be started, tells nothing of the r
     },
   });
   expect(ended.stderr).not.toContain('(id)=(7)');
+  const quoting = 'SELECT name::int FROM people ORDER BY id;\n';
+  await writePartsFile(at('quoting.sql'), quoting);
+  const quoted = await runClone(source, { ...spec, source: { onReady: [at('quoting.sql')] } });
+  expect(quoted.error).toMatchObject({
+    facts: { said: `psql:${at('quoting.sql')}:1: ERROR:  22P02` },
+  });
+  expect(quoted.stderr).not.toContain('secret 1');
   await expect(startCluster(at('unmasked', 'main'))).rejects.toThrow('pg_control');
   await expectNothingLeft(ended);
   expect(

@@ -17,10 +17,18 @@ const LINES_SHOWN = 10;
 
 /** In the session of the file: what it has left open would be undone without a word. */
 const REFUSE_OPEN_TRANSACTION = `DO $$ BEGIN
-  IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
-    RAISE EXCEPTION 'the file ends within a transaction that it has not committed';
+  IF pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL THEN
+    RAISE EXCEPTION 'the file ends within a transaction that it has not committed'
+      USING ERRCODE = 'active_sql_transaction';
   END IF;
 END $$`;
+
+/**
+ * Classes of errors whose words are about the schema or the server. Others repeat values, such as `invalid input syntax for
+ * type integer: "…"`: of these only the SQLSTATE is told.
+ */
+const WITHOUT_VALUES = /^(?:0A|23|25|28|2B|3D|3F|42|53|55|57|58)/;
+
 const WRITABLE_BY_OTHERS = 0o022;
 const STICKY = 0o1000;
 
@@ -82,8 +90,8 @@ export async function runOnReadyFiles(
         args: [
           ...['--no-psqlrc', '--quiet', '--no-password', '--output=/dev/null'],
           ...['--set=ON_ERROR_STOP=1'],
-          // Without rows: what an error quotes of them is what nobody shall see.
-          '--set=VERBOSITY=terse',
+          // With the SQLSTATE.
+          '--set=VERBOSITY=verbose',
           '--set=SHOW_CONTEXT=never',
           `--file=${file}`,
           `--command=${REFUSE_OPEN_TRANSACTION}`,
@@ -107,11 +115,23 @@ export async function runOnReadyFiles(
       facts: {
         file,
         exitStatus: status,
-        said: stderr.trim().split('\n').slice(-LINES_SHOWN).join('\n'),
+        said: withoutRows(stderr).slice(-LINES_SHOWN).join('\n'),
       },
       hint: `Try ${file} on a copy of the source, mend it, and clone again. What is in ${ready.data.final} cannot be started: nothing that the file should have changed is to be seen.`,
     });
   }
+}
+
+/** What psql said, but for what it quotes of rows, which nobody shall see: `psql:FILE:LINE: ERROR:  SQLSTATE: …`. */
+function withoutRows(stderr: string): readonly string[] {
+  return stderr
+    .split('\n')
+    .filter((line) => /^(?:psql|ERROR|FATAL|PANIC):/.test(line))
+    .map((line) => {
+      const [, place = line, sqlState = ''] =
+        /^((?:psql:.*?: )?[A-Z]+: {2}(\w{5}))(?:: |$)/.exec(line) ?? [];
+      return WITHOUT_VALUES.test(sqlState) ? line : place;
+    });
 }
 
 /**
