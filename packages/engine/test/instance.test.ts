@@ -12,7 +12,8 @@ import {
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { findPostgres } from '@pgcloned/testbed';
+import { runProcess } from '@pgcloned/process';
+import { findPostgres, runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { lookAtInstance, removeInstance } from '../src/index.ts';
 import type { InstancePlan } from '../src/instance/look.ts';
@@ -133,6 +134,31 @@ test('of a clone that was moved nothing is removed, and its parts are named', as
   expect(await readFile(join(root, 'moved', 'global', 'pg_control'), 'utf8')).toBe('control');
   expect(await readdir(join(root, 'fast', VERSION))).toEqual(['5']);
 });
+
+test.runIf(runsAsRoot)(
+  'nothing is removed as long as something is mounted inside, which would go, too (as root)',
+  async () => {
+    const { data, plan } = await arrange();
+    const mounted = join(data, 'base', 'a disk');
+    await mkdir(mounted);
+    await using undo = new AsyncDisposableStack();
+    const mount = async (file: string, ...args: readonly string[]) =>
+      await runProcess({ file, args, env: {} }, { signal: options.signal });
+    await mount('mount', '-t', 'tmpfs', 'tmpfs', mounted);
+    undo.defer(async () => {
+      await mount('umount', mounted);
+    });
+    await writeFile(join(mounted, 'backup'), '');
+
+    await expect(removeInstance(plan, options)).rejects.toMatchObject({
+      code: 'REMOVAL_FAILED',
+      facts: { path: mounted },
+    });
+
+    expect(await readdir(mounted)).toEqual(['backup']);
+    expect(await lookAtInstance(plan)).toMatchObject({ state: 'stopped' });
+  },
+);
 
 test('another clone, and a directory without a marker, are left alone and named', async () => {
   const { data, plan } = await arrange({ cloneId: OTHER });

@@ -16,7 +16,9 @@ import {
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { runProcess } from '@pgcloned/process';
 import type { SourceEntry } from '@pgcloned/rsync';
+import { runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { copiedBefore, copiedCluster, openCopyJournal } from '../src/copy/journal.ts';
 import {
@@ -332,6 +334,30 @@ describe('reconciling', () => {
       'ours/file',
     ]);
   });
+
+  test.runIf(runsAsRoot)(
+    'removes nothing if a filesystem is mounted in what would go (as root)',
+    async () => {
+      await put('base/5/1.1', 8);
+      await put('a disk/of another/file', 8);
+      const mounted = join(directory, 'a disk', 'of another');
+      const { signal } = new AbortController();
+      const run = async (file: string, ...args: readonly string[]) =>
+        await runProcess({ file, args, env: {} }, { signal });
+      await run('mount', '-t', 'tmpfs', 'tmpfs', mounted);
+      try {
+        await expect(removeAll(directory, ['base/5/1.1', 'a disk'])).rejects.toMatchObject({
+          code: 'REMOVAL_FAILED',
+          facts: { path: mounted },
+        });
+        await removeAll(directory, ['base']);
+      } finally {
+        await run('umount', mounted);
+      }
+
+      expect([...(await listLocal(directory)).keys()]).toContain('a disk/of another/file');
+    },
+  );
 
   test('removes what is of another kind on the source', async () => {
     await mkdir(join(directory, 'a'));

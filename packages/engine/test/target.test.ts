@@ -1,7 +1,9 @@
 /** What may be written, who may write it, and what a crash in the middle of a swap leaves: with real directories. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readdirSync, renameSync, symlinkSync, watch } from 'node:fs';
 import {
+  chown,
   cp,
   mkdir,
   mkdtemp,
@@ -14,7 +16,8 @@ import {
   writeFile,
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import { runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { CloneRun } from '../src/clone-run.ts';
 import type { ClonePlan } from '../src/plan.ts';
@@ -36,6 +39,7 @@ import { prepareDirectory, removeMarked, removePrepared } from '../src/target/pr
 import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
 
 const signal = new AbortController().signal;
+const NOBODY = 65_534;
 let root = '';
 
 beforeEach(async () => {
@@ -90,6 +94,19 @@ describe('a target', () => {
 
     await expect(guard(join(root, 'main/clone'))).rejects.toMatchObject({ code: 'TARGET_INVALID' });
   });
+
+  test.each(['fast/PG_15_202209061/16384', 'wal'])(
+    'inside a part of a cluster that lies elsewhere is refused: %s',
+    async (place) => {
+      await mkdir(join(root, 'fast/PG_15_202209061/16384'), { recursive: true });
+      await mkdir(join(root, 'wal/archive_status'), { recursive: true });
+
+      await expect(guard(join(root, place, 'clone'))).rejects.toMatchObject({
+        code: 'TARGET_INVALID',
+        message: expect.stringContaining('a part of a cluster'),
+      });
+    },
+  );
 
   test('that holds our state directory, or lies in it, is refused', async () => {
     const protectedPaths = [join(root, 'state/pgcloned')];
@@ -245,6 +262,67 @@ describe('a directory', () => {
     expect(await readdir(join(root, 'a'))).toEqual([]);
   });
 
+  test('in whose place somebody has put a link is neither filled nor emptied, whatever it leads to', async () => {
+    const theirs = join(root, 'theirs');
+    await makeDataDirectory(join(theirs, 'main'));
+    await symlink(join(theirs, 'main'), join(root, 'link'));
+    await symlink(theirs, join(root, 'parent'));
+
+    for (const build of [join(root, 'link'), join(root, 'parent', 'main')]) {
+      const options = { cloneId: 'a', dataDirectory: build, mode: 0o700 };
+      await expect(
+        prepareDirectory({ kind: 'temporary-wal', build }, options),
+      ).rejects.toMatchObject({
+        code: 'TARGET_NOT_WRITABLE',
+        message: `a link leads away from ${build}`,
+      });
+    }
+
+    expect((await readdir(join(theirs, 'main'))).toSorted()).toEqual(['PG_VERSION', 'global']);
+  });
+
+  test.runIf(runsAsRoot)(
+    'that another user has made, or marked as ours, is not used (as root)',
+    async () => {
+      const path = join(root, 'place');
+      await mkdir(path);
+      const options = { cloneId: 'a', dataDirectory: path };
+      await writeMarker(path, 'data', { ...options, finished: false });
+      expect(await readMarker(path, 'data')).not.toBeNull();
+
+      await chown(join(path, '.pgcloned-marker'), NOBODY, NOBODY);
+      expect(await readMarker(path, 'data')).toBeNull();
+
+      await chown(path, NOBODY, NOBODY);
+      await expect(
+        prepareDirectory({ kind: 'data', build: path }, { ...options, mode: 0o700 }),
+      ).rejects.toMatchObject({ message: `${path} belongs to another user` });
+    },
+  );
+
+  test('whose name leads elsewhere while it is removed is removed all the same, and nothing else', async () => {
+    const path = join(root, 'clone');
+    const theirs = join(root, 'theirs');
+    const options = { cloneId: 'a', dataDirectory: path, mode: 0o700 };
+    const prepared = await prepareDirectory({ kind: 'data', build: path }, options);
+    for (let number = 0; number < 3000; number += 1) {
+      await mkdir(join(path, String(number)));
+      await mkdir(join(theirs, String(number)), { recursive: true });
+    }
+    const begun = once(watch(path), 'change');
+
+    const removing = removePrepared(prepared);
+    await begun;
+    renameSync(path, join(root, 'moved'));
+    symlinkSync(theirs, path);
+    const left = readdirSync(join(root, 'moved')).length;
+    await removing.catch(() => {});
+
+    expect(left).toBeGreaterThan(10);
+    expect(await readdir(theirs)).toHaveLength(3000);
+    expect(await readdir(join(root, 'moved'))).toEqual(['.pgcloned-marker']);
+  });
+
   test('that cannot be marked is not left for the next clone to stumble over', async () => {
     // Too long for the name of the marker beside it, as a full disk is for its content.
     const build = join(root, 'made', 'x'.repeat(250));
@@ -314,6 +392,25 @@ describe('locks', () => {
 });
 
 describe('a swap', () => {
+  test.runIf(runsAsRoot)(
+    'that another user has written down is not carried out (as root)',
+    async () => {
+      const dataDirectory = join(root, 'clone');
+      const theirs = join(root, 'theirs');
+      await mkdir(theirs);
+      const places = [makePlace('data', theirs, { cloneId: 'a', replaces: true })];
+      const old = places[0]?.old ?? '';
+      await mkdir(old);
+      const journal = `${dataDirectory}.pgcloned-swap.json`;
+      await writeFile(journal, JSON.stringify({ cloneId: 'a', places }));
+      await chown(journal, NOBODY, NOBODY);
+
+      await expect(recoverSwap(dataDirectory)).rejects.toMatchObject({ code: 'TARGET_INVALID' });
+
+      expect(await readdir(root)).toEqual(expect.arrayContaining([basename(old), 'theirs']));
+    },
+  );
+
   const cloneId = 'f'.repeat(32);
 
   async function arrange() {

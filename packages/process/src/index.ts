@@ -20,5 +20,6 @@ export { syncDirectory, unfinishedWrites, writeDurably } from './durable-file.ts
 export { type FileLock, lockFile } from './file-lock.ts';
 export { splitLines } from './line-splitter.ts';
 export { localRunner } from './local-runner.ts';
+export { readPlainFile } from './plain-file.ts';
 export { findProgram } from './program.ts';
 export { unlessAborted } from './unless-aborted.ts';

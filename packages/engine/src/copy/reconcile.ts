@@ -8,6 +8,8 @@
  */
 import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
+import { isWithin } from '../target/locks.ts';
+import { refuseMountsBelow } from '../target/mounts.ts';
 import { bytePath } from './directories.ts';
 import type { SelectedFile, Selection } from './select.ts';
 
@@ -159,6 +161,9 @@ export async function listShort(
   return short;
 }
 
+/** @throws {CloneError} `REMOVAL_FAILED` if something is mounted there; then nothing was removed. */
 export async function removeAll(root: string, names: readonly ByteName[]): Promise<void> {
+  const paths = names.map((name) => bytePath(root, name).toString());
+  await refuseMountsBelow(root, (mounted) => paths.some((path) => isWithin(mounted, path)));
   for (const name of names) await rm(bytePath(root, name), { recursive: true, force: true });
 }

@@ -15,6 +15,7 @@ import { dropReplicaSlot, replicaSlotLeft } from '../replica/slot.ts';
 import { guardPath, inspectDirectory, resolveReal } from '../target/guard.ts';
 import { isWithin, makeLockSet } from '../target/locks.ts';
 import { hasControlFile, readMarker } from '../target/marker.ts';
+import { refuseMountsBelow } from '../target/mounts.ts';
 import { externalWal, refuseRunningServer, takeControlFileAway } from '../target/old-cluster.ts';
 import {
   type PreparedDirectory,
@@ -71,6 +72,7 @@ export async function removeInstance(
 
   const parts = await ownParts(plan, dataDirectory);
   for (const { path } of parts) await guardPath(path, host);
+  for (const { path } of [data, ...parts]) await refuseMountsBelow(path);
   await locks.take(
     parts.map(({ path }) => path),
     signal,

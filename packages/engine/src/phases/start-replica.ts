@@ -26,6 +26,7 @@ import { isDetached, settleDetached } from '../replica/detached.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
 import { tryPrivately, unpromoted } from '../replica/try-privately.ts';
+import { refuseMountsBelow } from '../target/mounts.ts';
 import type { Copy } from './copy-files.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
@@ -185,6 +186,7 @@ async function removeReplaced(run: CloneRun, { places }: Published): Promise<voi
   for (const { old } of places) {
     if (old === null) continue;
     try {
+      await refuseMountsBelow(old);
       await rm(old, { recursive: true });
     } catch (error) {
       run.observer.log('warn', 'what was replaced could not be removed', {

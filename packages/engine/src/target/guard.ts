@@ -11,6 +11,9 @@ import { unfinishedWrites } from '@pgcloned/process';
 import { isWithin } from './locks.ts';
 import { type DirectoryKind, exists, markerPath, unfinishedCloneIn } from './marker.ts';
 
+/** What a server makes in the location of a tablespace: all that lies in it is removed with a database. */
+const VERSION_DIRECTORY = /^PG_\d{2}_\d{9}$/;
+
 export interface GuardOptions {
   readonly dataRoots: readonly string[] | null;
   readonly protectedPaths: readonly string[];
@@ -49,6 +52,8 @@ export async function guardPath(path: string, options: GuardOptions): Promise<st
   for (let above = dirname(real); above !== '/'; above = dirname(above)) {
     if (await isDataDirectory(above))
       throw invalid(path, `the target lies inside the data directory ${above}`);
+    if (VERSION_DIRECTORY.test(basename(above)) || (await exists(join(above, 'archive_status'))))
+      throw invalid(path, `the target lies inside ${above}, a part of a cluster`);
   }
   await refuseUnwritable(path, existing);
   return real;

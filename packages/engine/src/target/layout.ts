@@ -7,6 +7,7 @@
 import { access, constants, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { CloneSpec } from '@pgcloned/contract';
+import { resolveReal } from './guard.ts';
 import type { DirectoryKind } from './marker.ts';
 
 export interface Place {
@@ -65,8 +66,10 @@ export async function temporaryWalPath(
   wal: { readonly final: string; readonly build: string },
   cloneId: string,
 ): Promise<string> {
-  if (target.temporaryWalDirectory !== null)
-    return join(target.temporaryWalDirectory, `pgcloned-wal-${cloneId}`);
+  if (target.temporaryWalDirectory !== null) {
+    const { real } = await resolveReal(target.temporaryWalDirectory);
+    return join(real, `pgcloned-wal-${cloneId}`);
+  }
   const fitsBeside = !(await isMountPoint(wal.final)) && (await isWritable(dirname(wal.final)));
   return fitsBeside
     ? `${wal.final}.pgcloned-wal-${cloneId}`

@@ -8,11 +8,11 @@
  * removed, so no file is removed that somebody is about to lock. The file of the common lock itself stays.
  */
 import { createHash } from 'node:crypto';
-import { access, constants, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { access, constants, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
-import { type FileLock, lockFile } from '@pgcloned/process';
+import { type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
 
 /** /run/lock is the same for every process of a machine, also for those with a private /tmp. */
 const LOCK_DIRECTORIES = ['/run/lock', '/var/tmp'];
@@ -198,10 +198,15 @@ async function describeHolder(lock: FileLock, holder: Holder): Promise<void> {
 
 async function readHolder(file: string): Promise<Holder | null> {
   try {
-    return JSON.parse(await readFile(file, 'utf8')) as Holder;
+    const found = await readPlainFile(file);
+    if (found === null) return null;
+    const { path, cloneId, pid } = JSON.parse(found.text) as Partial<Holder>;
+    return typeof path === 'string' && typeof cloneId === 'string' && typeof pid === 'number'
+      ? { path, cloneId, pid }
+      : null;
   } catch (error) {
-    // Just created, or removed by the administrator: nobody is described there.
-    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT')
+    // Just created, removed by the administrator, or no lock of ours: nobody is described there.
+    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'EACCES')
       return null;
     throw error;
   }

@@ -7,9 +7,10 @@
  * is decided by its pg_control (R2.5); a WAL or tablespace directory has none, so its marker says it, and the data
  * directory that it belongs to has the last word.
  */
-import { lstat, readFile, stat } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { type FileHandle, lstat, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { writeDurably } from '@pgcloned/process';
+import { readPlainFile, writeDurably } from '@pgcloned/process';
 import { isUnready } from './unready.ts';
 
 /** What a directory of a clone is for. */
@@ -49,23 +50,42 @@ export async function writeMarker(
   kind: DirectoryKind,
   marker: Marker,
 ): Promise<void> {
-  const stored: StoredMarker = { ...marker, ...(await identityOf(directory)) };
+  await using opened = await openDirectory(directory);
+  const stored: StoredMarker = { ...marker, ...(await identityOf(directory, opened)) };
   await writeDurably(markerPath(directory, kind), `${JSON.stringify(stored)}\n`);
 }
 
-/** The marker of this very directory, or null if it has none or that of another directory. */
+/** The marker of this very directory, or null if it has none or that of another directory. A link is no directory. */
 export async function readMarker(directory: string, kind: DirectoryKind): Promise<Marker | null> {
   try {
-    const stored = JSON.parse(
-      await readFile(markerPath(directory, kind), 'utf8'),
-    ) as Partial<StoredMarker>;
+    await using opened = await openDirectory(directory);
+    return await readMarkerOf(opened, directory, kind);
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw error;
+  }
+}
+
+/** The same of a directory that was opened, whatever its path leads to by now. What another user has written marks nothing. */
+export async function readMarkerOf(
+  opened: FileHandle,
+  directory: string,
+  kind: DirectoryKind,
+): Promise<Marker | null> {
+  const path = markerPath(directory, kind);
+  const found = await readPlainFile(
+    dirname(path) === directory ? join(insideOf(opened), basename(path)) : path,
+  );
+  if (found?.isOurs !== true) return null;
+  try {
+    const stored = JSON.parse(found.text) as Partial<StoredMarker>;
     const { cloneId, dataDirectory, finished } = stored;
-    if (!isSame(stored, await identityOf(directory))) return null;
+    if (!isSame(stored, await identityOf(directory, opened))) return null;
     if (typeof cloneId !== 'string' || typeof dataDirectory !== 'string') return null;
     return { cloneId, dataDirectory, finished: finished === true };
   } catch (error) {
-    // No marker, or none that can be read: not ours.
-    if (error instanceof SyntaxError || isMissing(error)) return null;
+    // None that can be read: not ours.
+    if (error instanceof SyntaxError) return null;
     throw error;
   }
 }
@@ -119,12 +139,21 @@ function isSame(stored: Partial<Identity>, { path, device, inode, birth }: Ident
   return stored.device === device || (birth !== '0' && stored.birth === birth);
 }
 
-async function identityOf(path: string): Promise<Identity> {
-  const { dev, ino, birthtimeNs } = await stat(path, { bigint: true });
+/** Not through a link in its place, which somebody else may have put there. */
+export async function openDirectory(path: string): Promise<FileHandle> {
+  const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants;
+  return await open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+}
+
+/** A path to what is in an opened directory, also when that was moved away and its name leads elsewhere. */
+export const insideOf = ({ fd }: FileHandle) => `/proc/self/fd/${String(fd)}`;
+
+async function identityOf(path: string, opened: FileHandle): Promise<Identity> {
+  const { dev, ino, birthtimeNs } = await opened.stat({ bigint: true });
   return { path, device: String(dev), inode: String(ino), birth: String(birthtimeNs) };
 }
 
 function isMissing(error: unknown): boolean {
   const { code } = error as NodeJS.ErrnoException;
-  return code === 'ENOENT' || code === 'ENOTDIR';
+  return code === 'ENOENT' || code === 'ENOTDIR' || code === 'ELOOP';
 }

@@ -6,10 +6,10 @@
  * nothing has to be given back, and a clone into the same directory gets the same port again. Servers of others are seen
  * only while they listen.
  */
-import { readFile, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { type FileLock, lockFile } from '@pgcloned/process';
+import { type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
 import { findLockDirectory, takeCommonLock } from './locks.ts';
 import { readMarker } from './marker.ts';
 
@@ -122,7 +122,9 @@ async function readReservation(
   file: string,
 ): Promise<{ readonly holder: string; readonly dataDirectory: string } | null> {
   try {
-    const { cloneIds, dataDirectory } = JSON.parse(await readFile(file, 'utf8')) as Reserved;
+    const found = await readPlainFile(file);
+    if (found === null) return null;
+    const { cloneIds, dataDirectory } = JSON.parse(found.text) as Reserved;
     const holder = await holderOf({ cloneIds, dataDirectory });
     return holder === null ? null : { holder, dataDirectory };
   } catch {

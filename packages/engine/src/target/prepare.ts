@@ -1,19 +1,23 @@
 /**
  * Making, emptying and removing the directories of a clone. What is removed carries our marker, or we made it just now.
  */
-import { mkdir, readdir, rm, rmdir } from 'node:fs/promises';
+import { lstat, mkdir, readdir, realpath, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { unfinishedWrites } from '@pgcloned/process';
+import { CloneError } from '@pgcloned/contract';
+import { quoteForShell, unfinishedWrites } from '@pgcloned/process';
 import type { Place } from './layout.ts';
 import { besidePrefix } from './layout.ts';
 import {
   type DirectoryKind,
   exists,
+  insideOf,
   markerPath,
-  readMarker,
+  openDirectory,
+  readMarkerOf,
   unfinishedCloneIn,
   writeMarker,
 } from './marker.ts';
+import { refuseMountsBelow } from './mounts.ts';
 
 /** Made by a filesystem, owned by root, no content. */
 const LOST_AND_FOUND = 'lost+found';
@@ -55,10 +59,11 @@ export async function prepareDirectory(
   // Before it is marked as ours: what the clone of another data directory has left no journal of ours knows.
   if (earlier !== null && earlier.dataDirectory !== dataDirectory)
     await emptyDirectory(path, kind, spared);
-  // The parents are not ours to restrict: other clones may share them.
-  const madeParent = await mkdir(dirname(path), { recursive: true });
+  // The parents are not ours to restrict: other clones may share them. But nobody else shall change them, whatever our umask.
+  const madeParent = await mkdir(dirname(path), { recursive: true, mode: 0o755 });
   const isNew = !(await exists(path));
   if (isNew) await mkdir(path, { mode });
+  await refusePlanted(path);
   for (const begun of await unfinishedWrites(markerPath(path, kind))) await rm(begun);
   const madeFrom = madeParent ?? (isNew ? path : null);
   try {
@@ -70,6 +75,21 @@ export async function prepareDirectory(
   }
   if (isOurs && !keepContents) await emptyDirectory(path, kind, spared);
   return { path, kind, madeFrom };
+}
+
+/** Where others may make directories, they may have made this one, or a link in its place, while nobody looked. */
+async function refusePlanted(path: string): Promise<void> {
+  const stats = await lstat(path);
+  const isDirectory = stats.isDirectory() && (await realpath(dirname(path))) === dirname(path);
+  if (isDirectory && stats.uid === process.geteuid?.()) return;
+  throw new CloneError(
+    'TARGET_NOT_WRITABLE',
+    isDirectory ? `${path} belongs to another user` : `a link leads away from ${path}`,
+    {
+      facts: { path, ownerUid: stats.uid },
+      hint: `Whoever made it owns what would be in it. See \`ls -ld ${quoteForShell(path)}\`, and remove it, or make it belong to the user that runs the worker.`,
+    },
+  );
 }
 
 /** Whether nothing was written into it since. */
@@ -109,7 +129,6 @@ export async function removeMade(path: string, madeFrom: string): Promise<void> 
  */
 export async function removeMarked(path: string, kind: DirectoryKind): Promise<void> {
   if (!(await exists(path))) return;
-  if ((await readMarker(path, kind)) === null) throw new Error(`${path} carries no marker of ours`);
   await removePrepared({ path, kind, madeFrom: path });
 }
 
@@ -133,11 +152,18 @@ export async function removeStrays(
   }
 }
 
-/** The marker goes last: until then an interrupted removal can be taken up again. */
+/**
+ * The marker goes last: until then an interrupted removal can be taken up again. What is emptied is the directory that carries
+ * the marker, also if somebody puts another one, or a link, in its place meanwhile.
+ */
 async function emptyDirectory(path: string, kind: DirectoryKind, spared?: string): Promise<void> {
-  for (const name of await readdir(path)) {
+  await using opened = await openDirectory(path);
+  if ((await readMarkerOf(opened, path, kind)) === null)
+    throw new Error(`${path} carries no marker of ours`);
+  await refuseMountsBelow(path);
+  for (const name of await readdir(insideOf(opened))) {
     const child = join(path, name);
     if (name === LOST_AND_FOUND || child === markerPath(path, kind) || child === spared) continue;
-    await rm(child, { recursive: true, force: true });
+    await rm(join(insideOf(opened), name), { recursive: true, force: true });
   }
 }

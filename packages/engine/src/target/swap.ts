@@ -5,9 +5,10 @@
  * before the first of them. The clone has no pg_control until all are done (R2.5), so after a crash the state is clear:
  * with the clone's pg_control in place the swap is complete, without it everything is renamed back.
  */
-import { readFile, rename, rm } from 'node:fs/promises';
+import { rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { syncDirectory, writeDurably } from '@pgcloned/process';
+import { CloneError } from '@pgcloned/contract';
+import { quoteForShell, readPlainFile, syncDirectory, writeDurably } from '@pgcloned/process';
 import { type Place, swapJournalPath } from './layout.ts';
 import { exists, isStartable, type Marker, markerPath, writeMarker } from './marker.ts';
 
@@ -88,11 +89,14 @@ async function moveMarker(
   if (kind === 'tablespace') await rm(markerPath(from, kind), { force: true });
 }
 
+/** It lies where others may write, too, and tells what to rename: that of another user is none. */
 async function readJournal(dataDirectory: string): Promise<SwapJournal | null> {
-  try {
-    return JSON.parse(await readFile(swapJournalPath(dataDirectory), 'utf8')) as SwapJournal;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
-  }
+  const path = swapJournalPath(dataDirectory);
+  if (!(await exists(path))) return null;
+  const found = await readPlainFile(path);
+  if (found?.isOurs === true) return JSON.parse(found.text) as SwapJournal;
+  throw new CloneError('TARGET_INVALID', `${path} is not of the user that runs the worker`, {
+    facts: { path },
+    hint: `Somebody else has put it there: see who may write into ${quoteForShell(dirname(path))}, and remove the file.`,
+  });
 }
