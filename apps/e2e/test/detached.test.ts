@@ -1,7 +1,7 @@
 /**
  * Clones that are no standbys: they write, on a timeline of their own, and beside their source on one host.
  */
-import { chmod, readdir } from 'node:fs/promises';
+import { chmod, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
@@ -30,7 +30,7 @@ const HARMFUL = {
   synchronous_standby_names: '*',
   archive_command: 'touch /somewhere',
   restore_command: 'touch /somewhere',
-  primary_conninfo: 'host=nowhere',
+  primary_conninfo: 'host=nowhere password=of-its-upstream',
   recovery_target: 'immediate',
   recovery_target_timeline: 'current',
   listen_addresses: '*',
@@ -130,6 +130,8 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
     wal_keep_size: '0',
     work_mem: '5120',
   });
+  for (const name of ['postgresql.auto.conf', 'pgcloned.postgresql.auto.conf.original'])
+    expect(await readFile(at('own', 'main', name), 'utf8')).not.toContain('of-its-upstream');
   expect(await source.primary.query('SELECT FROM pg_stat_replication')).toEqual([]);
   const { stdout } = await runProcess(
     psql(ended.result.result.connectionString, clone.binDirectory),

@@ -24,6 +24,7 @@ import { librariesIn, withoutScheduler } from './libraries.ts';
 import { settingsOf } from './profile.ts';
 import { configuredSettings } from './required-settings.ts';
 import {
+  forgetUpstream,
   includesFiles,
   leaveToHost,
   neutralizePaths,
@@ -66,7 +67,8 @@ export async function configureReplica(
   // Two of them would leave in doubt which one counts (R9.7).
   else await rm(join(directory, 'postgresql.conf'), { force: true });
 
-  const original = await readFile(join(directory, AUTO_CONF), 'utf8').catch(() => '');
+  const copied = await readFile(join(directory, AUTO_CONF), 'utf8').catch(() => '');
+  const original = detached ? forgetUpstream(copied) : copied;
   await put(`pgcloned.${AUTO_CONF}.original`, original);
   const settings: Record<string, string> = {
     ...HARMLESS,
@@ -144,7 +146,8 @@ async function bringSourceFiles(
     copied === null || includesFiles(copied)
       ? await readSourceConfiguration(configFile, reading)
       : copied;
-  await put('postgresql.conf', neutralizePaths(text));
+  const harmless = neutralizePaths(text);
+  await put('postgresql.conf', isDetached(run.plan) ? forgetUpstream(harmless) : harmless);
   if (isOutside(hbaFile)) await put('pg_hba.conf', await readSourceFile(hbaFile, reading));
   if (isOutside(identFile)) await put('pg_ident.conf', await readSourceFile(identFile, reading));
 }

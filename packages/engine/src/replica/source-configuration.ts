@@ -63,6 +63,11 @@ export function leaveToHost(text: string): string {
   return withoutLines(text, IS_OF_THE_HOST);
 }
 
+/** A cluster of its own has no use for the way to the upstream of its source, and who reads its files none for the password. */
+export function forgetUpstream(text: string): string {
+  return text.replace(/^\s*primary_conninfo\b.*$/gim, '#pgcloned: primary_conninfo was left out');
+}
+
 function withoutLines(text: string, unwanted: RegExp): string {
   return text
     .split('\n')
