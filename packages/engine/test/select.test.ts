@@ -47,6 +47,8 @@ describe('a data directory', () => {
     'standby.signal',
     'recovery.signal',
     'current_logfiles',
+    'core',
+    'core.4711',
     '.pgcloned-marker',
     'pgcloned.pgpass',
     'pgcloned.postgresql.auto.conf.original',

@@ -24,6 +24,9 @@ const SKIPPED_AT_TOP = new Set([
 /** Marker, passfile, start log and temporary names of pgcloned: they belong to one directory and are never cloned. */
 const OWN_NAME = /^\.?pgcloned[.-]/;
 
+/** What was in the memory of a server that crashed. */
+const CORE = /^core(?:\.\d+)?$/;
+
 /** A clone has its socket in its data directory, and the lock of that is a file. */
 const SOCKET = /^\.s\.PGSQL\.\d+(?:\.lock)?$/;
 
@@ -81,6 +84,7 @@ export function selectDataDirectory(
   for (const entry of entries) {
     const [top = '', ...below] = entry.name.split('/');
     if (SKIPPED_AT_TOP.has(top) || OWN_NAME.test(top) || SOCKET.test(top)) continue;
+    if (CORE.test(top)) continue;
     if ((EMPTIED_AT_TOP.has(top) || top === 'pg_tblspc') && below.length > 0) continue;
     if (skippedRoots.some((root) => entry.name === root || entry.name.startsWith(`${root}/`))) {
       if (entry.name === options.logDirectory) made.add(entry.name);
