@@ -238,7 +238,20 @@ test('a standby can be the source of a detached clone', async () => {
 
 test('the onReady files have run before anybody can reach the clone', async () => {
   await writePartsFile(at('mask.sql'), "UPDATE people SET name = 'masked';\n\\ir more.sql\n");
-  await writePartsFile(at('more.sql'), 'CREATE ROLE tester LOGIN;\n');
+  await writePartsFile(
+    at('more.sql'),
+    'CREATE ROLE tester LOGIN;\nTRUNCATE letters;\n\\connect other\nDELETE FROM letters;\n',
+  );
+  const letters =
+    'CREATE TABLE letters AS SELECT $$secret $$ || n % 9 AS body FROM generate_series(1, 999) AS n';
+  await source.primary.query('CREATE DATABASE other');
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    await source.primary.query('DROP DATABASE other');
+    await source.primary.query('DROP TABLE letters');
+  });
+  for (const database of ['postgres', 'other'])
+    for (const sql of [letters, 'ANALYZE']) await source.primary.query(sql, [], database);
 
   const ended = await runClone(source, {
     source: { onReady: [at('mask.sql')] },
@@ -250,6 +263,17 @@ test('the onReady files have run before anybody can reach the clone', async () =
   await using clone = await adoptServer(at('masked', 'main'));
   expect(await clone.query('SELECT DISTINCT name FROM people')).toEqual([{ name: 'masked' }]);
   expect(await one(clone, "SELECT count(*)::int FROM pg_roles WHERE rolname = 'tester'")).toBe(1);
+  // Also of what they were before nothing is told, to whom pg_stats tells of a table.
+  for (const database of ['postgres', 'other']) {
+    const told = `SELECT tablename FROM pg_stats
+                   WHERE concat(most_common_vals, histogram_bounds) LIKE '%secret%'`;
+    expect(await clone.query(told, [], database)).toEqual([]);
+  }
+  expect(
+    await clone.query(
+      "SELECT n_distinct FROM pg_stats WHERE tablename = 'people' AND attname = 'name'",
+    ),
+  ).toEqual([{ n_distinct: 1 }]);
   await expectNothingLeft(ended, [clone.pid]);
 });
 

@@ -76,6 +76,10 @@ export async function startPrivateServer({
     external_pid_file: '',
     ssl: 'off',
     hot_standby: hotStandby ? 'on' : 'off',
+    // What is changed here is counted, whatever the configuration wants.
+    track_counts: 'on',
+    // An ANALYZE that began before a change would write down after it what was there.
+    autovacuum: 'off',
     // Whatever looks into it is waited for, or replay would end it after half a minute.
     max_standby_archive_delay: '-1',
     max_standby_streaming_delay: '-1',

@@ -12,6 +12,7 @@ import { libpqEnvironment, openSession, type PrivateServer } from '@pgcloned/pos
 import { quoteForShell, runProcess } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
+import { markBeforeFiles, renewStatistics } from './renew-statistics.ts';
 
 const LINES_SHOWN = 10;
 
@@ -79,6 +80,7 @@ export async function runOnReadyFiles(
   const { database } = ready.settings;
   const user = await superuserOf(run, ready, server);
   await rollBackPrepared(run, server, { user, database });
+  const since = await markBeforeFiles(run, server, { user, database });
   for (const file of onReady) {
     // It may take as long as it likes, but not without a word.
     const slow = setTimeout(() => {
@@ -120,6 +122,7 @@ export async function runOnReadyFiles(
       hint: `Try ${file} on a copy of the source, mend it, and clone again. What is in ${ready.data.final} cannot be started: nothing that the file should have changed is to be seen.`,
     });
   }
+  await renewStatistics(run, server, { user, database, since });
 }
 
 /** What psql said, but for what it quotes of rows, which nobody shall see: `psql:FILE:LINE: ERROR:  SQLSTATE: …`. */
