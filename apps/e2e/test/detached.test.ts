@@ -1,18 +1,20 @@
 /**
  * Clones that are no standbys: they write, on a timeline of their own, and beside their source on one host.
  */
-import { chmod, readdir, readFile } from 'node:fs/promises';
+import { appendFile, chmod, readdir, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
   adoptServer,
   asPartsUser,
+  installedMajors,
   leftBehind,
   type PostgresServer,
   partsEnvironment,
   type Source,
   scratchDirectory,
   startCluster,
+  startPrimary,
   startSource,
   startStandbyOf,
   waitForReplay,
@@ -38,10 +40,18 @@ const HARMFUL = {
   max_connections: '61',
 };
 
+const newestMajor = installedMajors().at(-1) ?? 0;
+const hasFailoverSlots = newestMajor >= 17;
+
 beforeAll(async () => {
   source = owned.use(
     await startSource({
-      settings: { log_directory: '/nowhere/log', max_prepared_transactions: '5' },
+      settings: {
+        log_directory: '/nowhere/log',
+        max_prepared_transactions: '5',
+        min_dynamic_shared_memory: '8MB',
+        ...(hasFailoverSlots && { synchronized_standby_slots: 'of_a_standby' }),
+      },
     }),
   );
   directory = owned.use(await scratchDirectory()).path;
@@ -77,7 +87,9 @@ async function expectNothingLeft({ name }: Pick<Ended, 'name'>, pids: readonly n
 test('a detached clone writes on a timeline and a port of its own, whatever its source has in its settings', async () => {
   for (const [name, value] of Object.entries(HARMFUL))
     await source.primary.query(`ALTER SYSTEM SET ${name} = '${value}'`);
-  await source.primary.query('ALTER SYSTEM SET shared_preload_libraries = auto_explain, pg_cron');
+  await source.primary.query(
+    'ALTER SYSTEM SET shared_preload_libraries = auto_explain, pg_cron, pglogical',
+  );
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {
     await source.primary.query('ALTER SYSTEM RESET ALL');
@@ -94,9 +106,11 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
   expect(clone.port).toBeLessThanOrEqual(5999);
   expect(clone.socketDirectory).toBe(at('own', 'main'));
   expect(ended.result.instance).toMatchObject({ state: 'running', port: clone.port });
-  expect(ended.result.result.warnings).toContain(
+  for (const warning of [
     'pg_cron is not loaded in the clone, which would run the jobs of its source',
-  );
+    'pglogical is not loaded in the clone, which would take changes in the place of its source',
+  ])
+    expect(ended.result.result.warnings).toContain(warning);
   await clone.query('INSERT INTO people VALUES (0, $$mine$$)');
   expect(await one(clone, 'SELECT count(*)::int FROM people')).toBe(1001);
   expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
@@ -112,6 +126,8 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
           'shared_buffers',
           'work_mem',
           'max_logical_replication_workers',
+          'min_dynamic_shared_memory',
+          'synchronized_standby_slots',
         ],
       ],
     ],
@@ -122,6 +138,7 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
     log_directory: 'log',
     max_connections: '20',
     max_logical_replication_workers: '0',
+    min_dynamic_shared_memory: '0',
     primary_conninfo: '',
     recovery_target: '',
     shared_buffers: '8192',
@@ -129,6 +146,7 @@ test('a detached clone writes on a timeline and a port of its own, whatever its 
     synchronous_standby_names: '',
     wal_keep_size: '0',
     work_mem: '5120',
+    ...(hasFailoverSlots && { synchronized_standby_slots: '' }),
   });
   for (const name of ['postgresql.auto.conf', 'pgcloned.postgresql.auto.conf.original'])
     expect(await readFile(at('own', 'main', name), 'utf8')).not.toContain('of-its-upstream');
@@ -178,6 +196,78 @@ test('a detached clone that somebody else starts promotes itself all the same', 
   await expect.poll(async () => await one(clone, 'pg_is_in_recovery()').catch(String)).toBe(false);
   expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
 });
+
+test('what its source has by its command line and by files of other names, a clone has as well', async () => {
+  await using primary = await startPrimary();
+  const { dataDirectory } = primary;
+  const inSource = (name: string) => join(dataDirectory, name);
+  await primary.stop();
+  await rename(inSource('postgresql.conf'), inSource('of the site.conf'));
+  await rename(inSource('pg_hba.conf'), inSource('people.conf'));
+  await appendFile(
+    inSource('of the site.conf'),
+    `hba_file = '${inSource('people.conf')}'\nmax_connections = 21\n`,
+  );
+  await using running = await startCluster(dataDirectory, {
+    configFile: inSource('of the site.conf'),
+    settings: {
+      logging_collector: 'on',
+      log_directory: '../logs',
+      max_connections: '22',
+      max_prepared_transactions: '3',
+    },
+  });
+  await running.query("BEGIN; CREATE TABLE kept (); PREPARE TRANSACTION 'one'");
+
+  const ended = await runClone(
+    { configuration: { local: true, dataDirectory, user: 'postgres' } as never },
+    {
+      method: 'reflink',
+      target: { dataDirectory: at('by line', 'main') },
+      transfer: { fallback: 'copy' },
+      replica: detached,
+    },
+  );
+
+  expect(ended.error).toBeUndefined();
+  await using clone = await adoptServer(at('by line', 'main'));
+  expect(await one(clone, "current_setting('max_connections')")).toBe('22');
+  expect(await one(clone, "current_setting('hba_file')")).toBe(
+    at('by line', 'main', 'pg_hba.conf'),
+  );
+  expect(await clone.query('SELECT gid FROM pg_prepared_xacts')).toEqual([{ gid: 'one' }]);
+  // The log of the source lies beside its data directory, and would be that of all clones there.
+  expect(await readdir(at('by line'))).toEqual(['main']);
+});
+
+test.skipIf(newestMajor < 18)(
+  'io_uring of its source, for which this host lets it open too few files, keeps no clone from starting',
+  async () => {
+    await using primary = await startPrimary({
+      settings: { io_method: 'io_uring', max_connections: '400' },
+    });
+
+    const ended = await runClone(
+      {
+        configuration: { local: true, dataDirectory: primary.dataDirectory, user: 'postgres' },
+      } as never,
+      {
+        method: 'reflink',
+        target: { dataDirectory: at('no ring', 'main') },
+        transfer: { fallback: 'copy' },
+        replica: detached,
+      },
+      { on: (argv) => ['prlimit', '--nofile=300:300', ...argv] },
+    );
+
+    expect(ended.error).toBeUndefined();
+    expect(ended.result.result.warnings).toContain(
+      "io_method of the source (io_uring) cannot work here; it is 'worker' instead",
+    );
+    await using clone = await adoptServer(at('no ring', 'main'));
+    expect(await one(clone, "current_setting('io_method')")).toBe('worker');
+  },
+);
 
 test('a detached clone of a standby ends where the standby was, whatever that has received beyond', async () => {
   await using standby = await startStandbyOf(source);

@@ -5,7 +5,16 @@
  * What is copied is compared with what PostgreSQL's own pg_basebackup takes from the same idle cluster.
  */
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  mkdir,
+  readFile,
+  readlink,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
@@ -49,6 +58,10 @@ describe('a source as on Debian, with access for the group and its WAL elsewhere
     await writePartsFile(at('etc', 'conf.d', '30-not.txt'), "work_mem = '9MB'\n");
     await writePartsFile(at('etc', 'conf.d', '.hidden.conf'), "work_mem = '9MB'\n");
     await writePartsFile(at('etc', 'nested.conf'), "temp_buffers = '11MB'\n");
+    await writePartsFile(at('etc', 'readers'), 'reader, # one of them\n@more\n');
+    await writePartsFile(at('etc', 'more'), '"another reader"\n');
+    await makeDirectory(at('etc', 'hba.d'));
+    await writePartsFile(at('etc', 'hba.d', 'site.conf'), 'host all site 127.0.0.2/32 trust\n');
     source = owned.use(
       await startSource({
         dataDirectory: at('debian', 'data'),
@@ -61,6 +74,10 @@ describe('a source as on Debian, with access for the group and its WAL elsewhere
           external_pid_file: at('debian', 'pid'),
         },
       }),
+    );
+    await appendFile(
+      at('etc', 'pg_hba.conf'),
+      `local all @readers trust\n${source.primary.major < 16 ? '' : 'include_dir hba.d\n'}`,
     );
   });
 
@@ -87,12 +104,23 @@ describe('a source as on Debian, with access for the group and its WAL elsewhere
       data_directory: join(home, 'main'),
       port: String(port),
     });
+    expect(
+      await standby.query(
+        `SELECT user_name, error FROM pg_hba_file_rules
+          WHERE user_name && '{reader,another reader,site}' OR error IS NOT NULL`,
+      ),
+    ).toEqual([
+      { user_name: ['reader', 'another reader'], error: null },
+      ...(standby.major < 16 ? [] : [{ user_name: ['site'], error: null }]),
+    ]);
     expect(await readlink(join(home, 'main', 'pg_wal'))).toBe(join(home, 'wal'));
     for (const path of ['main', 'main/base', 'main/global', 'wal', 'wal/archive_status'])
       expect([path, await modeOf(join(home, path))]).toEqual([path, 0o750]);
     for (const path of ['main/PG_VERSION', 'main/global/pg_control', 'main/postgresql.auto.conf'])
       expect([path, await modeOf(join(home, path))]).toEqual([path, 0o640]);
     expect(result.result.warnings).toContainEqual(expect.stringContaining('external_pid_file'));
+    const log = await readFile(join(home, 'main', 'pgcloned.start.log'), 'utf8');
+    expect(log).not.toContain('external PID file');
     expect(
       await leftBehind({
         names: [name],

@@ -130,6 +130,35 @@ export async function effectiveSettings<Name extends string>({
   return values as Record<Name, string>;
 }
 
+/**
+ * Whether a server on `dataDirectory` could work by io_uring (`io_method`, since 18): its build, the kernel, and how many files
+ * this process and its children may open all have a say. Nothing may run there; it need not have a control file.
+ */
+export async function canUseIoUring({
+  binDirectory,
+  dataDirectory,
+  signal,
+}: {
+  readonly binDirectory: string;
+  readonly dataDirectory: string;
+  readonly signal: AbortSignal;
+}): Promise<boolean> {
+  const settings = { io_method: 'io_uring', shared_buffers: '16MB', huge_pages: 'off' };
+  const { stderr } = await runProcess(
+    {
+      file: join(binDirectory, 'postgres'),
+      // What initdb does: it takes all that a start takes from the host, and ends.
+      args: [
+        ...['--check', '-D', dataDirectory],
+        ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
+      ],
+      env: { LC_ALL: 'C' },
+    },
+    { signal, accept: 'any' },
+  );
+  return !stderr.includes('io_uring');
+}
+
 /** Like `Promise.all`, but settles only after the last of them has. */
 async function settleAll(promises: readonly Promise<void>[]): Promise<void> {
   await Promise.allSettled(promises);

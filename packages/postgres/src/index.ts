@@ -16,6 +16,7 @@ export { findBinDirectory } from './binaries.ts';
 export { checkCollations } from './collation-check.ts';
 export {
   appendSettings,
+  canUseIoUring,
   effectiveSettings,
   primaryConninfo,
   quoteSetting,

@@ -77,6 +77,8 @@ export interface SourceFacts {
   readonly databaseBytes: number | null;
   /** As `pg_settings` has them, in its units: those of R9.1, and the others that were read. */
   readonly settings: Readonly<Record<string, string>>;
+  /** What no file tells: settings of its command line, as containers and Patroni have them. With their units. */
+  readonly commandLineSettings: Readonly<Record<string, string>>;
   readonly database: string;
   readonly user: string;
   readonly rights: SourceRights;
@@ -136,6 +138,7 @@ const SETTINGS_READ = [
   'huge_pages',
   'ident_file',
   'idle_replication_slot_timeout',
+  'io_method',
   'lc_messages',
   'lc_monetary',
   'lc_numeric',
@@ -221,6 +224,9 @@ const READ_FACTS = `
            WHERE rolname = current_user AND datname = current_database()) AS "connectionLimits",
          (SELECT json_object_agg(name, json_build_object('value', setting, 'unit', unit))
             FROM pg_settings WHERE name = ANY ($1)) AS "settings",
+         (SELECT coalesce(json_object_agg(name, current_setting(name)), '{}')
+            FROM pg_settings
+           WHERE source = 'command line' AND NOT name = ANY ($2)) AS "commandLineSettings",
          (SELECT coalesce(json_agg(json_build_object(
                    'oid', oid::text, 'name', spcname, 'location', pg_tablespace_location(oid),
                    'bytes', CASE WHEN may.monitor THEN pg_tablespace_size(oid) END) ORDER BY oid), '[]')
@@ -251,6 +257,7 @@ interface FactsRow
     | 'collations'
     | 'connectionLimits'
     | 'locales'
+    | 'commandLineSettings'
   > {
   readonly walSenders: number;
   readonly slots: number;
@@ -262,10 +269,19 @@ interface FactsRow
 /** In which PGDATA lie what everybody calls its own contents. */
 const TABLESPACES_IN_PGDATA = ['pg_default', 'pg_global'];
 
+/** No other cluster has them. */
+const ITS_OWN_PATHS = [
+  'config_file',
+  'data_directory',
+  'external_pid_file',
+  'hba_file',
+  'ident_file',
+];
+
 const UNIT_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, min: 60_000 };
 
 export async function readSourceFacts(session: Session, signal: AbortSignal): Promise<SourceFacts> {
-  const [row] = await session.query<FactsRow>(READ_FACTS, [SETTINGS_READ], signal);
+  const [row] = await session.query<FactsRow>(READ_FACTS, [SETTINGS_READ, ITS_OWN_PATHS], signal);
   if (row === undefined) throw new Error('the server answered nothing');
   const { settings, walSenders, slots, tablespaces, ...asTheyAre } = row;
   const value = (name: string): string => settings[name]?.value ?? '';

@@ -7,10 +7,11 @@
  */
 import { lookup } from 'node:dns/promises';
 import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { dirname, isAbsolute, join } from 'node:path';
+import { isAbsolute, join, resolve } from 'node:path';
 import { type ServerAddress, serversOf } from '@pgcloned/contract';
 import {
   appendSettings,
+  canUseIoUring,
   effectiveSettings,
   formatPassfileLine,
   primaryConninfo,
@@ -19,17 +20,20 @@ import {
 import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
-import { AUTO_CONF, DETACHED, isDetached, untilReady } from './detached.ts';
-import { librariesIn, withoutScheduler } from './libraries.ts';
+import { isWithin } from '../target/locks.ts';
+import { exists } from '../target/marker.ts';
+import { AUTO_CONF, detachedSettings, isDetached, untilReady } from './detached.ts';
+import { actsForSource, librariesIn } from './libraries.ts';
 import { settingsOf } from './profile.ts';
 import { configuredSettings } from './required-settings.ts';
 import {
+  authenticationIncludesFiles,
   forgetUpstream,
   includesFiles,
   leaveToHost,
   neutralizePaths,
+  readSourceAuthentication,
   readSourceConfiguration,
-  readSourceFile,
 } from './source-configuration.ts';
 
 const OWN_PASSFILE = 'pgcloned.pgpass';
@@ -71,12 +75,16 @@ export async function configureReplica(
   const original = detached ? forgetUpstream(copied) : copied;
   await put(`pgcloned.${AUTO_CONF}.original`, original);
   const settings: Record<string, string> = {
+    ...(ready.hostConfiguration === null && ready.facts.commandLineSettings),
     ...HARMLESS,
     // Gone with 16. A file that promotes the source would promote the clone on its host as well.
     ...(ready.facts.major < 16 && { promote_trigger_file: '' }),
+    // Ours names no database in primary_conninfo, and no slot that another standby has.
+    ...(ready.facts.major >= 17 && { sync_replication_slots: 'off' }),
     ...(ready.hostConfiguration === null ? await workableSettings(run, ready) : {}),
-    ...(detached && DETACHED),
-    ...settingsOf(spec.replica.profile),
+    ...(await workableIo(run, ready)),
+    ...(detached && detachedSettings(ready.facts)),
+    ...settingsOf(spec.replica.profile, ready.facts),
     cluster_name: clusterNameOf(run),
     primary_slot_name: spec.replica.slot ?? '',
     primary_conninfo: detached ? '' : await standbyConninfo(run, ready),
@@ -93,12 +101,12 @@ export async function configureReplica(
   );
   await put(AUTO_CONF, own);
   if (!detached) return;
-  const more = { ...(await librariesWithoutScheduler(run, ready)), ...untilReady(run.plan) };
+  const more = { ...(await harmlessLibraries(run, ready)), ...untilReady(run.plan) };
   await put(AUTO_CONF, appendSettings(own, more));
 }
 
 /** Asked of the configuration as it is written: the source may have other libraries from its next start on. */
-async function librariesWithoutScheduler(
+async function harmlessLibraries(
   run: CloneRun,
   ready: Ready,
 ): Promise<Readonly<Record<string, string>>> {
@@ -114,9 +122,12 @@ async function librariesWithoutScheduler(
         })
       : await configuredSettings(ready, [name], run.signal);
   const libraries = librariesIn(setting);
-  const kept = withoutScheduler(libraries);
+  const kept = libraries.filter((library) => actsForSource(library) === null);
   if (kept.length === libraries.length) return {};
-  run.warn('pg_cron is not loaded in the clone, which would run the jobs of its source');
+  for (const library of libraries) {
+    const reason = actsForSource(library);
+    if (reason !== null) run.warn(`${library} is not loaded in the clone, which ${reason}`);
+  }
   return { [name]: kept.join(', ') };
 }
 
@@ -137,19 +148,27 @@ async function bringSourceFiles(
   put: (name: string, text: string) => Promise<void>,
 ): Promise<void> {
   const reading = { runner: host.runner(), stallMs: run.plan.host.stallMs, signal: run.signal };
-  const isOutside = (path: string) => dirname(path) !== facts.dataDirectory;
+  // Null: it has another name on the source, or lies elsewhere.
+  const copied = async (path: string, name: string) => {
+    if (path !== join(facts.dataDirectory, name)) return null;
+    const copy = join(data.build, name);
+    // A server does without pg_ident.conf.
+    return (await exists(copy)) ? await readFile(copy, 'utf8') : '';
+  };
   const { configFile, hbaFile, identFile } = facts.configFiles;
-  const copied = isOutside(configFile)
-    ? null
-    : await readFile(join(data.build, 'postgresql.conf'), 'utf8');
+  const settings = await copied(configFile, 'postgresql.conf');
   const text =
-    copied === null || includesFiles(copied)
+    settings === null || includesFiles(settings)
       ? await readSourceConfiguration(configFile, reading)
-      : copied;
+      : settings;
   const harmless = neutralizePaths(text);
   await put('postgresql.conf', isDetached(run.plan) ? forgetUpstream(harmless) : harmless);
-  if (isOutside(hbaFile)) await put('pg_hba.conf', await readSourceFile(hbaFile, reading));
-  if (isOutside(identFile)) await put('pg_ident.conf', await readSourceFile(identFile, reading));
+  const authentication = { 'pg_hba.conf': hbaFile, 'pg_ident.conf': identFile };
+  for (const [name, path] of Object.entries(authentication)) {
+    const own = await copied(path, name);
+    if (own === null || authenticationIncludesFiles(own))
+      await put(name, await readSourceAuthentication(path, reading));
+  }
 }
 
 /** R9.5b: settings of the source that would keep the clone from starting here, replaced and reported. */
@@ -159,9 +178,12 @@ async function workableSettings(
 ): Promise<Readonly<Record<string, string>>> {
   const source = (name: string) => ready.facts.settings[name] ?? '';
   const replaced: Record<string, string> = {};
+  const tell = (name: string, value: string) => {
+    run.warn(`${name} of the source (${source(name)}) cannot work here; it is '${value}' instead`);
+  };
   const replace = (name: string, value: string) => {
     replaced[name] = value;
-    run.warn(`${name} of the source (${source(name)}) cannot work here; it is '${value}' instead`);
+    tell(name, value);
   };
 
   const detached = isDetached(run.plan);
@@ -182,11 +204,13 @@ async function workableSettings(
       'unix_socket_directories',
       (await isWritableDirectory('/var/run/postgresql')) ? '/var/run/postgresql' : '/tmp',
     );
-  if (source('external_pid_file') !== '') replace('external_pid_file', '');
+  // The files have lost it (`neutralizePaths`); set to nothing, each start would complain that it cannot write it.
+  if (source('external_pid_file') !== '') tell('external_pid_file', '');
   if (source('huge_pages') === 'on' && isOwn) replace('huge_pages', 'try');
-  if (isAbsolute(source('log_directory'))) {
-    const mayShare =
-      !ready.sameHost && !detached && (await isWritableDirectory(source('log_directory')));
+  const logDirectory = resolve(ready.data.final, source('log_directory'));
+  // Also `../log`: beside its source, that is the directory of the source.
+  if (!isWithin(logDirectory, ready.data.final)) {
+    const mayShare = !isOwn && (await isWritableDirectory(logDirectory));
     if (!mayShare) replace('log_directory', 'log');
   }
   if (source('ssl') === 'on') {
@@ -197,6 +221,17 @@ async function workableSettings(
     if (!readable.every(Boolean)) replace('ssl', 'off');
   }
   return replaced;
+}
+
+/** R9.5b: also for a host with a configuration of its own, which an ALTER SYSTEM of the source comes before. */
+async function workableIo(
+  { warn, signal }: CloneRun,
+  { facts, binDirectory, data }: Ready,
+): Promise<Readonly<Record<string, string>>> {
+  if (facts.settings.io_method !== 'io_uring') return {};
+  if (await canUseIoUring({ binDirectory, dataDirectory: data.build, signal })) return {};
+  warn("io_method of the source (io_uring) cannot work here; it is 'worker' instead");
+  return { io_method: 'worker' };
 }
 
 /**

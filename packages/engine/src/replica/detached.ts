@@ -24,8 +24,7 @@ export function isDetached({ spec }: Pick<ClonePlan, 'spec'>): boolean {
   return roleOf(spec) === 'detached';
 }
 
-/** For ever: whoever wants one of them in a clone sets it there. */
-export const DETACHED: Readonly<Record<string, string>> = {
+const DETACHED: Readonly<Record<string, string>> = {
   // A copied '*' would let every commit wait for a standby that never comes.
   synchronous_standby_names: '',
   // No subscription of the source may take its changes twice.
@@ -35,6 +34,12 @@ export const DETACHED: Readonly<Record<string, string>> = {
   // Only who asks for more than this host gets it (`replica.settings`).
   listen_addresses: 'localhost',
 };
+
+/** For ever: whoever wants one of them in a clone sets it there. */
+export function detachedSettings({ major }: { readonly major: number }): typeof DETACHED {
+  // Logical decoding would wait for standbys that are not its own.
+  return { ...DETACHED, ...(major >= 17 && { synchronized_standby_slots: '' }) };
+}
 
 /** Until it is promoted. */
 const PROMOTING: Readonly<Record<string, string>> = {

@@ -29,11 +29,18 @@ export function librariesIn(setting: string): readonly string[] {
 }
 
 /**
- * What a detached clone loads of them. What pg_cron is scheduled to do is the source's to do, and it may reach others; its
- * versions know no common way to be kept idle.
+ * What would act for the source in a detached clone, and may reach others. Their versions know no common way to be kept idle.
  */
-export function withoutScheduler(libraries: readonly string[]): readonly string[] {
-  return libraries.filter((library) => basename(library, '.so') !== 'pg_cron');
+const ACTS_FOR_SOURCE: ReadonlyMap<string, string> = new Map([
+  ['pg_cron', 'would run the jobs of its source'],
+  ...['pglogical', 'spock', 'bdr', 'pgactive'].map(
+    (library) => [library, 'would take changes in the place of its source'] as const,
+  ),
+]);
+
+/** Why a detached clone must not load a library; null: it may. */
+export function actsForSource(library: string): string | null {
+  return ACTS_FOR_SOURCE.get(basename(library, '.so')) ?? null;
 }
 
 /** @param o.searchPath `dynamic_library_path`, in which names without a slash are looked for. */

@@ -1,6 +1,6 @@
 /**
- * The source's own configuration files, where they lie outside its data directory (R1.15): read over SSH and put into
- * the clone's data directory, with what they include in the place of the include.
+ * The source's own configuration files, where they or what they include lie outside its data directory (R1.15): read over SSH
+ * and put into the clone's data directory, with what they include in the place of the include.
  */
 import { dirname, isAbsolute, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
@@ -12,9 +12,21 @@ const FILE_BYTES_MAX = 1024 * 1024;
 /** As deep as the server itself follows includes. */
 const INCLUDE_DEPTH_MAX = 10;
 
-/** Case does not count, and a name that begins with a letter needs no quotes. */
+/** In `postgresql.conf` case does not count, and a name that begins with a letter needs no quotes. */
 const INCLUDE =
   /^\s*(include|include_if_exists|include_dir)(?:\s*=\s*|\s+|(?='))(?:'((?:[^']|'')*)'|([a-z][\w.:/-]*))\s*(?:#.*)?$/i;
+
+/** In `pg_hba.conf` and `pg_ident.conf`, since 16. */
+const AUTHENTICATION_INCLUDE =
+  /^\s*(include|include_if_exists|include_dir)[\s,]+(?:"([^"]*)"|([^\s,"#]+))\s*(?:#.*)?$/;
+
+/** What a line of those consists of: a name in quotes, in which nothing has a meaning, a comment, or anything else. */
+const AUTHENTICATION_PART = /"[^"]*"|#.*$|[^"#]+/g;
+/** It stands for the names in that file. */
+const NAME_FILE = /(?<=^|[\s,])@([^\s,]+)/g;
+/** Between commas, blanks or line feeds. */
+const NAME_IN_FILE = /"[^"]*"|[^\s,"]+/g;
+const COMMENT = /#.*$/gm;
 
 /** Settings that point to the source's own files: without them the server takes those in its data directory. */
 const POINTS_TO_SOURCE =
@@ -22,6 +34,12 @@ const POINTS_TO_SOURCE =
 
 /** What a host with a configuration of its own decides for itself: where its servers are reached, and where they write. */
 const IS_OF_THE_HOST = /^\s*(?:port|listen_addresses|unix_socket_directories|log_directory)\b/i;
+
+interface Syntax {
+  readonly include: RegExp;
+  /** Whether `@file` stands for the names in a file. */
+  readonly hasNameFiles: boolean;
+}
 
 interface Reading {
   readonly runner: CommandRunner;
@@ -31,7 +49,13 @@ interface Reading {
 
 /** `postgresql.conf` with its includes resolved. */
 export async function readSourceConfiguration(path: string, reading: Reading): Promise<string> {
-  return await readWithIncludes(path, reading, 0);
+  return await readWithIncludes(path, { ...reading, include: INCLUDE, hasNameFiles: false }, 0);
+}
+
+/** `pg_hba.conf` or `pg_ident.conf`, likewise; a server that lacks one of the files lets nobody in, or does not start. */
+export async function readSourceAuthentication(path: string, reading: Reading): Promise<string> {
+  const syntax = { include: AUTHENTICATION_INCLUDE, hasNameFiles: true };
+  return await readWithIncludes(path, { ...reading, ...syntax }, 0);
 }
 
 /** Whether this text is not the whole configuration: a file that it includes may lie anywhere on the source. */
@@ -39,8 +63,15 @@ export function includesFiles(text: string): boolean {
   return text.split('\n').some((line) => INCLUDE.test(line));
 }
 
+/** The same for `pg_hba.conf` and `pg_ident.conf`. */
+export function authenticationIncludesFiles(text: string): boolean {
+  return text
+    .split('\n')
+    .some((line) => AUTHENTICATION_INCLUDE.test(line) || line.search(NAME_FILE) >= 0);
+}
+
 /** One file of the source, as text. */
-export async function readSourceFile(path: string, reading: Reading): Promise<string> {
+async function readSourceFile(path: string, reading: Reading): Promise<string> {
   const content = await readRemoteFile(reading.runner, {
     path,
     bytesMax: FILE_BYTES_MAX,
@@ -75,19 +106,18 @@ function withoutLines(text: string, unwanted: RegExp): string {
     .join('\n');
 }
 
-async function readWithIncludes(path: string, reading: Reading, depth: number): Promise<string> {
-  if (depth > INCLUDE_DEPTH_MAX) {
-    throw new CloneError('SOURCE_LAYOUT_UNSUPPORTED', 'configuration files include each other', {
-      facts: { path },
-      hint: 'Remove the circle of includes on the source.',
-    });
-  }
+async function readWithIncludes(
+  path: string,
+  reading: Reading & Syntax,
+  depth: number,
+): Promise<string> {
+  refuseCircle(path, depth);
   const lines: string[] = [];
   for (const line of (await readSourceFile(path, reading)).split('\n')) {
-    const [, directive, quoted, bare] = INCLUDE.exec(line) ?? [];
+    const [, directive, quoted, bare] = reading.include.exec(line) ?? [];
     const target = quoted?.replaceAll("''", "'") ?? bare;
     if (directive === undefined || target === undefined) {
-      lines.push(line);
+      lines.push(reading.hasNameFiles ? await withNamesOfFiles(line, path, reading, depth) : line);
       continue;
     }
     lines.push(`#pgcloned: ${line}`);
@@ -96,6 +126,40 @@ async function readWithIncludes(path: string, reading: Reading, depth: number): 
       lines.push(await readWithIncludes(file, reading, depth + 1));
   }
   return lines.join('\n');
+}
+
+function refuseCircle(path: string, depth: number): void {
+  if (depth <= INCLUDE_DEPTH_MAX) return;
+  throw new CloneError('SOURCE_LAYOUT_UNSUPPORTED', 'configuration files include each other', {
+    facts: { path },
+    hint: 'Remove the circle of includes on the source.',
+  });
+}
+
+/** With the names in the place of each `@file`, a file of databases or users. */
+async function withNamesOfFiles(
+  line: string,
+  path: string,
+  reading: Reading,
+  depth: number,
+): Promise<string> {
+  refuseCircle(path, depth);
+  const parts: string[] = [];
+  for (const part of line.match(AUTHENTICATION_PART) ?? []) {
+    let copiedUpTo = 0;
+    const matches = /^["#]/.test(part) ? [] : part.matchAll(NAME_FILE);
+    for (const { 0: found, 1: name = '', index } of matches) {
+      const file = isAbsolute(name) ? name : join(dirname(path), name);
+      const text = (await readSourceFile(file, reading)).replace(COMMENT, '');
+      // A field without a name would make another line of it.
+      const names = (text.match(NAME_IN_FILE) ?? ['""']).join(',');
+      parts.push(part.slice(copiedUpTo, index));
+      parts.push(await withNamesOfFiles(names, file, reading, depth + 1));
+      copiedUpTo = index + found.length;
+    }
+    parts.push(part.slice(copiedUpTo));
+  }
+  return parts.join('');
 }
 
 async function filesOf(
