@@ -77,6 +77,15 @@ test('a server is stopped and started, and the record says what is there whoever
   expect((await settled(id)).instance).toMatchObject({ state: 'stopped', port: null, error: null });
   expect(existsSync(`${dataDirectory}/postmaster.pid`)).toBe(false);
 
+  // It would be replayed into the very directory of the source (R1.11).
+  await product.source.primary.createTablespace('late', product.at('late'));
+  await post(`/v1/clones/${id}/start`);
+  expect((await settled(id)).instance).toMatchObject({
+    state: 'stopped',
+    error: { code: 'SOURCE_CHANGED' },
+  });
+  await product.source.primary.query('DROP TABLESPACE late');
+
   await post(`/v1/clones/${id}/start`);
   expect((await settled(id)).instance).toMatchObject({ state: 'running', port, error: null });
   await using standby = await adoptServer(dataDirectory);

@@ -11,6 +11,7 @@ import {
   isServerRunning,
   stopServer,
 } from '@pgcloned/postgres';
+import { refuseTablespacesSince } from '../replica/beside-source.ts';
 import { settleOncePromoted } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
@@ -22,11 +23,13 @@ import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } fro
  * Settles once the postmaster lives, and takes writes if the clone is a detached one that was never started; nothing to do if
  * it does already.
  *
- * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, and what starting throws.
+ * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, `SOURCE_CHANGED` for a standby that
+ *   would share a tablespace with its source, and what starting throws.
  */
 export async function startInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
   await underLock(plan, signal, async (dataDirectory) => {
     if ((await isServerRunning(dataDirectory)) !== null) return;
+    await refuseTablespacesSince(dataDirectory, signal);
     const major = await majorOf(dataDirectory);
     await startReplicaServer({
       host: plan.host,

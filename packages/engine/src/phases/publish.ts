@@ -36,6 +36,7 @@ import { syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { removeCopyJournal } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
+import { noteSource } from '../replica/beside-source.ts';
 import { configureReplica } from '../replica/configure.ts';
 import { isDetached } from '../replica/detached.ts';
 import { forgetNotedSlot, SLOT_NOTE } from '../replica/slot.ts';
@@ -92,6 +93,8 @@ export async function publish(
     });
     await linkTablespaces(directory, copy, fileMode);
     await configureReplica(run, ready, fileMode);
+    const mayShare = ready.sameHost && !isDetached(run.plan);
+    await noteSource(directory, mayShare ? ready.facts.dataDirectory : null, fileMode);
     // R9.2: without either the clone would write on the timeline of its source.
     const becomes = isDetached(run.plan) ? 'recovery.signal' : 'standby.signal';
     await writeFile(join(directory, becomes), '', { mode: fileMode });

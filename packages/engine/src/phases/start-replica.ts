@@ -21,6 +21,7 @@ import {
 import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
+import { sharedTablespaces } from '../replica/beside-source.ts';
 import { clusterNameOf } from '../replica/configure.ts';
 import { isDetached, settleDetached } from '../replica/detached.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
@@ -90,10 +91,10 @@ async function refuseNewTablespaces(
   const now = await readTablespaces(session, run.signal);
   const added = now.filter(({ oid }) => tablespaces.every((copied) => copied.oid !== oid));
   if (added.length === 0) return;
-  throw new CloneError('SOURCE_CHANGED', 'a tablespace was created on the source', {
-    facts: { dataDirectory: data.final, tablespaces: added.map(({ name }) => name).join(', ') },
-    hint: `Do not start the clone in ${data.final}: both would use the directory of the tablespace. Clone again, best with replica.role: detached.`,
-  });
+  throw sharedTablespaces(
+    data.final,
+    added.map(({ name }) => name),
+  );
 }
 
 async function start(run: CloneRun, ready: Ready): Promise<string> {
