@@ -6,8 +6,8 @@
  * and nothing proves that it is another program (R9.8). In doubt the answer is "running": whoever asks wants to write
  * there. A server in another container, with its own pids and shared memory, cannot be seen from here.
  */
-import { readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, rm, stat } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 
 interface SharedMemory {
@@ -70,9 +70,30 @@ export async function isServerRunning(dataDirectory: string): Promise<Postmaster
   if (content === null) return null;
   const postmaster = parsePostmasterPid(content.split('\n'));
   if (postmaster === null) return null;
-  if (await isSharedMemoryInUse(postmaster.sharedMemory)) return postmaster;
+  if (await isSharedMemoryInUse(postmaster)) return postmaster;
   if (!isAlive(postmaster.pid)) return null;
   return (await isAnotherProgram(postmaster.pid, dataDirectory)) ? null : postmaster;
+}
+
+/**
+ * Removes the lock files of a server that is gone, where they would keep the next one from starting: after a restart of the
+ * host, or of a container, its pid may belong to another program of ours, and PostgreSQL asks no further than that. Under
+ * whatever keeps others from starting a server there meanwhile. Nothing to do if one runs.
+ */
+export async function removeStaleLockFiles(dataDirectory: string): Promise<void> {
+  const file = join(dataDirectory, 'postmaster.pid');
+  const content = await readFile(file, 'utf8').catch(nullIfMissing);
+  const stale = parsePostmasterPid(content?.split('\n') ?? []);
+  if (stale === null || !isAlive(stale.pid)) return;
+  if ((await isServerRunning(dataDirectory)) !== null) return;
+  const { pid, port, socketDirectory } = stale;
+  if (port !== null && socketDirectory !== null) {
+    const lock = join(resolve(dataDirectory, socketDirectory), `.s.PGSQL.${String(port)}.lock`);
+    const owner = parsePostmasterPid((await readFile(lock, 'utf8').catch(() => '')).split('\n'));
+    // Another server may have the port by now, and its socket the same name.
+    if (owner?.pid === pid && owner.dataDirectory === stale.dataDirectory) await rm(lock);
+  }
+  if ((await readFile(file, 'utf8').catch(nullIfMissing)) === content) await rm(file);
 }
 
 /** A signal that may not be sent has a receiver. */
@@ -85,29 +106,43 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** A postmaster works in its data directory and never leaves it. What may not be looked at proves nothing. */
+/**
+ * A postmaster runs as the owner of its data directory, or not at all; it works there and never leaves it. What may not be
+ * looked at proves nothing.
+ */
 async function isAnotherProgram(pid: number, dataDirectory: string): Promise<boolean> {
   try {
-    // By inode: paths differ between mounts and mount namespaces.
-    const [theirs, ours] = await Promise.all([
-      stat(`/proc/${String(pid)}/cwd`, { bigint: true }),
+    const [ours, { uid }] = await Promise.all([
       stat(dataDirectory, { bigint: true }),
+      stat(`/proc/${String(pid)}`, { bigint: true }),
     ]);
+    if (uid !== ours.uid) return true;
+    // By inode: paths differ between mounts and mount namespaces.
+    const theirs = await stat(`/proc/${String(pid)}/cwd`, { bigint: true });
     return theirs.ino !== ours.ino || theirs.dev !== ours.dev;
   } catch {
-    // It ended in this moment, it belongs to another user, or there is no /proc.
+    // It ended in this moment, it is hidden, or there is no /proc.
     return false;
   }
 }
 
-/** Backends that outlived their postmaster hold it, too, and may still write. */
-async function isSharedMemoryInUse(segment: SharedMemory | null): Promise<boolean> {
+/**
+ * Backends that outlived their postmaster hold it, too, and may still write.
+ *
+ * The key is the inode of the data directory and ids begin anew with the host, so after a restart the segment of another
+ * server may have both. Its maker is another process; one in another container is called 0 here.
+ */
+async function isSharedMemoryInUse({
+  pid,
+  sharedMemory: segment,
+}: Pick<PostmasterPid, 'pid' | 'sharedMemory'>): Promise<boolean> {
   if (segment === null) return false;
   const table = await readFile('/proc/sysvipc/shm', 'utf8').catch(nullIfMissing);
   return (table ?? '').split('\n').some((line) => {
-    const [key, id, , , , , users] = line.trim().split(/\s+/);
+    const [key, id, , , maker, , users] = line.trim().split(/\s+/);
     if (!/^-?\d+$/.test(key ?? '') || key === undefined || id === undefined) return false;
-    return systemV(key) === segment.key && systemV(id) === segment.id && Number(users) > 0;
+    const isSame = systemV(key) === segment.key && systemV(id) === segment.id;
+    return isSame && Number(users) > 0 && [pid, 0].includes(Number(maker));
   });
 }
 

@@ -16,7 +16,7 @@ import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type StartMethod } from '@pgcloned/contract';
 import { findProgram, quoteForShell, runProcess } from '@pgcloned/process';
-import { isServerRunning, type PostmasterPid } from './postmaster-pid.ts';
+import { isServerRunning, type PostmasterPid, removeStaleLockFiles } from './postmaster-pid.ts';
 
 export interface StartServerOptions {
   readonly method: StartMethod;
@@ -63,6 +63,7 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
       hint: `Stop it first: pg_ctl stop -D ${quoteForShell(dataDirectory)}`,
     });
   }
+  await removeStaleLockFiles(dataDirectory);
   const [file = '', ...args] = startCommand(options);
   const logOffset = await sizeOf(logFile);
   try {

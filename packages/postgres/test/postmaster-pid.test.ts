@@ -1,5 +1,5 @@
 /** A stale file, a reused pid and a server that runs are told apart; the server is a real one. */
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { scratchDirectory, startPrimary } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
@@ -71,6 +71,21 @@ test('a file that a killed server left is stale, also when its pid lives on as a
   expect(await stale(2 ** 22 + 1)).toBeNull();
   // The pid of this test: alive, but at work somewhere else.
   expect(await stale(process.pid)).toBeNull();
+});
+
+test('shared memory that another server has made since the restart of the host is not that of this one', async () => {
+  await using server = await startPrimary();
+  await using scratch = await scratchDirectory();
+  const lines = (await readFile(join(server.dataDirectory, 'postmaster.pid'), 'utf8')).split('\n');
+  const said = async (pid: number) => {
+    const text = lines.with(0, String(pid)).with(1, scratch.path).join('\n');
+    await writeFile(join(scratch.path, 'postmaster.pid'), text);
+    return await isServerRunning(scratch.path);
+  };
+
+  expect(await said(2 ** 22 + 1)).toBeNull();
+  // A directory may have several names.
+  expect(await said(server.pid)).toMatchObject({ pid: server.pid });
 });
 
 test('a directory without the file, and one that does not exist, has no server', async () => {

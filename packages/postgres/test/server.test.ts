@@ -3,7 +3,8 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chown, mkdir, readFile, readlink, rename, rm, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { chmod, chown, mkdir, readFile, readlink, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -19,6 +20,7 @@ import {
   runsAsRoot,
   scratchDirectory,
   startPrimary,
+  writePartsFile,
 } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
 import { isServerRunning, type StartServerOptions, startServer } from '../src/index.ts';
@@ -222,18 +224,47 @@ test('a command that is not there or fails is told apart', async () => {
   });
 });
 
-test('in doubt a server runs: its pid may be that of another user', async () => {
-  await using scratch = await scratchDirectory();
-  // Process 1 is alive, and an ordinary user may neither signal it nor see where it works.
-  await writeFile(
-    join(scratch.path, 'postmaster.pid'),
-    ['1', scratch.path, '1700000000', '5432', '', '', '', 'ready', ''].join('\n'),
-  );
+test('after a restart of the host a server starts although its pid belongs to another program of ours by now', async () => {
+  const { server, options } = await stoppedCluster({ settings: { unix_socket_directories: '.' } });
+  await using _ = server;
+  const { dataDirectory } = server;
+  const lockFiles = [
+    join(dataDirectory, 'postmaster.pid'),
+    join(dataDirectory, `.s.PGSQL.${String(server.port)}.lock`),
+  ];
+  await using other = await call('isServerRunning', options);
+  await server.start();
+  const contents = await Promise.all(lockFiles.map(async (path) => await readFile(path, 'utf8')));
+  await server.stop();
+  const { pid = 0 } = other.process;
+  for (const [index, path] of lockFiles.entries())
+    await writePartsFile(path, (contents[index] ?? '').replace(/^\d+/, String(pid)));
+  expect(await isServerRunning(dataDirectory)).toBeNull();
 
-  await using caller = await call('isServerRunning', { dataDirectory: scratch.path });
+  await using caller = await call('startServer', options);
 
-  expect(caller.answer.value).toMatchObject({ pid: 1 });
+  expect(caller.answer.error).toBeUndefined();
+  expect(caller.answer.value).toMatchObject({ port: server.port });
+  expect(existsSync(`/proc/${String(pid)}`)).toBe(true);
 });
+
+test.runIf(runsAsRoot)(
+  'the program of another user is no server of ours, but in doubt it is one of theirs',
+  async () => {
+    await using scratch = await scratchDirectory();
+    // Process 1 is alive, and an ordinary user may neither signal it nor see where it works.
+    const pidFile = ['1', scratch.path, '1700000000', '5432', '', '', '', 'ready', ''].join('\n');
+    await writeFile(join(scratch.path, 'postmaster.pid'), pidFile);
+
+    await using ofOurs = await call('isServerRunning', { dataDirectory: scratch.path });
+    await chown(scratch.path, 0, 0);
+    await chmod(scratch.path, 0o755);
+    await using ofTheirs = await call('isServerRunning', { dataDirectory: scratch.path });
+
+    expect(ofOurs.answer.value).toBeNull();
+    expect(ofTheirs.answer.value).toMatchObject({ pid: 1 });
+  },
+);
 
 test.runIf(runsAsRoot)('a data directory of another user is refused by name', async () => {
   await using scratch = await scratchDirectory();
