@@ -323,6 +323,20 @@ describe('a directory', () => {
     expect(await readdir(join(root, 'moved'))).toEqual(['.pgcloned-marker']);
   });
 
+  test('that a clone had made when it was killed goes with the next one, also if nobody has heard of it', async () => {
+    const path = join(root, 'a/b');
+    const prepare = async (cloneId: string) =>
+      await prepareDirectory(
+        { kind: 'data', build: path },
+        { cloneId, dataDirectory: path, mode: 0o700 },
+      );
+    await prepare('a');
+
+    await removePrepared(await prepare('b'));
+
+    expect(await readdir(root)).toEqual([]);
+  });
+
   test('that cannot be marked is not left for the next clone to stumble over', async () => {
     // Too long for the name of the marker beside it, as a full disk is for its content.
     const build = join(root, 'made', 'x'.repeat(250));

@@ -21,6 +21,8 @@ export interface Marker {
   /** The data directory of the clone that this directory is a part of. */
   readonly dataDirectory: string;
   readonly finished: boolean;
+  /** What had to be made for a directory that is not finished, as nobody else may live to tell; null: it was there. */
+  readonly madeFrom?: string | null;
 }
 
 interface Identity {
@@ -79,10 +81,10 @@ export async function readMarkerOf(
   if (found?.isOurs !== true) return null;
   try {
     const stored = JSON.parse(found.text) as Partial<StoredMarker>;
-    const { cloneId, dataDirectory, finished } = stored;
+    const { cloneId, dataDirectory, finished, madeFrom = null } = stored;
     if (!isSame(stored, await identityOf(directory, opened))) return null;
     if (typeof cloneId !== 'string' || typeof dataDirectory !== 'string') return null;
-    return { cloneId, dataDirectory, finished: finished === true };
+    return { cloneId, dataDirectory, finished: finished === true, madeFrom };
   } catch (error) {
     // None that can be read: not ours.
     if (error instanceof SyntaxError) return null;

@@ -65,9 +65,9 @@ export async function prepareDirectory(
   if (isNew) await mkdir(path, { mode });
   await refusePlanted(path);
   for (const begun of await unfinishedWrites(markerPath(path, kind))) await rm(begun);
-  const madeFrom = madeParent ?? (isNew ? path : null);
+  const madeFrom = madeParent ?? (isNew ? path : (earlier?.madeFrom ?? null));
   try {
-    await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
+    await writeMarker(path, kind, { cloneId, dataDirectory, finished: false, madeFrom });
   } catch (error) {
     // Without its marker it would be somebody else's to the next clone.
     if (madeFrom !== null) await removeMade(path, madeFrom);
