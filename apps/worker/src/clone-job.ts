@@ -24,7 +24,7 @@ import {
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { planClone } from './clone-plan.ts';
-import type { Instances, PlaceGiven } from './instances.ts';
+import type { Instances } from './instances.ts';
 import { type PutAwayContext, putAway } from './put-away.ts';
 import { NO_DEATHS, type Run, type RunJournal } from './run-journal.ts';
 import { startRunRecord } from './run-record.ts';
@@ -59,6 +59,7 @@ export interface CloneJobContext extends PutAwayContext {
   readonly workerId: string;
   readonly runClone: typeof runClone;
   readonly giveWay: Instances['giveWay'];
+  readonly takeBack: Instances['takeBack'];
 }
 
 export interface CloneToMake {
@@ -81,6 +82,7 @@ export function startCloneJob(
   const transferControl = controlTransfer(clone.spec.transfer);
   const filled = new Map((before?.filled ?? []).map((one) => [one.path, one]));
   let begunFrom = before?.begunFrom ?? null;
+  let hasStopped = before?.hasStopped ?? false;
   let isClaimed = before !== null;
   let waits = false;
   let stops = false;
@@ -105,6 +107,7 @@ export function startCloneJob(
     filled: [...filled.values()],
     deaths: before?.deaths ?? NO_DEATHS,
     begunFrom,
+    hasStopped,
   });
   const keepJournal = (): Promise<void> => {
     const run = runNow();
@@ -175,8 +178,22 @@ export function startCloneJob(
     return false;
   };
 
-  /** Of the clone whose place this one takes. */
-  let place: PlaceGiven | null = null;
+  /** @returns The port of the clone whose place this one takes; null: it takes none, or none is there any more. */
+  const portGiven = async (signal: AbortSignal): Promise<number | null> => {
+    if (clone.resetOf === null) return null;
+    const given = await context.giveWay(clone.resetOf, {
+      beforeStop: async () => {
+        hasStopped = true;
+        await keepJournal();
+      },
+      signal,
+    });
+    return given.port;
+  };
+  const settlePlace = async (): Promise<void> => {
+    if (clone.resetOf !== null)
+      await context.takeBack(clone.resetOf, { starts: hasStopped && !record.isPublished() });
+  };
 
   const make = async (): Promise<void> => {
     await keepJournal();
@@ -184,10 +201,10 @@ export function startCloneJob(
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
       const { signal } = controller;
-      if (clone.resetOf !== null) place = await context.giveWay(clone.resetOf, signal);
+      const port = await portGiven(signal);
       const plan = withPort(
         { ...(await planOf(record.snapshot(), contract, context)), begunFrom },
-        place?.port ?? null,
+        port,
       );
       const result = await context.runClone(plan, { observer, signal, transferControl });
       record.succeed(result);
@@ -216,7 +233,7 @@ export function startCloneJob(
     const error = isStopped && record.isPublished() ? stoppedTooLate(clone, failure) : failure;
     const { code, message, hint, facts } = error;
     if (code === 'INTERNAL') log.error({ err: error.cause ?? error }, 'bug');
-    await place?.settle({ comesBack: !record.isPublished() });
+    await settlePlace();
     record.fail(error);
     if (record.snapshot().state === 'cancelled') observer.log('info', 'clone is cancelled');
     else observer.log('warn', `clone failed: ${message}`, { ...facts, code, hint });
@@ -231,13 +248,13 @@ export function startCloneJob(
       waits = false;
       if (before === null && !(await claim())) return;
       await make();
+      await settlePlace();
     } catch (error) {
       // The worker stops before its turn has come: nobody has claimed it.
       if (waits && before === null) return;
       waits = false;
       await end(toCloneError(error));
     }
-    await place?.settle({ comesBack: false });
     await keepJournal().catch((error: unknown) => {
       log.error({ err: error }, 'the end of the clone could not be journaled');
     });

@@ -29,9 +29,11 @@ import type {
   GivenWay,
   giveWay,
   InstancePlan,
+  keepPort,
   lookAtInstance,
   measureInstance,
   removeInstance,
+  settleInstance,
   startInstance,
   stopInstance,
 } from '@pgcloned/engine';
@@ -53,8 +55,10 @@ export interface InstanceEngine {
   readonly lookAtInstance: typeof lookAtInstance;
   readonly startInstance: typeof startInstance;
   readonly stopInstance: typeof stopInstance;
+  readonly settleInstance: typeof settleInstance;
   readonly removeInstance: typeof removeInstance;
   readonly giveWay: typeof giveWay;
+  readonly keepPort: typeof keepPort;
   readonly measureInstance: typeof measureInstance;
 }
 
@@ -63,14 +67,11 @@ export interface InstancesContext {
   readonly journal: RunJournal;
   readonly queue: Pick<HostQueue, 'read' | 'wishedInstances' | 'updateEnded' | 'confirm'>;
   readonly engine: InstanceEngine;
+  /** Clones in whose place others are being made from the start: as if each had been told to give way. */
+  readonly givingWay: readonly string[];
   /** Clones that are being made belong to somebody else. */
   readonly isBeingMade: (id: string) => boolean;
   readonly log: Logger;
-}
-
-export interface PlaceGiven extends GivenWay {
-  /** @param o.comesBack Nothing came of it: a server that ran is started again. Never rejects. */
-  readonly settle: (o: { readonly comesBack: boolean }) => Promise<void>;
 }
 
 /** Disposing of it settles when nothing is done to any instance any more. */
@@ -78,11 +79,17 @@ export interface Instances extends AsyncDisposable {
   /** The clone has ended, or something is wished for it. */
   readonly attend: (id: string) => void;
   /**
-   * The clone is about to be made again in its place: its server is stopped, and until that is settled its time is not over.
+   * The clone is about to be made again in its place: its server is stopped, and until `takeBack` its time is not over.
    *
    * @throws {CloneError} What stands against it.
    */
-  readonly giveWay: (id: string, signal: AbortSignal) => Promise<PlaceGiven>;
+  readonly giveWay: (id: string, o: Parameters<typeof giveWay>[1]) => Promise<GivenWay>;
+  /**
+   * What was to take its place has ended.
+   *
+   * @param o.starts Nothing came of it, and its server ran before. Never rejects.
+   */
+  readonly takeBack: (id: string, o: { readonly starts: boolean }) => Promise<void>;
   /** Redis has lost everything: it hears again of all clones that have files here. */
   readonly tellAgain: () => void;
   readonly runsWithFiles: () => readonly Run[];
@@ -96,7 +103,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   const runs = new Map<string, Run>();
   const wished = new Set<string>();
   const retryAtMs = new Map<string, number>();
-  const givingWay = new Set<string>();
+  const givingWay = new Set(context.givingWay);
   /** What Redis has to be told of as if it were new. */
   const lost = new Set<string>();
   const troubles = new Map<string, string>();
@@ -138,6 +145,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       filled: [],
       deaths: NO_DEATHS,
       begunFrom: null,
+      hasStopped: false,
     };
   };
   const runsWithFiles = (): readonly Run[] =>
@@ -174,7 +182,8 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     });
     const wanted = wish === null ? before : granted(before, wish);
     const isBegun = before.state === 'removing';
-    const isAsked = wish?.remove === true;
+    // Of what was removed only the wish may be left, by a worker that died before it could say so.
+    const isAsked = wish?.remove === true && before.state !== 'removed';
     if (isAsked && wanted.protected && !isBegun)
       return withInstance({ ...wanted, error: recordError(protectedError()) });
     if (isAsked || (mayTry && (isBegun || isOverdue(id, wanted))))
@@ -190,6 +199,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       });
     }
     const seen = await engine.lookAtInstance(plan);
+    if (seen.state === 'running') await settle(plan);
     const space = spaces.of(id);
     return withInstance({
       ...wanted,
@@ -198,6 +208,17 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       // What has changed since has made it void.
       ...(seen.state !== before.state && { error: null }),
       ...(error !== null && { error: recordError(error) }),
+    });
+  };
+
+  /** What stands against it now may not with the next look, and nobody waits for it. */
+  const settle = async (plan: InstancePlan): Promise<void> => {
+    await engine.settleInstance(plan, signal).catch((error: unknown) => {
+      if (!(error instanceof CloneError)) throw error;
+      log.debug(
+        { cloneId: plan.id, code: error.code },
+        `clone cannot be settled: ${error.message}`,
+      );
     });
   };
 
@@ -312,6 +333,15 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
 
   for (const run of await journal.list())
     if (hasEnded(run.clone.state) && mayChange(run.clone)) runs.set(run.clone.id, run);
+  // Before any clone is made: it could be given the port of one that is stopped.
+  for (const run of runsWithFiles()) {
+    await engine.keepPort(planOf(run), signal).catch((error: unknown) => {
+      log.warn(
+        { cloneId: run.clone.id, err: toCloneError(error) },
+        'the port of a clone is not kept',
+      );
+    });
+  }
   const spaces = watchSpaces({
     runs: () => runs.values(),
     measure: async (run) => await engine.measureInstance(planOf(run), signal),
@@ -331,7 +361,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       wished.add(id);
       attend(id);
     },
-    giveWay: async (id, runSignal) => {
+    giveWay: async (id, o) => {
       const run = await runOf(id);
       if (run === undefined || !hasEnded(run.clone.state)) {
         throw new CloneError('INSTANCE_MISSING', `this host knows no clone ${id} that has ended`, {
@@ -340,29 +370,19 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
         });
       }
       runs.set(id, run);
-      const plan = planOf(run);
       givingWay.add(id);
-      const settle = (): void => {
-        givingWay.delete(id);
-        attend(id);
-      };
-      try {
-        const given = await engine.giveWay(plan, runSignal);
-        attend(id);
-        return {
-          ...given,
-          settle: async ({ comesBack }) => {
-            if (comesBack && given.wasRunning)
-              await tryTo(id, 'be running again', async () => {
-                await engine.startInstance(plan, signal);
-              }).catch(() => {});
-            settle();
-          },
-        };
-      } catch (error) {
-        settle();
-        throw error;
-      }
+      const given = await engine.giveWay(planOf(run), o);
+      attend(id);
+      return given;
+    },
+    takeBack: async (id, { starts }) => {
+      const run = runs.get(id) ?? (await journal.read(id));
+      if (starts && run !== undefined)
+        await tryTo(id, 'be running again', async () => {
+          await engine.startInstance(planOf(run), signal);
+        }).catch(() => {});
+      givingWay.delete(id);
+      attend(id);
     },
     tellAgain: () => {
       for (const { clone } of runsWithFiles()) {

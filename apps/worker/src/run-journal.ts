@@ -30,6 +30,8 @@ export interface Run {
   readonly deaths: Deaths;
   /** For the attempts of the next worker; null: no attempt has got to know its source. */
   readonly begunFrom: SourceRole | null;
+  /** Whether the server of the clone that it resets was stopped for it, and is to run again if nothing comes of it. */
+  readonly hasStopped: boolean;
 }
 
 /** How often its worker died in the middle of it, since it last got further. */
@@ -105,6 +107,7 @@ function parseRun(text: string): Run {
     filled: run.filled ?? [],
     deaths: run.deaths ?? NO_DEATHS,
     begunFrom: run.begunFrom ?? null,
+    hasStopped: run.hasStopped === true,
   };
 }
 

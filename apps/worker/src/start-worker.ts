@@ -13,11 +13,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, CloneError, CONTRACT_VERSION } from '@pgcloned/contract';
 import {
   giveWay,
+  keepPort,
   lookAtInstance,
   measureInstance,
   removeInstance,
   runClone,
   runPreflight,
+  settleInstance,
   startInstance,
   stopInstance,
   sweepClone,
@@ -69,7 +71,8 @@ export async function startWorker(
   options: WorkerOptions,
   engine: Engine = {
     ...{ runClone, runPreflight, sweepClone },
-    ...{ lookAtInstance, measureInstance, startInstance, stopInstance, removeInstance, giveWay },
+    ...{ lookAtInstance, measureInstance, startInstance, stopInstance, settleInstance },
+    ...{ removeInstance, giveWay, keepPort },
   },
 ): Promise<RunningWorker> {
   const { host, stateDirectory, worker, sources, redisUrl, signal } = options;
@@ -93,6 +96,10 @@ export async function startWorker(
   let stopping = false;
   /** Null until those of the worker before are known. */
   let instances: Instances | null = null;
+  const ended = (): Instances => {
+    if (instances === null) throw new Error('no clone is made before the ended ones are known');
+    return instances;
+  };
   let isRedisEmpty = false;
   /** Attach or start: a job may be given out twice, its clone is made once. */
   const make = async (toMake: CloneToMake): Promise<void> => {
@@ -107,10 +114,9 @@ export async function startWorker(
         host: options,
         runClone: engine.runClone,
         sweepClone: engine.sweepClone,
-        giveWay: async (id, signal) => {
-          if (instances === null)
-            throw new Error('no clone is made before the ended ones are known');
-          return await instances.giveWay(id, signal);
+        giveWay: async (id, o) => await ended().giveWay(id, o),
+        takeBack: async (id, o) => {
+          await ended().takeBack(id, o);
         },
         log,
         // What is begun is put away to its end; the worker waits for it.
@@ -194,11 +200,17 @@ export async function startWorker(
       journal,
       queue,
       engine,
+      givingWay: claimed.flatMap(({ clone }) => clone.resetOf ?? []),
       isBeingMade: (id) => jobs.has(id),
       log,
     }),
   );
   if (isRedisEmpty) instances.tellAgain();
+  for (const { clone, hasStopped } of interrupted) {
+    const goesOn = claimed.some((run) => run.clone.id === clone.id);
+    if (!goesOn && hasStopped && clone.resetOf !== null)
+      void instances.takeBack(clone.resetOf, { starts: true });
+  }
   for (const before of claimed) {
     log.info({ cloneId: before.clone.id, attempt: before.clone.attempt }, 'clone goes on');
     void make({ clone: before.clone, contract: CONTRACT_VERSION, before });

@@ -33,6 +33,7 @@ test('a state directory that is full for a moment costs a clone nothing', async 
     {
       ...engine,
       giveWay: () => Promise.reject(new Error('no test asks for it')),
+      takeBack: () => Promise.reject(new Error('no test asks for it')),
       queue: {
         publish: () => {},
         confirm: async () => await Promise.resolve('stored'),

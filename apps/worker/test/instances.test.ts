@@ -1,4 +1,5 @@
 /** The life of a clone after its end, whatever becomes of its worker and of Redis; the engine does what the test says. */
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -89,6 +90,75 @@ test('a removal that was begun is brought to its end by the next worker', async 
 
   await eventually(async () => (await stateOf(clone.id)) === 'removed');
   expect(engine.removed).toEqual([clone.id]);
+});
+
+test('a clone whose removal the next worker brought to its end is removed, and not just absent', async () => {
+  let isBegun = false;
+  const clone = someClone();
+  const dying = engineWithFiles({
+    removeInstance: async (_plan, { signal }) => {
+      isBegun = true;
+      await once(signal, 'abort');
+      throw signal.reason;
+    },
+  });
+  {
+    await using _worker = await startWorker(options(), dying);
+    await succeed(dying, clone);
+    await store.changeInstance(clone.id, { remove: true });
+    await eventually(() => isBegun);
+  }
+  const engine = engineWithFiles();
+  await using _worker = await startWorker(options(), engine);
+
+  await eventually(async () => (await store.get(clone.id))?.waitingFor === null);
+
+  expect(await stateOf(clone.id)).toBe('removed');
+  expect(engine.removed).toEqual([clone.id]);
+});
+
+test('a reset that its worker died in goes on before the time of the old clone is over, and starts its server again if nothing comes of it', async () => {
+  const old = someClone({ ttl: 1 });
+  const reset = { ...someClone(), resetOf: old.id };
+  const dying = engineWithFiles({
+    giveWay: async (_plan, { beforeStop }) => {
+      await beforeStop();
+      return { port: 5500 };
+    },
+  });
+  {
+    await using _worker = await startWorker(options(), dying);
+    await succeed(dying, old);
+    await store.create(reset);
+    await eventually(() => dying.calls.length === 2);
+  }
+  const { expiresAt } = (await store.get(old.id))?.instance ?? {};
+  await eventually(() => Date.now() > Date.parse(expiresAt ?? ''));
+  const looked = Promise.withResolvers<void>();
+  const started: string[] = [];
+  const engine = engineWithFiles({
+    lookAtInstance: () => {
+      looked.resolve();
+      return Promise.resolve({ state: 'stopped', port: null });
+    },
+    // It does not run any more.
+    giveWay: async () => {
+      await looked.promise;
+      return { port: 5500 };
+    },
+    startInstance: ({ id }) => {
+      started.push(id);
+      return Promise.resolve();
+    },
+  });
+  await using _worker = await startWorker(options(), engine);
+  await eventually(() => engine.calls.length === 1);
+  expect(engine.removed).toEqual([]);
+  engine.calls[0]?.fail(new CloneError('SOURCE_UNREACHABLE', 'no server runs there'));
+
+  await eventually(async () => (await store.get(reset.id))?.state === 'failed');
+
+  expect(started).toEqual([old.id]);
 });
 
 test('more time that was asked for while no worker ran holds, although the old time is over', async () => {

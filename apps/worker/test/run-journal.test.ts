@@ -18,6 +18,7 @@ test('what was written is read back, and a clone that was never begun is not the
     filled: [directory],
     deaths: { count: 1, leastMissingBytes: 100 },
     begunFrom: 'standby' as const,
+    hasStopped: true,
   };
 
   await journal.write(run);
@@ -54,7 +55,7 @@ test('only runs that ended long ago and were reported are removed', async () => 
   const unreported = { ...someClone(), state: 'failed' as const, endedAt: longAgo };
   for (const clone of [old, running, recent, unreported]) {
     const reported = clone !== unreported;
-    const rest = { filled: [], deaths: NO_DEATHS, begunFrom: null };
+    const rest = { filled: [], deaths: NO_DEATHS, begunFrom: null, hasStopped: false };
     await journal.write({ clone, workerId: 'w', reported, ...rest });
   }
 

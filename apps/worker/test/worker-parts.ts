@@ -93,6 +93,8 @@ export function playedEngine(): Engine & {
     lookAtInstance: () => Promise.resolve({ state: 'absent', port: null }),
     startInstance: () => Promise.reject(new Error('no test asks for it')),
     stopInstance: () => Promise.reject(new Error('no test asks for it')),
+    settleInstance: () => Promise.resolve(),
+    keepPort: () => Promise.resolve(),
     measureInstance: () => Promise.resolve(null),
     removeInstance: () => Promise.reject(new Error('no test asks for it')),
     giveWay: () => Promise.reject(new Error('no test asks for it')),

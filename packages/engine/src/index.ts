@@ -3,7 +3,14 @@ export { SUPPORTED_MAJORS } from '@pgcloned/postgres';
 export { type RunCloneOptions, runClone } from './clone.ts';
 export { type InstancePlan, lookAtInstance } from './instance/look.ts';
 export { removeInstance } from './instance/remove.ts';
-export { type GivenWay, giveWay, startInstance, stopInstance } from './instance/serve.ts';
+export {
+  type GivenWay,
+  giveWay,
+  keepPort,
+  settleInstance,
+  startInstance,
+  stopInstance,
+} from './instance/serve.ts';
 export { measureInstance } from './instance/space.ts';
 export type { CloneObserver } from './observer.ts';
 export type { ClonePlan, HostPolicy, SourceRole } from './plan.ts';

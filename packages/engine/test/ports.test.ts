@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { freePort, scratchDirectory } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { writeMarker } from '../src/target/marker.ts';
-import { lookForPort, reservePort } from '../src/target/ports.ts';
+import { hasReservedPort, lookForPort, reserveAgain, reservePort } from '../src/target/ports.ts';
 
 const signal = AbortSignal.timeout(60_000);
 const owned = new AsyncDisposableStack();
@@ -46,6 +46,7 @@ async function newClone() {
   const dataDirectory = join(scratch, String(clones));
   await mkdir(dataDirectory);
   return {
+    id,
     dataDirectory,
     reservation: reservePort(id),
     fill: async () => {
@@ -105,4 +106,20 @@ test('a port on which somebody listens is passed over', async () => {
   server.close();
 
   expect(port).toBe(range.last);
+});
+
+test('a port that a restart of the host has made everybody forget can be reserved again, unless it has gone to another', async () => {
+  const range = await twoPorts();
+  const [stopped, other] = [await newClone(), await newClone()];
+  await Promise.all([stopped.fill(), other.fill()]);
+  const look = async () =>
+    await lookForPort('f'.repeat(32)).pick(range, { dataDirectory: join(scratch, 'new'), signal });
+  expect(await hasReservedPort(stopped.dataDirectory)).toBe(false);
+
+  await reserveAgain(stopped.id, { ...stopped, port: range.first, signal });
+  await reserveAgain(other.id, { ...other, port: range.first, signal });
+
+  expect(await hasReservedPort(stopped.dataDirectory)).toBe(true);
+  expect(await hasReservedPort(other.dataDirectory)).toBe(false);
+  expect(await look()).toBe(range.last);
 });

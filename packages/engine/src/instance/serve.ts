@@ -12,11 +12,12 @@ import {
   stopServer,
 } from '@pgcloned/postgres';
 import { refuseTablespacesSince } from '../replica/beside-source.ts';
-import { settleOncePromoted } from '../replica/detached.ts';
+import { isToSettle, settleDetached, settleOncePromoted } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
 import { makeLockSet } from '../target/locks.ts';
 import { exists, isPublished } from '../target/marker.ts';
+import { hasReservedPort, reserveAgain } from '../target/ports.ts';
 import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
@@ -28,18 +29,32 @@ import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } fro
  */
 export async function startInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
   await underLock(plan, signal, async (dataDirectory) => {
-    if ((await isServerRunning(dataDirectory)) !== null) return;
-    await refuseTablespacesSince(dataDirectory, signal);
-    const major = await majorOf(dataDirectory);
-    await startReplicaServer({
-      host: plan.host,
-      binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
-      dataDirectory,
-      configFile: await configFileOf(plan, dataDirectory, major),
-      major,
-      signal,
-    });
+    if ((await isServerRunning(dataDirectory)) === null) {
+      await refuseTablespacesSince(dataDirectory, signal);
+      const major = await majorOf(dataDirectory);
+      await startReplicaServer({
+        host: plan.host,
+        binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
+        dataDirectory,
+        configFile: await configFileOf(plan, dataDirectory, major),
+        major,
+        signal,
+      });
+    }
     await settleOncePromoted(dataDirectory, { stallMs: plan.host.stallMs, signal });
+  });
+}
+
+/**
+ * What brought a detached clone to its promotion goes once that is over, also if whoever started it has died or is somebody
+ * else. Waits for nothing.
+ *
+ * @throws {CloneError} As `startInstance`.
+ */
+export async function settleInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
+  if (!(await isToSettle(await guardedDataDirectory(plan), signal))) return;
+  await underLock(plan, signal, async (dataDirectory) => {
+    if (await isToSettle(dataDirectory, signal)) await settleDetached(dataDirectory);
   });
 }
 
@@ -55,35 +70,66 @@ export async function stopInstance(plan: InstancePlan, signal: AbortSignal): Pro
   });
 }
 
+/**
+ * The port of a clone that is there, kept from others: where no clone is being made, as before the first one after a restart
+ * of the host. Nothing to do for a port that nobody would be given.
+ *
+ * @throws {CloneError} If its configuration cannot be read.
+ */
+export async function keepPort(plan: InstancePlan, signal: AbortSignal): Promise<void> {
+  const dataDirectory = await guardedDataDirectory(plan);
+  if (!(await isPublished(dataDirectory, plan.id)) || (await hasReservedPort(dataDirectory)))
+    return;
+  const port = await portOf(plan, dataDirectory, signal);
+  const { first, last } = plan.host.ports;
+  if (port >= first && port <= last) await reserveAgain(plan.id, { dataDirectory, port, signal });
+}
+
 /** What a clone that is reset had, for the one that takes its place. */
 export interface GivenWay {
   /** Null: nothing is there any more. */
   readonly port: number | null;
-  readonly wasRunning: boolean;
 }
 
 /**
  * Stops the server of a clone whose place another one is about to take. Nothing to do if its directory is gone.
  *
+ * @param o.beforeStop If a server runs: it goes on until this has settled.
  * @throws {CloneError} As `stopInstance`: what is not this clone must not be replaced in its name.
  */
-export async function giveWay(plan: InstancePlan, signal: AbortSignal): Promise<GivenWay> {
-  if (!(await exists(await guardedDataDirectory(plan)))) return { port: null, wasRunning: false };
-  let given: GivenWay = { port: null, wasRunning: false };
+export async function giveWay(
+  plan: InstancePlan,
+  {
+    beforeStop,
+    signal,
+  }: { readonly beforeStop: () => Promise<void>; readonly signal: AbortSignal },
+): Promise<GivenWay> {
+  if (!(await exists(await guardedDataDirectory(plan)))) return { port: null };
+  let given: GivenWay = { port: null };
   await underLock(plan, signal, async (dataDirectory) => {
-    const major = await majorOf(dataDirectory);
-    const binDirectory = await findBinDirectory(plan.host.postgresBin, major, signal);
-    const { port } = await effectiveSettings({
-      binDirectory,
-      dataDirectory,
-      configFile: await configFileOf(plan, dataDirectory, major),
-      names: ['port'],
-      signal,
-    });
-    given = { port: Number(port), wasRunning: (await isServerRunning(dataDirectory)) !== null };
+    given = { port: await portOf(plan, dataDirectory, signal) };
+    const binDirectory = await binDirectoryOf(plan, dataDirectory, signal);
+    if ((await isServerRunning(dataDirectory)) !== null) await beforeStop();
     await stopServer({ binDirectory, dataDirectory, signal, fastMsMax: plan.host.stallMs });
   });
   return given;
+}
+
+/** By its configuration. */
+async function portOf(
+  plan: InstancePlan,
+  dataDirectory: string,
+  signal: AbortSignal,
+): Promise<number> {
+  const major = await majorOf(dataDirectory);
+  const { port } = await effectiveSettings({
+    binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
+    dataDirectory,
+    configFile: await configFileOf(plan, dataDirectory, major),
+    names: ['port'],
+    signal,
+  });
+  return Number(port);
 }
 
 async function configFileOf(

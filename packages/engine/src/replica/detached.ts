@@ -86,9 +86,18 @@ export async function settleOncePromoted(
   await settleDetached(dataDirectory);
 }
 
+/** Whether the clone is promoted and serves, and nobody has settled it. */
+export async function isToSettle(dataDirectory: string, signal: AbortSignal): Promise<boolean> {
+  if (!(await isUnsettled(dataDirectory))) return false;
+  const server = await isServerRunning(dataDirectory);
+  return (
+    server?.status === 'ready' && (await readRecovery(dataDirectory, signal)).promotedTo !== null
+  );
+}
+
 /** By the last assignment: a standby has an empty one of ours behind whatever its source says. */
 async function isUnsettled(dataDirectory: string): Promise<boolean> {
-  const text = await readFile(join(dataDirectory, AUTO_CONF), 'utf8');
+  const text = await readFile(join(dataDirectory, AUTO_CONF), 'utf8').catch(() => '');
   return text.match(/^restore_command = .*$/gm)?.at(-1) === "restore_command = 'false'";
 }
 

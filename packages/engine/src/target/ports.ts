@@ -4,15 +4,16 @@
  * A file for each port, beside the locks, names the data directory that has it. It holds while the clone is being made, by
  * a lock, and afterwards as long as that directory carries the marker of its clone: one that is stopped keeps its port. So
  * nothing has to be given back, and a clone into the same directory gets the same port again. Servers of others are seen
- * only while they listen.
+ * only while they listen. A restart of the host forgets all of this, and the worker reserves the ports of its clones anew.
  */
-import { rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
 import { findLockDirectory, takeCommonLock } from './locks.ts';
 import { readMarker } from './marker.ts';
 
+const PREFIX = 'pgcloned-port-';
 const DISPOSE_MS_MAX = 10_000;
 
 /** Held from the first attempt of a clone to its last. */
@@ -64,6 +65,32 @@ export function reservePort(cloneId: string): PortReservation {
   };
 }
 
+/** Whether a port is reserved for what lies in the data directory. */
+export async function hasReservedPort(dataDirectory: string): Promise<boolean> {
+  const directory = await findLockDirectory();
+  for (const name of await readdir(directory)) {
+    if (!name.startsWith(PREFIX)) continue;
+    if ((await readReservation(join(directory, name)))?.dataDirectory === dataDirectory)
+      return true;
+  }
+  return false;
+}
+
+/** Of a clone that is there, and has the port by its configuration. Nothing to do if it is reserved already, for whomever. */
+export async function reserveAgain(
+  cloneId: string,
+  { dataDirectory, port, signal }: PickOptions & { readonly port: number },
+): Promise<void> {
+  const directory = await findLockDirectory();
+  await using _ = await takeCommonLock(directory, signal);
+  const file = fileOf(directory, port);
+  const lock = await lockIfOurs(file, signal);
+  if (lock === null) return;
+  await using _lock = lock;
+  if ((await readReservation(file)) === null)
+    await write(lock, { cloneIds: [cloneId], dataDirectory, port });
+}
+
 /** Tells which one would be had, and takes none. */
 export function lookForPort(cloneId: string): PortReservation {
   return {
@@ -101,8 +128,7 @@ interface Held extends Reserved {
   readonly lock: FileLock;
 }
 
-const fileOf = (directory: string, port: number) =>
-  join(directory, `pgcloned-port-${String(port)}`);
+const fileOf = (directory: string, port: number) => join(directory, `${PREFIX}${String(port)}`);
 
 /** In the order in which they are to be tried: the one that the directory has had comes first. */
 async function portsFor(
