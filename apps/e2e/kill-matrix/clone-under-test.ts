@@ -28,11 +28,14 @@ export async function askForClone(
   target: Target,
   transfer: Transfer = {},
 ): Promise<Clone> {
+  const replica = { start: true, waitFor: 'streaming', port: await freePort() };
   const body = {
     source: { name: 'orders' },
     target,
-    transfer: { workers: 2, ...transfer },
-    replica: { start: true, waitFor: 'streaming', port: await freePort() },
+    ...(stage.setting === 'local'
+      ? // It can be compared with what it was made of.
+        { method: 'reflink', replica: { ...replica, role: 'standby' } }
+      : { transfer: { workers: 2, ...transfer }, replica }),
   };
   const { status, body: clone } = await answer(stage, 'POST', '/v1/clones', body);
   if (status !== 202) throw new Error(`the clone was refused: ${JSON.stringify(clone)}`);

@@ -1,5 +1,5 @@
 /**
- * Where a clone can be held: one function of the product in the middle of each phase.
+ * Where a clone can be held: one function of the product in the middle of each phase, and of what is done with it afterwards.
  *
  * What is there while it is held is what the phase works with: in `preflight` both connections, in `stream-wal` also pin
  * and receiver, and so on. Two phases are held by PostgreSQL itself where that is nearer to the real thing
@@ -21,6 +21,7 @@ export const HOLDS = [
     when: 'before',
   },
   { module: 'postgres/src/wal-receiver.ts', name: 'startWalReceiver', when: 'after' },
+  { module: 'engine/src/held-pin.ts', name: 'holdPin', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'startBackup', when: 'before' },
   { module: 'engine/src/copy/directories.ts', name: 'makeDirectories', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'stopBackup', when: 'before' },
@@ -28,6 +29,10 @@ export const HOLDS = [
   { module: 'postgres/src/wal-proof.ts', name: 'proveWal', when: 'before' },
   { module: 'engine/src/replica/configure.ts', name: 'configureReplica', when: 'before' },
   { module: 'postgres/src/replica-status.ts', name: 'standbyStatus', when: 'before' },
+  // Before it is promoted for certain.
+  { module: 'engine/src/replica/start-server.ts', name: 'startReplicaServer', when: 'after' },
+  { module: 'engine/src/instance/serve.ts', name: 'giveWay', when: 'after' },
+  { module: 'engine/src/target/old-cluster.ts', name: 'takeControlFileAway', when: 'after' },
 ] as const satisfies readonly Hold[];
 
 export type HoldName = (typeof HOLDS)[number]['name'];

@@ -31,20 +31,23 @@ export interface Moment extends Disposable {
 
 /** To be asked for before the clone is: it must not come too late. */
 export function catchIn(phase: PhaseName, stage: Stage): Moment {
+  const isLocal = stage.setting === 'local';
   switch (phase) {
     case 'preflight':
       return caughtAt('checkSettings', stage);
     case 'stream-wal':
-      return caughtAt('startWalReceiver', stage);
+      return caughtAt(isLocal ? 'holdPin' : 'startWalReceiver', stage);
     case 'start-backup':
       return caughtInStartBackup(stage);
     case 'copy-files':
-      return caughtInCopy(SHARE_COPIED);
+      return isLocal ? caughtAt('makeDirectories', stage) : caughtInCopy(SHARE_COPIED);
     case 'stop-backup':
       return caughtAt('stopBackup', stage);
     case 'collect-wal':
-      // From a standby all that is needed may be here before.
-      return hasStandby(stage.setting) ? caughtAt('collectWal', stage) : caughtInCollectWal(stage);
+      // From a standby all that is needed may be here before, and by reflinks nothing streams.
+      return hasStandby(stage.setting) || isLocal
+        ? caughtAt('collectWal', stage)
+        : caughtInCollectWal(stage);
     case 'publish':
       return caughtAt('configureReplica', stage);
     case 'start-replica':

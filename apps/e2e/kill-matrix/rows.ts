@@ -232,6 +232,12 @@ export const ROWS: readonly Row[] = [
     linkBlinks,
     linkReset,
   ]),
+  ...inSetting('local', 'by reflinks', [
+    ...SIGNALS.map(worker),
+    backupSessionEnds,
+    pinSessionEnds,
+    server('primary', 'killed', isPrimary, serverKilled),
+  ]),
   ...inSetting('hosts', 'of several', [
     worker('SIGKILL'),
     {

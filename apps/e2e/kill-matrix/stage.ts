@@ -3,7 +3,7 @@
  * processes of its own that can be killed one by one. Prepared once and used again as long as each cell leaves it clean.
  * What is cloned, and how it is reached, is its setting.
  *
- * Source, API and Redis live in our network, the worker and its clones in that of the other host. Both hosts share the
+ * Source, API and Redis live in our network, the worker and its clones in that of the other host, unless blocks are shared. Both hosts share the
  * files and the process table: what is left behind on either is seen from here.
  */
 import { readdir } from 'node:fs/promises';
@@ -34,6 +34,8 @@ import { type Gate, openGate } from './gate.ts';
 /** Several times what a clone takes, and still quick to fill. */
 const DATA_BYTES = 300_000_000;
 const WAL_BYTES = 1_000_000_000;
+/** Of the source as well, with its WAL; only what is written takes room. */
+const SHARED_BYTES = 8_000_000_000;
 
 /** Longer than a disk is full that is freed (rows.ts). */
 const NO_SPACE_SECONDS = 12;
@@ -42,10 +44,14 @@ const NO_SPACE_SECONDS = 12;
 const SOURCE_SETTINGS = { max_wal_size: '64MB', min_wal_size: '32MB', wal_keep_size: '3GB' };
 
 /** Those of a standby would have to lie elsewhere than those of its primary, on this one machine. */
-const tablespacesIn = (setting: Setting) => (hasStandby(setting) ? [] : ['fast', 'slow']);
+const tablespacesIn = (setting: Setting) =>
+  hasStandby(setting) || setting === 'local' ? [] : ['fast', 'slow'];
 
-/** The primary; the primary through a tunnel in SSH; a standby of it; whichever of the two there is, a standby rather. */
-export const SETTINGS = ['primary', 'tunnel', 'standby', 'hosts'] as const;
+/**
+ * The primary; the primary through a tunnel in SSH; a standby of it; whichever of the two there is, a standby rather; the
+ * primary by reflinks, on its own host.
+ */
+export const SETTINGS = ['primary', 'tunnel', 'standby', 'hosts', 'local'] as const;
 export type Setting = (typeof SETTINGS)[number];
 
 export const hasStandby = (setting: Setting) => setting === 'standby' || setting === 'hosts';
@@ -61,7 +67,7 @@ export interface Stage extends AsyncDisposable {
   readonly redis: PrivateRedis;
   readonly pgcloned: Pgcloned;
   readonly gate: Gate;
-  /** Filesystems of their own, so that each can be full without the other. */
+  /** Filesystems of their own, so that each can be full without the other; but that of the source where blocks are shared. */
   readonly data: TestFilesystem;
   readonly wal: TestFilesystem;
   /** `target` of a request for a clone of this name. */
@@ -82,11 +88,26 @@ interface Load extends AsyncDisposable {
 
 export async function prepareStage(setting: Setting): Promise<Stage> {
   await using parts = new AsyncDisposableStack();
+  const isLocal = setting === 'local';
   const host = parts.use(await otherHost());
-  const source = parts.use(await startSource({ settings: SOURCE_SETTINGS }, host));
   const { path } = parts.use(await scratchDirectory());
-  const data = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: DATA_BYTES }));
-  const wal = parts.use(await mountFilesystem({ type: 'tmpfs', bytes: WAL_BYTES }));
+  const data = parts.use(
+    await mountFilesystem(
+      isLocal ? { type: 'xfs', bytes: SHARED_BYTES } : { type: 'tmpfs', bytes: DATA_BYTES },
+    ),
+  );
+  const wal = isLocal
+    ? data
+    : parts.use(await mountFilesystem({ type: 'tmpfs', bytes: WAL_BYTES }));
+  const source = parts.use(
+    await startSource(
+      {
+        settings: SOURCE_SETTINGS,
+        ...(isLocal && { dataDirectory: join(data.path, 'origin', 'data') }),
+      },
+      host,
+    ),
+  );
   parts.defer(async () => {
     // Of cells that broke off: nobody else would ever stop them.
     for (const name of await readdir(data.path)) await stopServer(join(data.path, name, 'main'));
@@ -114,7 +135,7 @@ export async function prepareStage(setting: Setting): Promise<Stage> {
       },
       {
         parts: ['worker', 'api'],
-        workerOn: host.on,
+        ...(!isLocal && { workerOn: host.on }),
         env: { NODE_OPTIONS: `--import=${holdPhases.href}` },
       },
     ),
@@ -134,7 +155,7 @@ export async function prepareStage(setting: Setting): Promise<Stage> {
     targetOf: (name) => ({
       host: 'testbed',
       dataDirectory: join(data.path, name, 'main'),
-      walDirectory: join(wal.path, name, 'main'),
+      walDirectory: join(wal.path, name, wal === data ? 'wal' : 'main'),
       tablespaces: Object.fromEntries(
         tablespaces.map((one) => [locationOf(one), join(data.path, name, one)]),
       ),
@@ -153,6 +174,10 @@ function configurationOf(setting: Setting, source: Source, from: StandbySource |
       return other;
     case 'tunnel':
       return { ...source.configuration, ssh: { ...rest.ssh, tunnelDatabase: true } };
+    case 'local': {
+      const { dataDirectory } = source.primary;
+      return { local: true, dataDirectory, user: 'postgres' };
+    }
     case 'hosts': {
       const hosts = [other, { host, port }].map((one) => `${one.host}:${String(one.port)}`);
       return { ...rest, hosts, prefer: 'standby' };
