@@ -10,7 +10,8 @@ import type { CloneStore } from '@pgcloned/queue';
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify';
 import { createSerializerCompiler, validatorCompiler } from 'fastify-zod-openapi';
 import { v7 as uuidv7 } from 'uuid';
-import { takeJson } from './json-body.ts';
+import * as z from 'zod';
+import { refuseUselessBody, takeJson } from './json-body.ts';
 import { authentication } from './plugins/authentication.ts';
 import { document } from './plugins/document.ts';
 import { headers } from './plugins/headers.ts';
@@ -80,6 +81,13 @@ export async function buildApi({
   // Any other type is 415, also plain text, which Fastify would take.
   app.removeAllContentTypeParsers();
   takeJson(app, 'application/json');
+  app.addHook('preValidation', async (request) => {
+    refuseUselessBody(request);
+  });
+  // A route that takes no parameters refuses them like any other that it does not know.
+  app.addHook('onRoute', ({ url, schema }) => {
+    if (url.startsWith('/v1/') && schema !== undefined) schema.querystring ??= z.strictObject({});
+  });
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(createSerializerCompiler({ stringify: JSON.stringify }));
   await app.register(requestLog);

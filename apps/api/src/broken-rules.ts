@@ -14,7 +14,8 @@ export function brokenRules(issue: z.core.$ZodIssue, schema: unknown): readonly 
   const { path } = issue;
   switch (issue.code) {
     case 'unrecognized_keys': {
-      const message = `is not a known field; there are ${knownFields(schema, path).join(', ')}`;
+      const known = knownFields(schema, path).join(', ') || 'none';
+      const message = `is not a known field; there are ${known}`;
       return issue.keys.map((key) => ({ pointer: pointerTo([...path, key]), message }));
     }
     case 'invalid_key':
@@ -22,6 +23,10 @@ export function brokenRules(issue: z.core.$ZodIssue, schema: unknown): readonly 
     case 'invalid_union': {
       const branches = issue.errors.map((errors) => reasons(errors));
       return [{ pointer: pointerTo(path), message: [...new Set(branches)].join(', or ') }];
+    }
+    case 'invalid_type': {
+      const isMissing = issue.message.endsWith('received undefined');
+      return [{ pointer: pointerTo(path), message: isMissing ? 'is missing' : issue.message }];
     }
     default:
       return [{ pointer: pointerTo(path), message: issue.message }];

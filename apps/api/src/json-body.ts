@@ -23,3 +23,16 @@ export function refuseNoBody({ body }: FastifyRequest, hint: string): void {
   if (body === undefined)
     throw new CloneError('REQUEST_MALFORMED', 'the request has no body', { hint });
 }
+
+/**
+ * Or somebody would believe that it was heard. An empty object says nothing, and many clients send one.
+ *
+ * @throws {CloneError} `REQUEST_INVALID`
+ */
+export function refuseUselessBody({ body, routeOptions }: FastifyRequest): void {
+  if (routeOptions.schema?.body !== undefined || body === undefined || body === null) return;
+  if (typeof body === 'object' && Object.keys(body).length === 0) return;
+  throw new CloneError('REQUEST_INVALID', 'this request takes no body', {
+    hint: 'Leave the body out; `/docs` says what each request takes.',
+  });
+}

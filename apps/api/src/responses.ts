@@ -78,9 +78,14 @@ const REFUSALS = {
   500: refusal('Bug', 'This is a bug; the log says more under the request id.', 'INTERNAL', {
     detail: 'unexpected error',
   }),
-  503: refusal('Unavailable', 'Redis does not answer. Try again later.', 'QUEUE_UNAVAILABLE', {
-    detail: 'Redis does not answer',
-  }),
+  503: refusal(
+    'Unavailable',
+    'Redis, or the worker of a host that was asked for a preflight, does not answer. Try again later.',
+    'QUEUE_UNAVAILABLE',
+    {
+      detail: 'Redis does not answer',
+    },
+  ),
 };
 
 /** What every route that asks for a token can answer with. */

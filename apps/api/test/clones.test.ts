@@ -208,6 +208,17 @@ test.each([
   expect(problemIn(response)).toMatchObject({ status, code, hint: expect.any(String) as string });
 });
 
+test('what is missing is called that', async () => {
+  await using product = await openProduct();
+
+  const refused = await product.post({ source: { name: 'orders' }, target: { host: 'replica-1' } });
+
+  expect(problemIn(refused)).toMatchObject({
+    status: 422,
+    errors: [{ pointer: '/target/dataDirectory', message: 'is missing' }],
+  });
+});
+
 test.each([
   ['GET', '/v1/clones?pageSize=0', 400, 'REQUEST_MALFORMED'],
   ['GET', '/v1/clones?pageToken=x', 400, 'REQUEST_MALFORMED'],
@@ -252,6 +263,33 @@ test('a client that names a type without sending a body is answered as one that 
 
   expect(cancelled.statusCode).toBe(202);
   expect(forgotten.statusCode).toBe(204);
+});
+
+test('what would not be looked at is refused, a parameter as well as a body, and nothing is done', async () => {
+  await using product = await openProduct();
+  await product.register();
+  const clone = (await product.post(specFor('main'))).json<Clone>();
+  const url = `/v1/clones/${clone.id}`;
+
+  const parameter = await product.post({}, `${url}/cancel?force=true`);
+  const body = await product.post({ reason: 'none' }, `${url}/cancel`);
+  const removal = await product.app.inject({
+    method: 'DELETE',
+    url,
+    headers: asOperator,
+    payload: { data: true },
+  });
+
+  expect(problemIn(parameter)).toMatchObject({
+    status: 400,
+    code: 'REQUEST_MALFORMED',
+    errors: [{ pointer: '/force', message: 'is not a known field; there are none' }],
+  });
+  expect(problemIn(body)).toMatchObject({ status: 422, code: 'REQUEST_INVALID' });
+  expect(problemIn(removal)).toMatchObject({ status: 422, code: 'REQUEST_INVALID' });
+  expect((await product.app.inject({ url, headers: asViewer })).json()).toMatchObject({
+    state: 'queued',
+  });
 });
 
 test('the list is filtered, and its pages hold every clone once, newest first', async () => {
@@ -400,6 +438,31 @@ test('what is asked of an instance is shown at once, until its worker has done i
     waitingFor: null,
     instance: { state: 'removed' },
   });
+});
+
+test('a reset that is repeated with its idempotency key makes one clone, also once that has taken the place', async () => {
+  await using product = await openProduct();
+  const worker = await product.register();
+  const { clone, url } = await endedClone(product, worker, {});
+  const reset = async (key: string) =>
+    await product.app.inject({
+      method: 'POST',
+      url: `${url}/reset`,
+      headers: { ...asOperator, 'idempotency-key': key },
+    });
+
+  const first = await reset('one');
+  const repeated = await reset('one');
+  const other = await reset('other');
+  const gone: Clone = { ...clone, instance: { ...clone.instance, state: 'absent', port: null } };
+  await worker.updateEnded(gone, FENCE, null);
+  const afterwards = await reset('one');
+
+  expect(first.json()).toMatchObject({ resetOf: clone.id });
+  for (const { statusCode, headers } of [repeated, afterwards])
+    expect([statusCode, headers.location]).toEqual([202, first.headers.location]);
+  expect(first.headers['retry-after']).toBe('1');
+  expect(problemIn(other)).toMatchObject({ status: 409, code: 'TARGET_BUSY' });
 });
 
 test('a wish for a clone whose host is away is accepted, and says what it waits for', async () => {

@@ -86,7 +86,7 @@ export interface paths {
         post?: never;
         /**
          * Forget a clone that has ended, or remove its files
-         * @description Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops the server and removes the data directory with all that belongs to it, as far as it carries the marker of this clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is protected is refused, and so is forgetting one whose files will be removed.
+         * @description Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops the server and removes the data directory with all that belongs to it, as far as it carries the marker of this clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing.
          *
          *     Role: `operator`.
          */
@@ -95,7 +95,7 @@ export interface paths {
         head?: never;
         /**
          * Change rate, workers and protection of a clone
-         * @description A JSON Merge Patch (RFC 7396) of `transfer.maxRate`, `transfer.workers` and `protected`; what is left out stays as it is, and null is the default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. A clone that has copied all its files takes a change without any effect; one that has ended takes none.
+         * @description A JSON Merge Patch (RFC 7396) of `transfer.maxRate`, `transfer.workers` and `protected`; what is left out stays as it is, and a rate or number that is null goes back to its default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. A clone that has copied all its files takes a change without any effect; one that has ended takes none.
          *
          *     Role: `operator`.
          */
@@ -179,7 +179,7 @@ export interface paths {
         put?: never;
         /**
          * Give a clone another time to live
-         * @description Its files will be removed in `ttl` seconds from now, be that later or sooner than before; null: never. `instance.expiresAt` says when.
+         * @description Of a clone that has ended and has files: they will be removed in `ttl` seconds from now, be that later or sooner than before; null: never. `instance.expiresAt` says when; `spec.ttl` stays what was asked for at first.
          *
          *     Role: `operator`.
          */
@@ -201,7 +201,7 @@ export interface paths {
         put?: never;
         /**
          * Make a clone again in its place
-         * @description Makes a new clone of the source's state of then, with the request, labels, port and protection of this one and at least the time that it has left; follow `Location`. The server of the old clone is stopped when the new one begins. Its files stay until the new ones are complete (`ifExists: replace`), so there must be room for both; if the new clone fails, they are as they were and their server runs again. Afterwards the instance of the old clone is `absent`. What was changed in a protected clone goes as well. Not for a standby with `replica.slot`.
+         * @description Makes a new clone of the source's state of then, with the request, labels, port and protection of this one and at least the time that it has left; follow `Location`. The server of the old clone is stopped when the new one begins. Its files stay until the new ones are complete (`ifExists: replace`), so there must be room for both; if the new clone fails, they are as they were and their server runs again. Afterwards the instance of the old clone is `absent`, and whoever knows the clone by its id needs the new one. What was changed in a protected clone goes as well. Not for a standby with `replica.slot`. With `Idempotency-Key` it can be repeated safely, as a POST of a clone.
          *
          *     Role: `operator`.
          */
@@ -1027,7 +1027,7 @@ export interface components {
         };
     };
     responses: {
-        /** @description Redis does not answer. Try again later. */
+        /** @description Redis, or the worker of a host that was asked for a preflight, does not answer. Try again later. */
         Unavailable: {
             headers: {
                 [name: string]: unknown;
@@ -1201,7 +1201,7 @@ export interface components {
         /** @description Accepted; follow `Location`. */
         CloneAccepted: {
             headers: {
-                /** @description Where the clone can be read */
+                /** @description Where the new clone can be read */
                 Location: string;
                 /** @description Seconds until a change can be expected */
                 "Retry-After": number;
@@ -2706,6 +2706,8 @@ export interface components {
             headers: {
                 /** @description Where the new clone can be read */
                 Location: string;
+                /** @description Seconds until a change can be expected */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -3361,6 +3363,7 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
             409: components["responses"]["Conflict"];
+            422: components["responses"]["Invalid"];
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3384,6 +3387,7 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
             409: components["responses"]["Conflict"];
+            422: components["responses"]["Invalid"];
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3407,6 +3411,7 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
             409: components["responses"]["Conflict"];
+            422: components["responses"]["Invalid"];
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3445,7 +3450,10 @@ export interface operations {
     resetClone: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Your own name for this request, such as a UUID */
+                "idempotency-key"?: string;
+            };
             path: {
                 /** @description Id of the clone: the 32 hexadecimal digits of a UUIDv7 */
                 id: string;

@@ -3,4 +3,4 @@ export { type CloneStore, openCloneStore } from './clone-store.ts';
 export { embeddedRedisUrl, startEmbeddedRedis } from './embedded-redis.ts';
 export { type HostQueue, type OpenClone, openHostQueue } from './host-queue.ts';
 export { admitInstanceWish } from './instance-wish.ts';
-export { versionOf } from './stored-clone.ts';
+export { notFound, versionOf } from './stored-clone.ts';

@@ -116,6 +116,6 @@ export function admitForgetting({ instance }: Clone): void {
 function refuseProtected(instance: Instance): void {
   if (!instance.protected) return;
   throw new CloneError('CLONE_PROTECTED', 'the clone is protected', {
-    hint: 'Take the protection back first: PATCH the clone with {"protected": false}.',
+    hint: 'Take the protection back first: PATCH the clone with {"protected": false}, or `pgcloned clone change --no-protect ID`.',
   });
 }

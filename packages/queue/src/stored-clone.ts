@@ -141,8 +141,7 @@ export function directoriesOf(
 }
 
 export function notFound(id: string): CloneError {
-  return new CloneError('NOT_FOUND', 'there is no such clone', {
-    facts: { id },
+  return new CloneError('NOT_FOUND', `there is no clone ${id}`, {
     hint: 'List the clones to see which there are; ended ones are forgotten after some time.',
   });
 }

@@ -18,10 +18,17 @@ Every answer carries \`X-Request-Id\`, which leads to its lines in the log.
 
 **Errors** are problems of RFC 9457 (\`application/problem+json\`). Decide by \`code\`; \`detail\` and \`hint\` are for people.
 What cannot be read is answered by 400, what breaks a rule by 422, and \`retryable\` says whether the same request may
-succeed later. A value that is known but not built yet is \`NOT_SUPPORTED\`.
+succeed later. A value that is known but not built yet is \`NOT_SUPPORTED\`. Fields and parameters that are not known are refused, and so
+is a body that would not be looked at.
+
+**Repeating a request.** \`POST /v1/clones\` and \`…/reset\` make a clone: with an \`Idempotency-Key\` a repeated one answers
+the clone that the first has made, for a day. All other requests ask for a state, so the same one again changes nothing;
+\`…/extend\` counts from its last time, and the second \`DELETE\` of a record is 404.
 
 **Following a clone.** \`POST /v1/clones\` answers 202 at once. Follow \`Location\` with \`Prefer: wait=30\`, or read the events,
-until \`state\` is \`succeeded\`, \`failed\` or \`cancelled\`.`;
+until \`state\` is \`succeeded\`, \`failed\` or \`cancelled\`. Those are for ever; what becomes of its files and its server
+afterwards is in \`instance\`. A start, stop, reset, change of its time or removal is answered by 202, too: it is done when
+\`waitingFor\` is null and \`instance.state\` is not \`removing\`, and has failed if \`instance.error\` is not null.`;
 
 export const document = fastifyPlugin(async (app) => {
   await app.register(fastifyZodOpenApiPlugin, { documentOpts: { override: withoutNoise } });

@@ -24,7 +24,7 @@ export const cloneChangeRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore
         summary: 'Change rate, workers and protection of a clone',
         description:
           'A JSON Merge Patch (RFC 7396) of `transfer.maxRate`, `transfer.workers` and `protected`; what is left out stays as ' +
-          'it is, and null is the default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for ' +
+          'it is, and a rate or number that is null goes back to its default. A rate or a number of workers holds for whatever is still to be copied: at once while files are copied, for ' +
           'which `progress.workers` is the proof, and for every further attempt, also after a restart of the worker. ' +
           'A clone that has copied all its files takes a change without any effect; one that has ended takes none.',
         tags: ['clones'],

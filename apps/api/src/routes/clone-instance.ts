@@ -22,13 +22,22 @@ import {
   INVALID,
   NOT_FOUND,
 } from '../responses.ts';
-import { audit, found, IdParams } from './clones.ts';
+import {
+  AcceptedHeaders,
+  audit,
+  found,
+  IdempotencyHeaders,
+  IdParams,
+  idempotencyOf,
+  sendAccepted,
+} from './clones.ts';
 
 const accepted = (id: string, description: string) => ({
   ...acceptedClone(id, description),
   ...EVERYWHERE,
   ...NOT_FOUND,
   ...CONFLICT,
+  ...INVALID,
 });
 
 export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
@@ -75,8 +84,8 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
         operationId: 'extendClone',
         summary: 'Give a clone another time to live',
         description:
-          'Its files will be removed in `ttl` seconds from now, be that later or sooner than before; null: never. ' +
-          '`instance.expiresAt` says when.',
+          'Of a clone that has ended and has files: they will be removed in `ttl` seconds from now, be that later or sooner ' +
+          'than before; null: never. `instance.expiresAt` says when; `spec.ttl` stays what was asked for at first.',
         tags: ['clones'],
         params: IdParams,
         body: z
@@ -115,16 +124,16 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
           'least the time that it has left; follow `Location`. The server of the old clone is stopped when the new one ' +
           'begins. Its files stay until the new ones are complete (`ifExists: replace`), so there must be room for both; if the ' +
           'new clone fails, they are as they were and their server runs again. Afterwards the instance of the old clone is ' +
-          '`absent`. What was changed in a protected clone goes as well. Not for a standby with `replica.slot`.',
+          '`absent`, and whoever knows the clone by its id needs the new one. What was changed in a protected clone goes as ' +
+          'well. Not for a standby with `replica.slot`. With `Idempotency-Key` it can be repeated safely, as a POST of a clone.',
         tags: ['clones'],
         params: IdParams,
+        headers: IdempotencyHeaders,
         response: {
           202: {
             id: 'ResetAccepted',
             description: 'Accepted; follow `Location`, which leads to the new clone.',
-            headers: z.object({
-              Location: z.string().meta({ description: 'Where the new clone can be read' }),
-            }),
+            headers: AcceptedHeaders,
             content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
           },
           ...EVERYWHERE,
@@ -136,6 +145,11 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
     },
     async (request, reply) => {
       const { id } = request.params;
+      const idempotency = idempotencyOf(request, request.headers['idempotency-key'], {
+        resetOf: id,
+      });
+      const before = idempotency && (await store.madeBefore(idempotency));
+      if (before !== undefined) return await sendAccepted(reply, before);
       const old = found(await store.get(id), id);
       admitInstanceWish(old, { server: 'stopped' });
       if (old.spec.replica.slot !== null) {
@@ -155,9 +169,10 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
           createdAt: now.toISOString(),
           resetOf: id,
         }),
+        idempotency,
       );
       audit(request, `reset requested, as clone ${clone.id}`, id);
-      return await reply.code(202).header('location', `/v1/clones/${clone.id}`).send(clone);
+      return await sendAccepted(reply, clone);
     },
   );
 };

@@ -10,8 +10,8 @@ import {
   refuseUnsupported,
   STATES,
 } from '@pgcloned/contract';
-import { type CloneStore, versionOf } from '@pgcloned/queue';
-import type { FastifyRequest } from 'fastify';
+import { type CloneStore, notFound, versionOf } from '@pgcloned/queue';
+import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
@@ -31,6 +31,23 @@ import {
 
 /** A clone that was just accepted is taken by an idle worker within milliseconds. */
 const RETRY_AFTER_SECONDS = 1;
+
+export const IdempotencyHeaders = z.object({
+  'idempotency-key': z
+    .string()
+    .min(1)
+    .max(255)
+    .regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks')
+    .optional()
+    .meta({ description: 'Your own name for this request, such as a UUID' }),
+});
+
+export const AcceptedHeaders = z.object({
+  Location: z.string().meta({ description: 'Where the new clone can be read' }),
+  'Retry-After': z.int().nonnegative().meta({
+    description: 'Seconds until a change can be expected',
+  }),
+});
 
 const PAGE_SIZE_DEFAULT = 50;
 const PAGE_SIZE_MAX = 200;
@@ -66,15 +83,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         querystring: z.strictObject({
           validateOnly: flag('Check only: answer 200 with the clone as it would be made'),
         }),
-        headers: z.object({
-          'idempotency-key': z
-            .string()
-            .min(1)
-            .max(255)
-            .regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks')
-            .optional()
-            .meta({ description: 'Your own name for this request, such as a UUID' }),
-        }),
+        headers: IdempotencyHeaders,
         response: {
           200: {
             id: 'CloneValid',
@@ -84,12 +93,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           202: {
             id: 'CloneAccepted',
             description: 'Accepted; follow `Location`.',
-            headers: z.object({
-              Location: z.string().meta({ description: 'Where the clone can be read' }),
-              'Retry-After': z.int().nonnegative().meta({
-                description: 'Seconds until a change can be expected',
-              }),
-            }),
+            headers: AcceptedHeaders,
             content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
           },
           ...EVERYWHERE,
@@ -116,25 +120,13 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
         await refuseBusyTarget(spec, store);
         return await reply.code(200).send(clone);
       }
-      const key = headers['idempotency-key'];
-      const idempotency =
-        key === undefined
-          ? undefined
-          : {
-              // Callers choose their keys on their own, so one token's must not meet another's.
-              key: `${request.caller?.name ?? ''}/${key}`,
-              fingerprint: fingerprintOf(spec),
-            };
+      const idempotency = idempotencyOf(request, headers['idempotency-key'], spec);
       // What was accepted stays accepted, also where the same request would be refused by now.
       const before = idempotency && (await store.madeBefore(idempotency));
       if (before === undefined) await admitClone(spec, store);
       const made = await store.create(clone, idempotency);
       if (made.created) audit(request, 'clone created', made.clone.id);
-      return await reply
-        .code(202)
-        .header('location', `/v1/clones/${made.clone.id}`)
-        .header('retry-after', RETRY_AFTER_SECONDS)
-        .send(made.clone);
+      return await sendAccepted(reply, made.clone);
     },
   );
 
@@ -272,12 +264,12 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           ...EVERYWHERE,
           ...NOT_FOUND,
           ...CONFLICT,
+          ...INVALID,
         },
       } satisfies FastifyZodOpenApiSchema,
     },
     async (request, reply) => {
       const { id } = request.params;
-      found(await store.get(id), id);
       const clone = await store.cancel(id);
       audit(request, 'cancel requested', id);
       return await reply.code(202).send(clone);
@@ -296,7 +288,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           'the server and removes the data directory with all that belongs to it, as far as it carries the marker of this ' +
           'clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; ' +
           'what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is ' +
-          'protected is refused, and so is forgetting one whose files will be removed.',
+          'protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing.',
         tags: ['clones'],
         params: IdParams,
         querystring: z.strictObject({
@@ -344,9 +336,7 @@ function isChanging({ waitingFor, instance }: Clone): boolean {
 /** @throws {CloneError} `NOT_FOUND` */
 export function found(clone: Clone | undefined, id: string): Clone {
   if (clone !== undefined) return clone;
-  throw new CloneError('NOT_FOUND', `there is no clone ${id}`, {
-    hint: 'It may have been forgotten; `GET /v1/clones` lists all.',
-  });
+  throw notFound(id);
 }
 
 /** What `create` refuses too, for a request that only wants to know. */
@@ -355,9 +345,24 @@ async function refuseBusyTarget({ target }: CloneSpec, store: CloneStore): Promi
   if (holder !== undefined) throw targetBusy(holder);
 }
 
+/** @param asked What makes it the same request. */
+export function idempotencyOf({ caller }: FastifyRequest, key: string | undefined, asked: object) {
+  if (key === undefined) return undefined;
+  // Callers choose their keys on their own, so one token's must not meet another's.
+  return { key: `${caller?.name ?? ''}/${key}`, fingerprint: fingerprintOf(asked) };
+}
+
+export async function sendAccepted(reply: FastifyReply, clone: Clone): Promise<FastifyReply> {
+  return await reply
+    .code(202)
+    .header('location', `/v1/clones/${clone.id}`)
+    .header('retry-after', RETRY_AFTER_SECONDS)
+    .send(clone);
+}
+
 /** The same for every way to write the same request. */
-function fingerprintOf(spec: CloneSpec): string {
-  const canonical = JSON.stringify(spec, (_key, value: unknown) =>
+function fingerprintOf(asked: object): string {
+  const canonical = JSON.stringify(asked, (_key, value: unknown) =>
     typeof value === 'object' && value !== null && !Array.isArray(value)
       ? Object.fromEntries(Object.entries(value).toSorted(([a], [b]) => (a < b ? -1 : 1)))
       : value,

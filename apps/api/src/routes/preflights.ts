@@ -1,7 +1,6 @@
 /** The resource `preflights`: what stands against a clone, as the worker of its host finds it now. */
 import {
   bySeverity,
-  CloneError,
   CloneSpec,
   findingOfError,
   type PreflightReport,
@@ -12,6 +11,7 @@ import type { CloneStore } from '@pgcloned/queue';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import { admitClone, refuseSpelledOutSource, targetBusy } from '../admit-clone.ts';
 import { PREFLIGHT_EXAMPLE } from '../examples.ts';
+import { refuseNoBody } from '../json-body.ts';
 import { BODY_REFUSED, EVERYWHERE } from '../responses.ts';
 
 export const preflightRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
@@ -44,11 +44,7 @@ export const preflightRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }
         },
       } satisfies FastifyZodOpenApiSchema,
       preValidation: (request, _reply, next) => {
-        if (request.body === undefined) {
-          throw new CloneError('REQUEST_MALFORMED', 'the request has no body', {
-            hint: 'Send the clone that you want as application/json.',
-          });
-        }
+        refuseNoBody(request, 'Send the clone that you want as application/json.');
         refuseSpelledOutSource(request.body);
         next();
       },

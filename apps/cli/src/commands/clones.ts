@@ -65,7 +65,10 @@ export async function resetClone(
   const { environment, signal } = invocation;
   const api = await findApi(environment, options.config);
   const clone = await ask(signal, (limit) =>
-    api.http.POST('/v1/clones/{id}/reset', { params: { path: { id } }, signal: limit }),
+    api.http.POST('/v1/clones/{id}/reset', {
+      params: { path: { id }, header: { 'idempotency-key': randomUUID() } },
+      signal: limit,
+    }),
   );
   await tellAccepted(invocation, api, clone as Clone, options);
 }
