@@ -112,7 +112,13 @@ export interface CloneStore extends AsyncDisposable {
   ) => Promise<{ readonly clone: Clone; readonly created: boolean }>;
   /** The clone that `create` would answer because the same request came before; undefined if it would make one. */
   readonly madeBefore: (idempotency: Idempotency) => Promise<Clone | undefined>;
-  readonly get: (id: string) => Promise<Clone | undefined>;
+  /**
+   * What a later version has added to the record is left out.
+   *
+   * @param o.whole Refuses such a record, for whoever would go on with what is left of it.
+   * @throws {CloneError} `NOT_SUPPORTED`, only with `whole`.
+   */
+  readonly get: (id: string, o?: { readonly whole?: boolean }) => Promise<Clone | undefined>;
   /** Newest first. @throws {CloneError} `REQUEST_INVALID` if the page token is none of ours. */
   readonly list: (
     o: ListOptions,
@@ -220,7 +226,7 @@ export async function openCloneStore(options: {
         : await readHost(redis, stored.clone.host),
     );
   const find = async (id: string): Promise<StoredClone> => {
-    const stored = await readClone(redis, id);
+    const stored = await readClone(redis, id, { partly: true });
     if (stored === undefined) throw notFound(id);
     return stored;
   };
@@ -274,8 +280,9 @@ export async function openCloneStore(options: {
       return typeof id === 'string' && known === fingerprint ? await store.get(id) : undefined;
     },
 
-    get: async (id) => {
-      const stored = await readClone(redis, id);
+    get: async (id, { whole = false } = {}) => {
+      const stored = await readClone(redis, id, { partly: true });
+      if (whole && stored?.isPartial === true) throw ofLaterVersion(id);
       return stored && (await present(stored));
     },
 
@@ -507,7 +514,7 @@ export async function openCloneStore(options: {
     for (const name of await ask(redis.smembers(HOSTS_KEY))) {
       for (const id of await ask(redis.hkeys(openKey(name)))) {
         if ((await ask(redis.hget(cloneKey(id), 'state'))) !== 'queued') continue;
-        const stored = await readClone(redis, id).catch((error: unknown) => {
+        const stored = await readClone(redis, id, { partly: true }).catch((error: unknown) => {
           if (error instanceof RecordUnreadableError) return undefined;
           throw error;
         });
@@ -571,7 +578,7 @@ export async function openCloneStore(options: {
     const clones = await Promise.all(
       ids.map(async (id) => {
         try {
-          const stored = await readClone(redis, id);
+          const stored = await readClone(redis, id, { partly: true });
           return stored && presentClone(stored, hosts.get(stored.clone.host));
         } catch (error) {
           if (!(error instanceof RecordUnreadableError)) throw error;
@@ -612,6 +619,13 @@ function overdue(deadline: string): CloneError {
   return new CloneError('DEADLINE_EXCEEDED', 'the deadline passed while the clone waited', {
     facts: { deadline },
     hint: 'See what its host is busy with, or why it is away, and ask for a later deadline.',
+  });
+}
+
+function ofLaterVersion(id: string): CloneError {
+  return new CloneError('NOT_SUPPORTED', 'the clone was made by a later version', {
+    facts: { clone: id },
+    hint: 'Ask an API of that version: this one does not know all that was asked for.',
   });
 }
 

@@ -171,7 +171,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
   }
 
   const readOwn = async (id: string): Promise<OpenClone | undefined> => {
-    const stored = await readClone(redis, id);
+    const stored = await readClone(redis, id, { partly: false });
     if (stored === undefined) return undefined;
     const { host: owner, spec } = stored.clone;
     if (owner === host && spec.target.host === host) return stored;

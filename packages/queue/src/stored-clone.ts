@@ -33,6 +33,8 @@ export interface StoredClone {
   readonly wishedInstance: InstanceWish | null;
   /** Changes with every write of the record. */
   readonly marker: string;
+  /** Whether the record has keys that are not known here: it was written by a later version. */
+  readonly isPartial: boolean;
 }
 
 /** What stands under the id of a clone and is none: of another version, or tampered with. */
@@ -41,11 +43,16 @@ export class RecordUnreadableError extends Error {
 }
 
 /**
+ * @param partly Whether keys that are not known here are left out: good enough to show a clone, not to make one.
  * @returns Undefined if there is none.
  * @throws {RecordUnreadableError} If it is not a clone with this id.
  * @throws {CloneError} `QUEUE_UNAVAILABLE`.
  */
-export async function readClone(redis: Redis, id: string): Promise<StoredClone | undefined> {
+export async function readClone(
+  redis: Redis,
+  id: string,
+  { partly }: { readonly partly: boolean },
+): Promise<StoredClone | undefined> {
   const [record, attempt, workerId, cancel, transfer, instance, marker] = await ask(
     redis.hmget(
       cloneKey(id),
@@ -54,8 +61,9 @@ export async function readClone(redis: Redis, id: string): Promise<StoredClone |
   );
   if (record === null || record === undefined) return undefined;
   const wishedTransfer = parseWish(transfer);
-  const clone = parseRecord(id, record);
+  const { clone, isPartial } = parseRecord(id, record, partly);
   return {
+    isPartial,
     clone: wishedTransfer === null ? clone : withTransfer(clone, wishedTransfer),
     wishedTransfer,
     wishedInstance: parseInstanceWish(instance),
@@ -65,19 +73,39 @@ export async function readClone(redis: Redis, id: string): Promise<StoredClone |
   };
 }
 
-function parseRecord(id: string, record: string): Clone {
+function parseRecord(
+  id: string,
+  record: string,
+  partly: boolean,
+): Pick<StoredClone, 'clone' | 'isPartial'> {
   let value: unknown;
   try {
     value = JSON.parse(record);
   } catch (cause) {
     throw new RecordUnreadableError(`the record of clone ${id} is not JSON`, { cause });
   }
-  const { data, error } = Clone.safeParse(value);
+  let { data, error } = Clone.safeParse(value);
+  const isPartial = data === undefined && partly && removeUnknownKeys(value, error);
+  if (isPartial) ({ data, error } = Clone.safeParse(value));
   if (data === undefined) {
     throw new RecordUnreadableError(`the record of clone ${id} cannot be read`, { cause: error });
   }
   if (data.id !== id) throw new RecordUnreadableError(`the record of clone ${id} names another`);
-  return data;
+  return { clone: data, isPartial };
+}
+
+/** @returns Whether there were any. */
+function removeUnknownKeys(
+  value: unknown,
+  error: ReturnType<typeof Clone.safeParse>['error'],
+): boolean {
+  let found = false;
+  for (const issue of error?.issues ?? []) {
+    if (issue.code !== 'unrecognized_keys') continue;
+    const parent = issue.path.reduce<unknown>((at, step) => Reflect.get(Object(at), step), value);
+    for (const key of issue.keys) found = Reflect.deleteProperty(Object(parent), key) || found;
+  }
+  return found;
 }
 
 /** The clone as callers see it. `host` is what the registry knows of the clone's host. */

@@ -80,6 +80,27 @@ test('a host and a log line that are no JSON do not hide the others', async () =
   expect(await store.logs(clone.id)).toEqual([]);
 });
 
+test('what a later version has added to a record is left out, and nothing is made of the rest', async () => {
+  const clone = someClone();
+  await using worker = await openWorker(url);
+  await store.create(clone);
+  const { spec, instance } = clone;
+  const later = {
+    ...clone,
+    mood: 'calm',
+    spec: { ...spec, encryption: 'on', replica: { ...spec.replica, delay: 60 } },
+    instance: { ...instance, load: 1 },
+  };
+  await raw.hset(`pgcloned:clone:${clone.id}`, 'record', JSON.stringify(later));
+
+  expect(await store.get(clone.id)).toEqual(clone);
+  expect((await store.list({ pageSize: 10 })).clones).toEqual([clone]);
+  await expect(store.get(clone.id, { whole: true })).rejects.toMatchObject({
+    code: 'NOT_SUPPORTED',
+  });
+  await expect(worker.read(clone.id)).rejects.toThrow(/cannot be read/);
+});
+
 test('a record that cannot be read is forgotten by force, and lets go of its target', async () => {
   const target = { dataDirectory: '/srv/main' };
   const clone = someClone(target);

@@ -150,7 +150,7 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
       });
       const before = idempotency && (await store.madeBefore(idempotency));
       if (before !== undefined) return await sendAccepted(reply, before);
-      const old = found(await store.get(id), id);
+      const old = found(await store.get(id, { whole: true }), id);
       admitInstanceWish(old, { server: 'stopped' });
       if (old.spec.replica.slot !== null) {
         throw new CloneError('NOT_SUPPORTED', 'a standby with a slot cannot be reset', {
