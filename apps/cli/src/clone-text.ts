@@ -7,7 +7,7 @@ import { formatRows, formatTable } from './table.ts';
 
 export function formatCloneTable(clones: readonly Clone[]): string {
   return formatTable(
-    ['ID', 'SOURCE', 'HOST', 'DATA DIRECTORY', 'STATE', 'PHASE', 'DONE', 'CREATED'],
+    ['ID', 'SOURCE', 'HOST', 'DATA DIRECTORY', 'STATE', 'PHASE', 'DONE', 'REPLICA', 'CREATED'],
     clones.map((clone) => [
       clone.id,
       nameOfSource(clone.spec.source),
@@ -18,9 +18,16 @@ export function formatCloneTable(clones: readonly Clone[]): string {
       clone.progress.bytesTotal === 0
         ? ''
         : `${String(Math.floor(fractionDone(clone.progress) * 100))} %`,
+      replicaOf(clone.instance),
       clone.createdAt,
     ]),
   );
+}
+
+/** Without what takes room in a row; nothing where nothing of it lies on its host. */
+function replicaOf({ state, port }: Clone['instance']): string {
+  if (state === 'absent') return '';
+  return state === 'running' && port !== null ? `port ${String(port)}` : state;
 }
 
 export function formatClone(clone: Clone): string {

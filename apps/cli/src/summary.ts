@@ -1,5 +1,6 @@
 /** The last lines about a clone: what was made, what it cost, what to mind. */
 import { type CloneResult, formatBytes, type Instance, type Leftover } from '@pgcloned/contract';
+import { quoteForShell } from '@pgcloned/process';
 import { formatDuration } from './progress/describe.ts';
 import { formatRows } from './table.ts';
 
@@ -26,6 +27,7 @@ export function formatResult({ result, instance, leftovers }: Outcome): readonly
     ...(result === null ? [] : formatTotals(result)),
     ...formatRows([
       ['replica', describeInstance(instance)],
+      ['connect', howToConnect({ result, instance })],
       ['space', describeSpace(instance)],
       ['trouble', instance.error === null ? null : instance.error.message],
       ['hint', instance.error === null ? null : instance.error.hint],
@@ -71,6 +73,13 @@ export function describeInstance({
     ...(expiresAt === null || state === 'removed' ? [] : [`until ${expiresAt}`]),
     ...(isProtected ? ['protected'] : []),
   ].join(', ');
+}
+
+/** The command, on the host and as the user that owns the files. */
+function howToConnect({ result, instance }: Pick<Outcome, 'result' | 'instance'>): string | null {
+  const address = result?.connectionString ?? null;
+  if (address === null || instance.state !== 'running') return null;
+  return `psql ${quoteForShell(address)}`;
 }
 
 function describeSpace({ space }: Instance): string | null {

@@ -69,6 +69,10 @@ test('options alone make a standby that streams, and the totals are printed', as
   expect(stdout).toContain(`running on port ${String(port)}`);
   await using standby = await adoptServer(target);
   expect(await standby.query('select pg_is_in_recovery() as standby')).toEqual([{ standby: true }]);
+  const [, psql = ''] = / connect +(psql .+)/.exec(stdout) ?? [];
+  const printed = `${psql} -XAtc 'select pg_is_in_recovery()'`;
+  const answered = await runAsPartsUser(['sh', '-c', printed]);
+  expect(answered.stdout.toString()).toBe('t\n');
 });
 
 test('with --json every line is an object, and the last one is the result', async () => {

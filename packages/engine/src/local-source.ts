@@ -45,7 +45,7 @@ export async function findLocalServer(
 async function refuseForeignFiles(dataDirectory: string): Promise<void> {
   const stats = await stat(dataDirectory).catch((cause: unknown) => {
     throw new CloneError('SOURCE_UNREACHABLE', `${dataDirectory} cannot be found`, {
-      facts: { dataDirectory, code: (cause as NodeJS.ErrnoException).code ?? null },
+      facts: { dataDirectory, reason: (cause as NodeJS.ErrnoException).code ?? null },
       hint: 'Name the data directory of a running server on this host.',
       cause,
     });

@@ -289,7 +289,7 @@ export async function deleteClone(
       for (const text of formatLeftovers(clone.leftovers)) print(text);
     }
   } else if (json === true) printJson({ id, forgotten: true });
-  else print(`clone ${id} is forgotten; its files stay where they are`);
+  else print(`clone ${id} is forgotten; files of it stay where they are`);
 }
 
 async function getClone(api: ApiClient, id: string, signal: AbortSignal): Promise<Clone> {

@@ -193,7 +193,7 @@ function asRemovalError(error: unknown, directory: string): unknown {
   const { code, path } = error as NodeJS.ErrnoException;
   if (code === undefined || error instanceof CloneError) return error;
   return new CloneError('REMOVAL_FAILED', `${path ?? directory} could not be removed: ${code}`, {
-    facts: { directory, path: path ?? null, code },
+    facts: { directory, path: path ?? null, reason: code },
     hint: `Mend what stands against it. It is tried again until nothing is left of ${directory}, which cannot be started any more.`,
     cause: error,
   });

@@ -283,7 +283,7 @@ function asPublishError(error: unknown, { data }: Ready): unknown {
     isFull ? 'TARGET_NO_SPACE' : 'PUBLISH_FAILED',
     `the clone could not be put into place: ${code}`,
     {
-      facts: { dataDirectory: data.final, code },
+      facts: { dataDirectory: data.final, reason: code },
       hint: isFull
         ? 'Make room on the filesystem of the target, then clone again.'
         : 'See the filesystem of the target and the log of the kernel, then clone again.',

@@ -112,7 +112,7 @@ export function explainFullTarget(error: unknown): unknown {
   const { code, path } = error as NodeJS.ErrnoException;
   if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
   return new CloneError('TARGET_NO_SPACE', 'the target has no space left', {
-    facts: { code, path: path ?? null },
+    facts: { reason: code, path: path ?? null },
     hint: 'Make room on the filesystem of the target (see df, and df -i for its inodes), or choose a larger one.',
     cause: error,
   });
