@@ -45,6 +45,47 @@ export const RUNNING_CLONE_EXAMPLE = Clone.parse({
   },
 });
 
+/** Its server is to be stopped. */
+export const ENDED_CLONE_EXAMPLE = Clone.parse({
+  ...RUNNING_CLONE_EXAMPLE,
+  state: 'succeeded',
+  phase: 'start-replica',
+  endedAt: '2026-11-20T09:00:10.380Z',
+  waitingFor: 'host replica-1 to stop the server of the clone',
+  progress: {
+    ...RUNNING_CLONE_EXAMPLE.progress,
+    bytesDone: 3_758_096_384,
+    filesDone: 13_400,
+    wireBytes: 3_758_710_407,
+    bytesPerSecond: 0,
+    etaSeconds: null,
+    phases: QUEUED_CLONE_EXAMPLE.progress.phases.map((phase) => ({
+      ...phase,
+      state: 'done',
+      startedAt: '2026-11-20T09:00:00.120Z',
+      endedAt: '2026-11-20T09:00:10.380Z',
+    })),
+  },
+  result: {
+    dataDirectory: '/var/lib/postgresql/15/main',
+    connectionString: 'postgresql:///postgres?host=%2Fvar%2Frun%2Fpostgresql&port=5432',
+    source: { address: 'db1:5432', role: 'primary' },
+    systemIdentifier: '7710193196751962146',
+    timeline: 1,
+    startLsn: '0/2000028',
+    stopLsn: '0/2A4F1F8',
+    bytes: 3_758_096_384,
+    files: 13_400,
+    wireBytes: 3_758_710_407,
+    keptBytes: 0,
+    compression: 'none',
+    durationMs: 10_260,
+    warnings: [],
+    verification: { transfer: 'passed', wal: 'passed', pages: 'passed', boot: 'skipped' },
+  },
+  instance: { ...RUNNING_CLONE_EXAMPLE.instance, state: 'running', port: 5432 },
+});
+
 export const HOST_EXAMPLE = Host.parse({
   name: 'replica-1',
   version: '0.1.0',

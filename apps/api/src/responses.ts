@@ -5,7 +5,7 @@
  * wherever it is used again, and an id may stand for one object only.
  */
 import { CATALOGUE, Clone, type ErrorCode, Problem } from '@pgcloned/contract';
-import { RUNNING_CLONE_EXAMPLE } from './examples.ts';
+import { ENDED_CLONE_EXAMPLE } from './examples.ts';
 
 const refusal = (
   id: string,
@@ -35,7 +35,7 @@ const REFUSALS = {
   }),
   401: refusal('Unauthenticated', 'The token is missing or unknown.', 'UNAUTHENTICATED', {
     detail: 'token is missing or unknown',
-    hint: 'Send `Authorization: Bearer TOKEN`; `pgcloned token create` makes a token.',
+    hint: 'Send `Authorization: Bearer TOKEN` (`pgcloned` sends PGCLONED_TOKEN); `pgcloned token create` makes a token.',
   }),
   403: refusal('Forbidden', 'The role of the token does not allow this.', 'FORBIDDEN', {
     detail: 'role operator is needed',
@@ -106,10 +106,10 @@ export const BODY_REFUSED = { 413: REFUSALS[413], 415: REFUSALS[415], 422: REFUS
 export const UNAVAILABLE = { 503: REFUSALS[503] };
 
 /** The clone of which something was asked that its worker has to do. */
-export const acceptedClone = (id: string, description: string) => ({
+export const acceptedClone = (id: string, description: string, example = ENDED_CLONE_EXAMPLE) => ({
   202: {
     id,
     description,
-    content: { 'application/json': { schema: Clone, example: RUNNING_CLONE_EXAMPLE } },
+    content: { 'application/json': { schema: Clone, example } },
   },
 });

@@ -399,7 +399,7 @@ test('a clone that has succeeded cannot be cancelled, but forgotten', async () =
   const both = await remove('?data=true&force=true', asAdmin);
   const forgotten = await remove('');
 
-  expect(problemIn(tooEarly)).toMatchObject({ status: 409, code: 'CLONE_NOT_ENDED' });
+  expect(problemIn(tooEarly)).toMatchObject({ code: 'CLONE_NOT_ENDED', retryable: true });
   expect(problemIn(cancelled)).toMatchObject({ status: 409, code: 'CLONE_ENDED' });
   expect(problemIn(both)).toMatchObject({ status: 422, code: 'REQUEST_INVALID' });
   expect(forgotten.statusCode).toBe(204);

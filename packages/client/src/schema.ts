@@ -1387,7 +1387,7 @@ export interface components {
                  *       "code": "UNAUTHENTICATED",
                  *       "retryable": false,
                  *       "detail": "token is missing or unknown",
-                 *       "hint": "Send `Authorization: Bearer TOKEN`; `pgcloned token create` makes a token."
+                 *       "hint": "Send `Authorization: Bearer TOKEN` (`pgcloned` sends PGCLONED_TOKEN); `pgcloned token create` makes a token."
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1895,10 +1895,10 @@ export interface components {
                 /**
                  * @example {
                  *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
-                 *       "state": "running",
+                 *       "state": "succeeded",
                  *       "contact": "ok",
                  *       "lostSince": null,
-                 *       "phase": "copy-files",
+                 *       "phase": "start-replica",
                  *       "attempt": 1,
                  *       "spec": {
                  *         "source": {
@@ -1952,19 +1952,19 @@ export interface components {
                  *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
-                 *       "endedAt": null,
+                 *       "endedAt": "2026-11-20T09:00:10.380Z",
                  *       "host": "replica-1",
-                 *       "waitingFor": null,
+                 *       "waitingFor": "host replica-1 to stop the server of the clone",
                  *       "progress": {
                  *         "bytesTotal": 3758096384,
-                 *         "bytesDone": 1288490188,
+                 *         "bytesDone": 3758096384,
                  *         "filesTotal": 13400,
-                 *         "filesDone": 2210,
-                 *         "wireBytes": 1289104211,
+                 *         "filesDone": 13400,
+                 *         "wireBytes": 3758710407,
                  *         "keptBytes": 0,
                  *         "compression": "none",
-                 *         "bytesPerSecond": 429496729,
-                 *         "etaSeconds": 6,
+                 *         "bytesPerSecond": 0,
+                 *         "etaSeconds": null,
                  *         "wal": {
                  *           "startLsn": "0/2000028",
                  *           "receivedLsn": "0/2A4F1C8"
@@ -1974,49 +1974,49 @@ export interface components {
                  *             "name": "preflight",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stream-wal",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-backup",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "copy-files",
-                 *             "state": "running",
+                 *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": null
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stop-backup",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "collect-wal",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "publish",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-replica",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           }
                  *         ],
                  *         "workers": [
@@ -2032,11 +2032,35 @@ export interface components {
                  *           }
                  *         ]
                  *       },
-                 *       "result": null,
+                 *       "result": {
+                 *         "dataDirectory": "/var/lib/postgresql/15/main",
+                 *         "connectionString": "postgresql:///postgres?host=%2Fvar%2Frun%2Fpostgresql&port=5432",
+                 *         "source": {
+                 *           "address": "db1:5432",
+                 *           "role": "primary"
+                 *         },
+                 *         "systemIdentifier": "7710193196751962146",
+                 *         "timeline": 1,
+                 *         "startLsn": "0/2000028",
+                 *         "stopLsn": "0/2A4F1F8",
+                 *         "bytes": 3758096384,
+                 *         "files": 13400,
+                 *         "wireBytes": 3758710407,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "durationMs": 10260,
+                 *         "warnings": [],
+                 *         "verification": {
+                 *           "transfer": "passed",
+                 *           "wal": "passed",
+                 *           "pages": "passed",
+                 *           "boot": "skipped"
+                 *         }
+                 *       },
                  *       "warnings": [],
                  *       "instance": {
-                 *         "state": "absent",
-                 *         "port": null,
+                 *         "state": "running",
+                 *         "port": 5432,
                  *         "expiresAt": null,
                  *         "protected": false,
                  *         "space": null,
@@ -2221,10 +2245,10 @@ export interface components {
                 /**
                  * @example {
                  *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
-                 *       "state": "running",
+                 *       "state": "succeeded",
                  *       "contact": "ok",
                  *       "lostSince": null,
-                 *       "phase": "copy-files",
+                 *       "phase": "start-replica",
                  *       "attempt": 1,
                  *       "spec": {
                  *         "source": {
@@ -2278,19 +2302,19 @@ export interface components {
                  *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
-                 *       "endedAt": null,
+                 *       "endedAt": "2026-11-20T09:00:10.380Z",
                  *       "host": "replica-1",
-                 *       "waitingFor": null,
+                 *       "waitingFor": "host replica-1 to stop the server of the clone",
                  *       "progress": {
                  *         "bytesTotal": 3758096384,
-                 *         "bytesDone": 1288490188,
+                 *         "bytesDone": 3758096384,
                  *         "filesTotal": 13400,
-                 *         "filesDone": 2210,
-                 *         "wireBytes": 1289104211,
+                 *         "filesDone": 13400,
+                 *         "wireBytes": 3758710407,
                  *         "keptBytes": 0,
                  *         "compression": "none",
-                 *         "bytesPerSecond": 429496729,
-                 *         "etaSeconds": 6,
+                 *         "bytesPerSecond": 0,
+                 *         "etaSeconds": null,
                  *         "wal": {
                  *           "startLsn": "0/2000028",
                  *           "receivedLsn": "0/2A4F1C8"
@@ -2300,49 +2324,49 @@ export interface components {
                  *             "name": "preflight",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stream-wal",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-backup",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "copy-files",
-                 *             "state": "running",
+                 *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": null
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stop-backup",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "collect-wal",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "publish",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-replica",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           }
                  *         ],
                  *         "workers": [
@@ -2358,11 +2382,35 @@ export interface components {
                  *           }
                  *         ]
                  *       },
-                 *       "result": null,
+                 *       "result": {
+                 *         "dataDirectory": "/var/lib/postgresql/15/main",
+                 *         "connectionString": "postgresql:///postgres?host=%2Fvar%2Frun%2Fpostgresql&port=5432",
+                 *         "source": {
+                 *           "address": "db1:5432",
+                 *           "role": "primary"
+                 *         },
+                 *         "systemIdentifier": "7710193196751962146",
+                 *         "timeline": 1,
+                 *         "startLsn": "0/2000028",
+                 *         "stopLsn": "0/2A4F1F8",
+                 *         "bytes": 3758096384,
+                 *         "files": 13400,
+                 *         "wireBytes": 3758710407,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "durationMs": 10260,
+                 *         "warnings": [],
+                 *         "verification": {
+                 *           "transfer": "passed",
+                 *           "wal": "passed",
+                 *           "pages": "passed",
+                 *           "boot": "skipped"
+                 *         }
+                 *       },
                  *       "warnings": [],
                  *       "instance": {
-                 *         "state": "absent",
-                 *         "port": null,
+                 *         "state": "running",
+                 *         "port": 5432,
                  *         "expiresAt": null,
                  *         "protected": false,
                  *         "space": null,
@@ -2384,10 +2432,10 @@ export interface components {
                 /**
                  * @example {
                  *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
-                 *       "state": "running",
+                 *       "state": "succeeded",
                  *       "contact": "ok",
                  *       "lostSince": null,
-                 *       "phase": "copy-files",
+                 *       "phase": "start-replica",
                  *       "attempt": 1,
                  *       "spec": {
                  *         "source": {
@@ -2441,19 +2489,19 @@ export interface components {
                  *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
-                 *       "endedAt": null,
+                 *       "endedAt": "2026-11-20T09:00:10.380Z",
                  *       "host": "replica-1",
-                 *       "waitingFor": null,
+                 *       "waitingFor": "host replica-1 to stop the server of the clone",
                  *       "progress": {
                  *         "bytesTotal": 3758096384,
-                 *         "bytesDone": 1288490188,
+                 *         "bytesDone": 3758096384,
                  *         "filesTotal": 13400,
-                 *         "filesDone": 2210,
-                 *         "wireBytes": 1289104211,
+                 *         "filesDone": 13400,
+                 *         "wireBytes": 3758710407,
                  *         "keptBytes": 0,
                  *         "compression": "none",
-                 *         "bytesPerSecond": 429496729,
-                 *         "etaSeconds": 6,
+                 *         "bytesPerSecond": 0,
+                 *         "etaSeconds": null,
                  *         "wal": {
                  *           "startLsn": "0/2000028",
                  *           "receivedLsn": "0/2A4F1C8"
@@ -2463,49 +2511,49 @@ export interface components {
                  *             "name": "preflight",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stream-wal",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-backup",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "copy-files",
-                 *             "state": "running",
+                 *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": null
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stop-backup",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "collect-wal",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "publish",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-replica",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           }
                  *         ],
                  *         "workers": [
@@ -2521,11 +2569,35 @@ export interface components {
                  *           }
                  *         ]
                  *       },
-                 *       "result": null,
+                 *       "result": {
+                 *         "dataDirectory": "/var/lib/postgresql/15/main",
+                 *         "connectionString": "postgresql:///postgres?host=%2Fvar%2Frun%2Fpostgresql&port=5432",
+                 *         "source": {
+                 *           "address": "db1:5432",
+                 *           "role": "primary"
+                 *         },
+                 *         "systemIdentifier": "7710193196751962146",
+                 *         "timeline": 1,
+                 *         "startLsn": "0/2000028",
+                 *         "stopLsn": "0/2A4F1F8",
+                 *         "bytes": 3758096384,
+                 *         "files": 13400,
+                 *         "wireBytes": 3758710407,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "durationMs": 10260,
+                 *         "warnings": [],
+                 *         "verification": {
+                 *           "transfer": "passed",
+                 *           "wal": "passed",
+                 *           "pages": "passed",
+                 *           "boot": "skipped"
+                 *         }
+                 *       },
                  *       "warnings": [],
                  *       "instance": {
-                 *         "state": "absent",
-                 *         "port": null,
+                 *         "state": "running",
+                 *         "port": 5432,
                  *         "expiresAt": null,
                  *         "protected": false,
                  *         "space": null,
@@ -2547,10 +2619,10 @@ export interface components {
                 /**
                  * @example {
                  *       "id": "0193465f0d6d7a7e8f4d3a1c5b6e7f80",
-                 *       "state": "running",
+                 *       "state": "succeeded",
                  *       "contact": "ok",
                  *       "lostSince": null,
-                 *       "phase": "copy-files",
+                 *       "phase": "start-replica",
                  *       "attempt": 1,
                  *       "spec": {
                  *         "source": {
@@ -2604,19 +2676,19 @@ export interface components {
                  *       "resetOf": null,
                  *       "createdAt": "2026-11-20T09:00:00.000Z",
                  *       "startedAt": "2026-11-20T09:00:00.120Z",
-                 *       "endedAt": null,
+                 *       "endedAt": "2026-11-20T09:00:10.380Z",
                  *       "host": "replica-1",
-                 *       "waitingFor": null,
+                 *       "waitingFor": "host replica-1 to stop the server of the clone",
                  *       "progress": {
                  *         "bytesTotal": 3758096384,
-                 *         "bytesDone": 1288490188,
+                 *         "bytesDone": 3758096384,
                  *         "filesTotal": 13400,
-                 *         "filesDone": 2210,
-                 *         "wireBytes": 1289104211,
+                 *         "filesDone": 13400,
+                 *         "wireBytes": 3758710407,
                  *         "keptBytes": 0,
                  *         "compression": "none",
-                 *         "bytesPerSecond": 429496729,
-                 *         "etaSeconds": 6,
+                 *         "bytesPerSecond": 0,
+                 *         "etaSeconds": null,
                  *         "wal": {
                  *           "startLsn": "0/2000028",
                  *           "receivedLsn": "0/2A4F1C8"
@@ -2626,49 +2698,49 @@ export interface components {
                  *             "name": "preflight",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stream-wal",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-backup",
                  *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": "2026-11-20T09:00:00.940Z"
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "copy-files",
-                 *             "state": "running",
+                 *             "state": "done",
                  *             "startedAt": "2026-11-20T09:00:00.120Z",
-                 *             "endedAt": null
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "stop-backup",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "collect-wal",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "publish",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           },
                  *           {
                  *             "name": "start-replica",
-                 *             "state": "waiting",
-                 *             "startedAt": null,
-                 *             "endedAt": null
+                 *             "state": "done",
+                 *             "startedAt": "2026-11-20T09:00:00.120Z",
+                 *             "endedAt": "2026-11-20T09:00:10.380Z"
                  *           }
                  *         ],
                  *         "workers": [
@@ -2684,11 +2756,35 @@ export interface components {
                  *           }
                  *         ]
                  *       },
-                 *       "result": null,
+                 *       "result": {
+                 *         "dataDirectory": "/var/lib/postgresql/15/main",
+                 *         "connectionString": "postgresql:///postgres?host=%2Fvar%2Frun%2Fpostgresql&port=5432",
+                 *         "source": {
+                 *           "address": "db1:5432",
+                 *           "role": "primary"
+                 *         },
+                 *         "systemIdentifier": "7710193196751962146",
+                 *         "timeline": 1,
+                 *         "startLsn": "0/2000028",
+                 *         "stopLsn": "0/2A4F1F8",
+                 *         "bytes": 3758096384,
+                 *         "files": 13400,
+                 *         "wireBytes": 3758710407,
+                 *         "keptBytes": 0,
+                 *         "compression": "none",
+                 *         "durationMs": 10260,
+                 *         "warnings": [],
+                 *         "verification": {
+                 *           "transfer": "passed",
+                 *           "wal": "passed",
+                 *           "pages": "passed",
+                 *           "boot": "skipped"
+                 *         }
+                 *       },
                  *       "warnings": [],
                  *       "instance": {
-                 *         "state": "absent",
-                 *         "port": null,
+                 *         "state": "running",
+                 *         "port": 5432,
                  *         "expiresAt": null,
                  *         "protected": false,
                  *         "space": null,

@@ -59,7 +59,7 @@ export const CATALOGUE = {
   TARGET_BUSY: entry(409, 'conflict', 'Another clone works on this target', true),
   TOO_LATE_TO_CANCEL: entry(409, 'conflict', 'The clone is published already'),
   CLONE_ENDED: entry(409, 'conflict', 'The clone has ended'),
-  CLONE_NOT_ENDED: entry(409, 'conflict', 'The clone has not ended'),
+  CLONE_NOT_ENDED: entry(409, 'conflict', 'The clone has not ended', true),
   CLONE_PROTECTED: entry(409, 'conflict', 'The clone is protected'),
   CLONE_EXPIRES: entry(409, 'conflict', 'The files of the clone are going to be removed'),
   INSTANCE_MISSING: entry(

@@ -86,7 +86,7 @@ export const authentication = fastifyPlugin<{ readonly tokens: readonly Token[] 
         }
         void reply.header('www-authenticate', 'Bearer realm="pgcloned"');
         throw new CloneError('UNAUTHENTICATED', 'token is missing or unknown', {
-          hint: 'Send `Authorization: Bearer TOKEN`; `pgcloned token create` makes a token.',
+          hint: 'Send `Authorization: Bearer TOKEN` (`pgcloned` sends PGCLONED_TOKEN); `pgcloned token create` makes a token.',
         });
       }
       if (role !== undefined) demandRole(request, role);

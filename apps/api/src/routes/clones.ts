@@ -260,6 +260,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           ...acceptedClone(
             'CancelAccepted',
             'It will be, or is, cancelled; asking again changes nothing.',
+            RUNNING_CLONE_EXAMPLE,
           ),
           ...EVERYWHERE,
           ...NOT_FOUND,
