@@ -38,15 +38,15 @@ export async function renewStatistics(
   server: PrivateServer,
   { since, ...way }: Way & { readonly since: string },
 ): Promise<void> {
-  // The sessions of the files tell what they have changed when they end, which psql does not wait for.
-  while ((await ask(run, server, way, OTHER_SESSIONS)).length > 0)
+  // A session tells what it has changed when it ends, which psql does not wait for; and none outlives the files.
+  while ((await ask(run, server, way, END_OTHER_SESSIONS)).length > 0)
     await delay(POLL_INTERVAL_MS, undefined, { signal: run.signal });
   for (const { database } of await ask<{ database: string }>(run, server, way, DATABASES))
     await ask(run, server, { ...way, database }, renewSince(since));
 }
 
-const OTHER_SESSIONS = `
-  SELECT FROM pg_stat_activity
+const END_OTHER_SESSIONS = `
+  SELECT pg_terminate_backend(pid) FROM pg_stat_activity
    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`;
 
 const DATABASES = `
