@@ -21,7 +21,8 @@ export const HOLDS = [
     when: 'before',
   },
   { module: 'postgres/src/wal-receiver.ts', name: 'startWalReceiver', when: 'after' },
-  { module: 'engine/src/held-pin.ts', name: 'holdPin', when: 'after' },
+  // The pin is there, and proven.
+  { module: 'rsync/src/remote-file.ts', name: 'remoteExists', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'startBackup', when: 'before' },
   { module: 'engine/src/copy/directories.ts', name: 'makeDirectories', when: 'after' },
   { module: 'postgres/src/backup.ts', name: 'stopBackup', when: 'before' },

@@ -36,7 +36,7 @@ export function catchIn(phase: PhaseName, stage: Stage): Moment {
     case 'preflight':
       return caughtAt('checkSettings', stage);
     case 'stream-wal':
-      return caughtAt(isLocal ? 'holdPin' : 'startWalReceiver', stage);
+      return caughtAt(isLocal ? 'remoteExists' : 'startWalReceiver', stage);
     case 'start-backup':
       return caughtInStartBackup(stage);
     case 'copy-files':
