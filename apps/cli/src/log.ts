@@ -2,8 +2,20 @@
 import type { LogLevel } from '@pgcloned/contract';
 import { type Logger, pino } from 'pino';
 
-/** Written at once, so that the last words before a crash are not lost. */
+/** What waits for room on a full disk; more is lost. */
+const WAITING_BYTES_MAX = 16 * 1024 ** 2;
+
+/**
+ * Written at once, so that the last words before a crash are not lost. What cannot be written comes later: a full disk of
+ * the log ends no daemon, and no clone with it.
+ */
 export function openLog(level: LogLevel): Logger {
+  const destination = pino.destination({
+    fd: process.stderr.fd,
+    sync: true,
+    maxLength: WAITING_BYTES_MAX,
+  });
+  destination.on('error', () => {});
   return pino(
     {
       level,
@@ -13,6 +25,6 @@ export function openLog(level: LogLevel): Logger {
       // The last net: no secret is logged on purpose.
       redact: ['password', '*.password', '*.headers.authorization'],
     },
-    pino.destination({ fd: process.stderr.fd, sync: true }),
+    destination,
   );
 }

@@ -23,10 +23,11 @@ for (const [name, number] of Object.entries(STOP_SIGNALS)) {
   });
 }
 
-// A reader that leaves (`| head`) must not stop a clone in its middle.
+// Neither a reader that leaves (`| head`) nor a full disk of the log must stop a clone in its middle.
+const unsaid: NodeJS.ErrnoException[] = [];
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
+    if (error.code !== 'EPIPE' && stream === process.stdout) unsaid.push(error);
   });
 }
 
@@ -44,12 +45,23 @@ try {
     signal: stop.signal,
   });
   await program.parseAsync(words, { from: 'user' });
+  const [lost] = unsaid;
+  if (lost !== undefined) fail(notSaid(lost));
   // What a library still holds open (a timer of a queue) must not keep the process.
   process.exit(EXIT_STATUS.ok);
 } catch (error) {
   const parseError = parseErrorOf(error);
   if (parseError === null) process.exit(EXIT_STATUS.ok);
   fail(parseError);
+}
+
+function notSaid(cause: NodeJS.ErrnoException): CloneError {
+  const { code = null } = cause;
+  return new CloneError('INTERNAL', 'standard output cannot be written', {
+    facts: { code },
+    hint: 'What was asked for was done, and could not be said: make room where the output goes.',
+    cause,
+  });
 }
 
 function fail(error: unknown): never {

@@ -43,6 +43,23 @@ async function listenVariable(): Promise<Record<string, string>> {
   return { PGCLONED_API_LISTEN: `127.0.0.1:${String(await freePort())}` };
 }
 
+test('a daemon whose log lies on a full disk goes on', async () => {
+  await using workplace = await makeWorkplace();
+  await using redis = await startRedis();
+  const env = { ...(await listenVariable()), PGCLONED_REDIS: redis.url };
+  const args = ['--json', '--log-level', 'debug', 'api'];
+  const { child, ended } = startPgcloned(workplace, args, env, { log: '/dev/full' });
+  const { url } = JSON.parse(await said(child.stdout, /\n/)) as Daemon['ready'];
+
+  // Each is a line of the log.
+  for (const path of ['/healthz', '/v1/clones', '/healthz']) await fetch(new URL(path, url));
+  const { status } = await fetch(new URL('/healthz', url));
+  child.kill('SIGTERM');
+
+  expect(status).toBe(200);
+  expect((await ended).status).toBe(EXIT_STATUS.ok);
+});
+
 test('the API says where it listens, is found with its token, and stops with status 0', async () => {
   await using workplace = await makeWorkplace();
   await using redis = await startRedis();

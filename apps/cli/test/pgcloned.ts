@@ -68,8 +68,14 @@ export function startPgcloned(
   workplace: Workplace,
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},
+  /** Where its standard error goes instead of into the outcome. */
+  { log }: { readonly log?: string } = {},
 ): RunningCommand {
-  const [file = '', ...rest] = asPartsUser([process.execPath, COMMAND, ...args], 'TERM');
+  const argv = [process.execPath, COMMAND, ...args];
+  const [file = '', ...rest] = asPartsUser(
+    log === undefined ? argv : ['sh', '-c', `exec "$@" 2>'${log}'`, 'sh', ...argv],
+    'TERM',
+  );
   const child = spawn(file, rest, {
     cwd: '/',
     env: { ...partsEnvironment, ...workplace.environment, ...env },
