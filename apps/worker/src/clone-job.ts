@@ -116,6 +116,9 @@ export function startCloneJob(
       .catch(() => {})
       .then(async () => {
         await journal.write(run);
+      })
+      .catch((error: unknown) => {
+        throw notJournaled(error);
       });
     return journaled;
   };
@@ -149,13 +152,8 @@ export function startCloneJob(
     },
   };
   /** A run of which nobody could put away what it made must not go on. */
-  const journalBroken = (cause: unknown) => {
-    controller.abort(
-      new CloneError('INTERNAL', 'the journal of the run cannot be written', {
-        hint: 'Look whether the filesystem of the state directory is full or broken.',
-        cause,
-      }),
-    );
+  const journalBroken = (error: unknown) => {
+    controller.abort(error);
   };
 
   /** @returns Whether it is ours to begin. */
@@ -312,6 +310,22 @@ export async function reportRun(
   const outcome = await queue.confirm(clone, { attempt: clone.attempt, workerId });
   if (outcome !== 'unavailable' && hasEnded(clone.state) && !run.reported)
     await journal.write({ ...run, reported: true });
+}
+
+function notJournaled(cause: unknown): CloneError {
+  const { code, path } = cause as NodeJS.ErrnoException;
+  const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+  return new CloneError(
+    isFull ? 'TARGET_NO_SPACE' : 'INTERNAL',
+    isFull
+      ? 'the state directory of the worker has no space left'
+      : 'the journal of the run cannot be written',
+    {
+      facts: { code: code ?? null, file: path ?? null },
+      hint: 'Look whether the filesystem of the state directory is full or broken, mend it, and clone again.',
+      cause,
+    },
+  );
 }
 
 /** A later attempt finds what an earlier one has made: only that one knows what else had to be made for it. */

@@ -236,7 +236,13 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       error: null,
     };
     // The journal first, so that the next worker goes on with it. Redis may hear of it later.
-    await keep({ ...run, clone: { ...clone, instance: removing }, reported: false });
+    const begun: Run = { ...run, clone: { ...clone, instance: removing }, reported: false };
+    await keep(begun).catch((error: unknown) => {
+      if (!isFull(error)) throw error;
+      // What makes room must not need any. The next worker would be brought to it by the wish, or the time that is over.
+      log.warn({ cloneId: clone.id, err: error }, 'a removal begins without the journal');
+      runs.set(clone.id, begun);
+    });
     const said = say(runs.get(clone.id) ?? run, null).catch(() => {});
     let leftovers: readonly Leftover[] = [];
     const error = await tryTo(clone.id, 'be removed', async () => {
@@ -423,6 +429,12 @@ async function repeat(
     });
     await delay(LOOK_MS, undefined, { signal }).catch(() => {});
   }
+}
+
+/** The disk of the state directory is. */
+function isFull(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 /** Null if the source has gone from the configuration: what is left there is named. */

@@ -1,12 +1,14 @@
 /** The life of a clone after its end, whatever becomes of its worker and of Redis; the engine does what the test says. */
 import { once } from 'node:events';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, CloneError } from '@pgcloned/contract';
 import { type CloneStore, openCloneStore } from '@pgcloned/queue';
 import {
+  mountFilesystem,
   type PrivateRedis,
+  runsAsRoot,
   type ScratchDirectory,
   scratchDirectory,
   startRedis,
@@ -160,6 +162,40 @@ test('a reset that its worker died in goes on before the time of the old clone i
 
   expect(started).toEqual([old.id]);
 });
+
+test.skipIf(!runsAsRoot)(
+  'the files of a clone go although the disk of the journal is full, and a clone that is begun meanwhile says that it is',
+  async () => {
+    await using disk = await mountFilesystem({ type: 'tmpfs', bytes: 1024 ** 2 });
+    const filler = join(disk.path, 'filler');
+    const engine = engineWithFiles({
+      removeInstance: async ({ id }) => {
+        engine.removed.push(id);
+        await rm(filler);
+        return [];
+      },
+    });
+    const [clone, other] = [someClone(), someClone()];
+    const there = { ...options(), stateDirectory: join(disk.path, 'state') };
+    await using _worker = await startWorker(there, engine);
+    await succeed(engine, clone);
+    await expect(writeFile(filler, Buffer.alloc(1024 ** 2))).rejects.toThrow('ENOSPC');
+
+    await store.create(other);
+    await eventually(async () => (await store.get(other.id))?.state === 'failed');
+    expect((await store.get(other.id))?.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      message: 'the state directory of the worker has no space left',
+      hint: expect.stringContaining('state directory'),
+    });
+    await store.changeInstance(clone.id, { remove: true });
+    await eventually(async () => (await stateOf(clone.id)) === 'removed');
+
+    expect(engine.removed).toEqual([clone.id]);
+    const journal = join(disk.path, 'state', 'runs', `${clone.id}.json`);
+    expect(JSON.parse(await readFile(journal, 'utf8')).clone.instance.state).toBe('removed');
+  },
+);
 
 test('more time that was asked for while no worker ran holds, although the old time is over', async () => {
   const clone = someClone({ ttl: 3 });
