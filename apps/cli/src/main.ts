@@ -56,9 +56,8 @@ try {
 }
 
 function notSaid(cause: NodeJS.ErrnoException): CloneError {
-  const { code = null } = cause;
   return new CloneError('INTERNAL', 'standard output cannot be written', {
-    facts: { code },
+    facts: { reason: cause.code ?? null },
     hint: 'What was asked for was done, and could not be said: make room where the output goes.',
     cause,
   });

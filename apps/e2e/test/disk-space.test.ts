@@ -4,25 +4,34 @@
  * The filesystems are small, so what a clone keeps free on each is two and a half segments of WAL: 40 MiB.
  */
 import { existsSync } from 'node:fs';
-import { rm, statfs } from 'node:fs/promises';
+import { readdir, rm, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   adoptServer,
   compareTables,
+  findDamage,
   freePort,
+  installAmcheck,
   leftBehind,
   listProcesses,
   makeDirectory,
   mountFilesystem,
+  PGCLONED,
+  type PostgresServer,
   runAsPartsUser,
   runsAsRoot,
   type Source,
   scratchDirectory,
+  startCluster,
+  startPrimary,
   type TestFilesystem,
   waitForReplay,
+  writePartsFile,
 } from '@pgcloned/testbed';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Gate, openGate } from '../kill-matrix/gate.ts';
+import type { HoldName } from '../kill-matrix/holds.ts';
 import { type Product, startProduct } from './product.ts';
 import { type Ended, runClone, startClone } from './run-clone.ts';
 
@@ -170,6 +179,140 @@ describe.skipIf(!runsAsRoot)('a filesystem that runs out of space while a clone 
     expect(ended.error).toBeUndefined();
     expect(ended.messages.join('\n')).toMatch('the clone goes on');
     expect(ended.messages.join('\n')).not.toMatch('attempt 2');
+  });
+});
+
+describe.skipIf(!runsAsRoot)('a filesystem that a local source and its clones share', () => {
+  const parts = new AsyncDisposableStack();
+  let shared: TestFilesystem;
+  let primary: PostgresServer;
+  let gate: Gate;
+  let env: Readonly<Record<string, string>>;
+  let mask = '';
+
+  beforeAll(async () => {
+    shared = parts.use(await mountFilesystem({ type: 'xfs', bytes: 512 * 1024 ** 2 }));
+    primary = parts.use(await startPrimary({ dataDirectory: join(shared.path, 'origin', 'data') }));
+    await installAmcheck(primary);
+    await primary.query(
+      'CREATE TABLE kept AS SELECT i, md5(i::text) FROM generate_series(1, 300000) i',
+    );
+    const { path } = parts.use(await scratchDirectory());
+    mask = join(path, 'mask.sql');
+    // What was shared becomes the clone's own, some megabytes at a time, without an end.
+    await writePartsFile(
+      mask,
+      'DO $$BEGIN LOOP UPDATE kept SET md5 = upper(md5) WHERE random() < 0.03; COMMIT; PERFORM pg_sleep(0.05); END LOOP; END$$',
+    );
+    gate = parts.use(await openGate(join(path, 'gate')));
+    const hold = new URL('../kill-matrix/hold-phases.ts', import.meta.url);
+    hold.searchParams.set('socket', gate.socketPath);
+    env = { NODE_OPTIONS: `--import=${hold.href}` };
+  });
+
+  afterAll(async () => {
+    await parts.disposeAsync();
+  });
+
+  const dataDirectory = () => join(shared.path, 'clone', 'data');
+  const sourceHere = (onReady: readonly string[] = []) => ({
+    configuration: {
+      local: true,
+      dataDirectory: primary.dataDirectory,
+      user: 'postgres',
+      onReady,
+    } as never,
+  });
+  const reflinked = (replica: object = {}) => ({
+    method: 'reflink',
+    target: { dataDirectory: dataDirectory() },
+    replica: { role: 'detached', ...replica },
+  });
+
+  /** The clone is held there until this is all that is left. */
+  const cloneWithOnly = async (bytes: number, from: HoldName, replica: object = {}) => {
+    using held = gate.catchAt(from);
+    const clone = await startClone(sourceHere(), reflinked(replica), { env });
+    await held.held;
+    const ballast = join(shared.path, 'ballast');
+    // To the last byte first, or XFS would find more when it needs some: what it has set aside for files that grow.
+    const script = `dd if=/dev/zero of=${ballast} bs=1M; truncate --size=-${String(bytes)} ${ballast}`;
+    await runAsPartsUser(['sh', '-c', script]);
+    held.letGo();
+    const ended = await clone.ended;
+    await rm(ballast);
+    return ended;
+  };
+
+  const expectUntouched = async (...names: readonly string[]) => {
+    expect(await readdir(shared.path)).toEqual(['origin']);
+    expect(await leftBehind({ names, servers: [primary], directories: [shared.path] })).toEqual([]);
+    expect(await findDamage(primary)).toBe('');
+  };
+
+  test('is not filled by what onReady rewrites in a clone: that ends first, and the source goes on writing', async () => {
+    await using ballast = await leaveOnly(80 * MEGABYTE, shared);
+    await using watch = watchFree(shared);
+    const { error, name } = await runClone(sourceHere([mask]), reflinked());
+    await ballast.remove();
+
+    expect(error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'publish',
+      message: expect.stringMatching(
+        `^there is no space left for the clone on ${shared.path}: .* left, 40.0 MB kept free$`,
+      ),
+      facts: { path: shared.path, freeBytes: expect.any(Number) },
+      hint: 'Make room there, then clone again.',
+    });
+    expect(watch.leastBytes()).toBeGreaterThan(2 * MEGABYTE);
+    await primary.query('INSERT INTO kept VALUES (0)');
+    await expectUntouched(name);
+  });
+
+  test('ends a clone whose files are made while somebody else takes the room', async () => {
+    const ended = await cloneWithOnly(15 * MEGABYTE, 'makeDirectories');
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      message: expect.stringContaining(`no space left for the clone on ${shared.path}`),
+    });
+    await expectUntouched(ended.name);
+  });
+
+  test('may be that of a log: a clone whose words cannot be written is made all the same', async () => {
+    const asked = [...['run', '--method', 'reflink'], primary.dataDirectory, dataDirectory()];
+    const { status } = await runAsPartsUser(
+      ['sh', '-c', 'exec "$@" 2>/dev/full', 'sh', process.execPath, PGCLONED, ...asked],
+      { accept: 'any' },
+    );
+
+    expect(status).toBe(0);
+    await rm(join(shared.path, 'clone'), { recursive: true });
+    await expectUntouched();
+  });
+
+  test('is named by a clone that cannot start for want of room, and is started once there is some', async () => {
+    const ended = await cloneWithOnly(5 * MEGABYTE, 'configureReplica', {
+      start: true,
+    });
+
+    expect(ended.error).toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      phase: 'start-replica',
+      message: expect.stringMatching(`, for want of space: .* left on ${shared.path} now$`),
+      facts: { path: shared.path, log: expect.stringContaining('No space left on device') },
+      hint: expect.stringContaining(
+        `then start the clone in ${dataDirectory()}, which is complete`,
+      ),
+    });
+    const clone = await startCluster(dataDirectory());
+    await expect
+      .poll(async () => await clone.query('SELECT pg_is_in_recovery() AS r').catch(String))
+      .toEqual([{ r: false }]);
+    await clone.stop();
+    await rm(join(shared.path, 'clone'), { recursive: true });
+    await expectUntouched(ended.name);
   });
 });
 

@@ -321,7 +321,7 @@ function notJournaled(cause: unknown): CloneError {
       ? 'the state directory of the worker has no space left'
       : 'the journal of the run cannot be written',
     {
-      facts: { code: code ?? null, file: path ?? null },
+      facts: { reason: code ?? null, file: path ?? null },
       hint: 'Look whether the filesystem of the state directory is full or broken, mend it, and clone again.',
       cause,
     },

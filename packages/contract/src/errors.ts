@@ -108,6 +108,7 @@ export const CATALOGUE = {
 
   // What went wrong on the way.
   SOURCE_LOST: entry(500, 'failed', 'The connection to the source was lost', true),
+  SOURCE_NO_SPACE: entry(500, 'failed', 'The source has no space left', true),
   SOURCE_PROMOTED: entry(500, 'failed', 'The standby that was copied has been promoted', true),
   SOURCE_CHANGED: entry(500, 'failed', 'The source changed in a way that spoils the copy', true),
   WAL_RECEIVER_FAILED: entry(500, 'failed', 'The WAL stream broke', true),

@@ -32,7 +32,9 @@ import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
+import { resolveReal } from './target/guard.ts';
 import { makeLockSet } from './target/locks.ts';
+import { isPublished } from './target/marker.ts';
 import { reservePort } from './target/ports.ts';
 import { explainFullTarget } from './target/space.ts';
 import { controlTransfer, type TransferControl } from './transfer-control.ts';
@@ -216,10 +218,26 @@ async function runAttempt(
   } catch (error) {
     observer.phaseEnded(current, 'failed');
     // Whatever an abort broke off complains in its own words; the reason is what counts.
-    const failure = toCloneError(signal.aborted ? signal.reason : explainFullTarget(error));
+    const failure = toCloneError(
+      signal.aborted ? signal.reason : await explainFull(error, plan, options.filled),
+    );
     failure.phase = current;
     throw failure;
   }
+}
+
+async function explainFull(
+  error: unknown,
+  { id, spec }: ClonePlan,
+  filled: ReadonlySet<string>,
+): Promise<unknown> {
+  const { real } = await resolveReal(spec.target.dataDirectory);
+  return await explainFullTarget(error, {
+    directories: [real, ...filled],
+    next: (await isPublished(real, id))
+      ? `start the clone in ${real}, which is complete, or clone again`
+      : 'clone again',
+  });
 }
 
 function reportLeftovers(observer: CloneObserver) {

@@ -13,9 +13,9 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
-import { findPostgres, runsAsRoot } from '@pgcloned/testbed';
+import { findPostgres, mountFilesystem, runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { lookAtInstance, removeInstance } from '../src/index.ts';
+import { giveWay, lookAtInstance, removeInstance } from '../src/index.ts';
 import type { InstancePlan } from '../src/instance/look.ts';
 import { unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
 import type { FilledDirectory } from '../src/target/prepare.ts';
@@ -37,10 +37,10 @@ afterEach(async () => {
 });
 
 /** A finished clone with pg_wal and a tablespace elsewhere. */
-async function arrange({ cloneId = ID } = {}) {
-  const data = join(root, 'clone', 'main');
-  const wal = join(root, 'wal');
-  const fast = join(root, 'fast', VERSION);
+async function arrange({ cloneId = ID, within = root } = {}) {
+  const data = join(within, 'clone', 'main');
+  const wal = join(within, 'wal');
+  const fast = join(within, 'fast', VERSION);
   for (const path of [join(data, 'global'), join(data, 'base', '1'), join(data, 'pg_tblspc'), wal])
     await mkdir(path, { recursive: true });
   await mkdir(join(fast, '5'), { recursive: true });
@@ -48,15 +48,15 @@ async function arrange({ cloneId = ID } = {}) {
   await writeFile(join(data, 'PG_VERSION'), `${major}\n`);
   await writeFile(join(data, 'base', '1', '1259'), 'rows');
   await symlink(wal, join(data, 'pg_wal'));
-  await symlink(join(root, 'fast'), join(data, 'pg_tblspc', '16384'));
+  await symlink(join(within, 'fast'), join(data, 'pg_tblspc', '16384'));
   const marker = { cloneId, dataDirectory: data, finished: true };
   await writeMarker(data, 'data', marker);
   await writeMarker(wal, 'wal', marker);
   await writeMarker(fast, 'tablespace', marker);
   const filled: FilledDirectory[] = [
-    { kind: 'data', path: data, final: data, madeFrom: join(root, 'clone') },
+    { kind: 'data', path: data, final: data, madeFrom: join(within, 'clone') },
     { kind: 'wal', path: wal, final: wal, madeFrom: wal },
-    { kind: 'tablespace', path: fast, final: fast, madeFrom: join(root, 'fast') },
+    { kind: 'tablespace', path: fast, final: fast, madeFrom: join(within, 'fast') },
   ];
   const plan = {
     id: ID,
@@ -64,7 +64,7 @@ async function arrange({ cloneId = ID } = {}) {
       target: { dataDirectory: data },
       replica: { slot: null, configuration: 'source' },
     },
-    host: { dataRoots: [root], protectedPaths: [], postgresBin: binDirectory },
+    host: { dataRoots: [within], protectedPaths: [], postgresBin: binDirectory },
     filled,
   } as unknown as InstancePlan;
   return { data, wal, fast, plan };
@@ -203,3 +203,21 @@ test('a tablespace that the clone has only linked to stays and is named with car
   ]);
   expect(await readdir(root)).toEqual(['later']);
 });
+
+test.skipIf(!runsAsRoot)(
+  'a clone on a full disk does not give way: it might not come back, and what takes its place is refused',
+  async () => {
+    await using disk = await mountFilesystem({ type: 'tmpfs', bytes: 1024 ** 2 });
+    const { plan } = await arrange({ within: disk.path });
+    await expect(writeFile(join(disk.path, 'filler'), Buffer.alloc(1024 ** 2))).rejects.toThrow(
+      'ENOSPC',
+    );
+
+    const { signal } = options;
+    const given = giveWay(plan, { beforeStop: () => Promise.resolve(), signal });
+    await expect(given).rejects.toMatchObject({
+      code: 'TARGET_NO_SPACE',
+      facts: { path: disk.path },
+    });
+  },
+);

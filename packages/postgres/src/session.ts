@@ -303,6 +303,12 @@ async function explainQueryError(error: unknown, connection: Connection): Promis
       ...options,
       hint: 'Read the reason in the facts: it names the setting or state of the source.',
     });
+  // disk_full
+  if (state === '53100')
+    return new CloneError('SOURCE_NO_SPACE', 'the source has no space left', {
+      ...options,
+      hint: 'Make room on the filesystems of the source, then clone again.',
+    });
   if (state === IN_THE_WAY_OF_REPLAY)
     return new CloneError('SOURCE_LOST', 'recovery on the source has cancelled a query', {
       ...options,

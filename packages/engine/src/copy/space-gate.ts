@@ -10,7 +10,7 @@ import { CloneError, formatBytes } from '@pgcloned/contract';
 import { unlessAborted } from '@pgcloned/process';
 import { repeat } from '../repeat.ts';
 import { type Filesystem, filesystemOf, freeBytesOn } from '../target/space.ts';
-import { untilNextLookMs } from '../target/wal-space.ts';
+import { untilNextLookMs } from '../target/space-watch.ts';
 
 const CLOSED_LOOK_MS = 250;
 

@@ -18,30 +18,39 @@ import { startReplicaServer } from '../replica/start-server.ts';
 import { makeLockSet } from '../target/locks.ts';
 import { exists, isPublished } from '../target/marker.ts';
 import { hasReservedPort, reserveAgain } from '../target/ports.ts';
+import { explainFullTarget, refuseIfTooLarge } from '../target/space.ts';
 import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
  * Settles once the postmaster lives, and takes writes if the clone is a detached one that was never started; nothing to do if
  * it does already.
  *
- * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, `SOURCE_CHANGED` for a standby that
- *   would share a tablespace with its source, and what starting throws.
+ * @throws {CloneError} `INSTANCE_CHANGED`, `INSTANCE_MISSING` for an unfinished copy, `TARGET_BUSY`, `TARGET_NO_SPACE`,
+ *   `SOURCE_CHANGED` for a standby that would share a tablespace with its source, and what starting throws.
  */
 export async function startInstance(plan: InstancePlan, signal: AbortSignal): Promise<void> {
   await underLock(plan, signal, async (dataDirectory) => {
-    if ((await isServerRunning(dataDirectory)) === null) {
-      await refuseTablespacesSince(dataDirectory, signal);
-      const major = await majorOf(dataDirectory);
-      await startReplicaServer({
-        host: plan.host,
-        binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
-        dataDirectory,
-        configFile: await configFileOf(plan, dataDirectory, major),
-        major,
-        signal,
+    try {
+      if ((await isServerRunning(dataDirectory)) === null) {
+        await refuseTablespacesSince(dataDirectory, signal);
+        const major = await majorOf(dataDirectory);
+        await startReplicaServer({
+          host: plan.host,
+          binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
+          dataDirectory,
+          configFile: await configFileOf(plan, dataDirectory, major),
+          major,
+          signal,
+        });
+      }
+      await settleOncePromoted(dataDirectory, { stallMs: plan.host.stallMs, signal });
+    } catch (error) {
+      signal.throwIfAborted();
+      throw await explainFullTarget(error, {
+        directories: [dataDirectory, ...plan.filled.map(({ final }) => final)],
+        next: 'start it again',
       });
     }
-    await settleOncePromoted(dataDirectory, { stallMs: plan.host.stallMs, signal });
   });
 }
 
@@ -95,7 +104,8 @@ export interface GivenWay {
  * Stops the server of a clone whose place another one is about to take. Nothing to do if its directory is gone.
  *
  * @param o.beforeStop If a server runs: it goes on until this has settled.
- * @throws {CloneError} As `stopInstance`: what is not this clone must not be replaced in its name.
+ * @throws {CloneError} As `stopInstance`: what is not this clone must not be replaced in its name. `TARGET_NO_SPACE`, and then
+ *   its server runs on.
  */
 export async function giveWay(
   plan: InstancePlan,
@@ -107,6 +117,8 @@ export async function giveWay(
   if (!(await exists(await guardedDataDirectory(plan)))) return { port: null };
   let given: GivenWay = { port: null };
   await underLock(plan, signal, async (dataDirectory) => {
+    // What takes its place would be refused, and a server that has ended may not come up again on a full disk.
+    await refuseIfTooLarge([{ path: dataDirectory, bytes: 0 }], 0);
     given = { port: await portOf(plan, dataDirectory, signal) };
     const binDirectory = await binDirectoryOf(plan, dataDirectory, signal);
     if ((await isServerRunning(dataDirectory)) !== null) await beforeStop();

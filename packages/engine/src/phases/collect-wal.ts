@@ -22,12 +22,13 @@ export async function collectWal(
     stop,
   }: { readonly stream: WalStream; readonly start: BackupStart; readonly stop: Stop },
 ): Promise<void> {
-  if (stream.flow === null) {
+  if (stream.receiver === null) {
     await takeWal(run, ready, { ...stream, start, stop });
     stream.pin?.streamEnded(stop.stopLsn);
   } else {
-    await endStream(run, ready, { ...stream, flow: stream.flow, start, stop });
+    await endStream(run, ready, { ...stream, receiver: stream.receiver, start, stop });
   }
+  await stream.space.stop();
   run.observer.wal({ receivedLsn: stop.stopLsn });
   await proveWal({
     binDirectory: ready.binDirectory,
@@ -47,11 +48,11 @@ async function endStream(
   {
     pin,
     directory,
-    flow: { receiver, space },
+    receiver,
     start,
     stop,
   }: Pick<WalStream, 'pin' | 'directory'> & {
-    readonly flow: NonNullable<WalStream['flow']>;
+    readonly receiver: NonNullable<WalStream['receiver']>;
     readonly start: BackupStart;
     readonly stop: Stop;
   },
@@ -69,5 +70,4 @@ async function endStream(
       segmentBytes: facts.walSegmentBytes,
     });
   }
-  await space.stop();
 }

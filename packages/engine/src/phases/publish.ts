@@ -277,17 +277,12 @@ async function renameControlFile(dataDirectory: string): Promise<void> {
 
 function asPublishError(error: unknown, { data }: Ready): unknown {
   const { code } = error as NodeJS.ErrnoException;
-  if (error instanceof CloneError || code === undefined) return error;
   const isFull = code === 'ENOSPC' || code === 'EDQUOT';
-  return new CloneError(
-    isFull ? 'TARGET_NO_SPACE' : 'PUBLISH_FAILED',
-    `the clone could not be put into place: ${code}`,
-    {
-      facts: { dataDirectory: data.final, reason: code },
-      hint: isFull
-        ? 'Make room on the filesystem of the target, then clone again.'
-        : 'See the filesystem of the target and the log of the kernel, then clone again.',
-      cause: error,
-    },
-  );
+  // A full filesystem is told of like everywhere (`target/space.ts`).
+  if (error instanceof CloneError || code === undefined || isFull) return error;
+  return new CloneError('PUBLISH_FAILED', `the clone could not be put into place: ${code}`, {
+    facts: { dataDirectory: data.final, reason: code },
+    hint: 'See the filesystem of the target and the log of the kernel, then clone again.',
+    cause: error,
+  });
 }

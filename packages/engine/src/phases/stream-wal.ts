@@ -26,7 +26,7 @@ import type { Place } from '../target/layout.ts';
 import { exists, isPublished } from '../target/marker.ts';
 import { targetIsSource } from '../target/old-cluster.ts';
 import { isUntouched, prepareDirectory, removePrepared, removeStrays } from '../target/prepare.ts';
-import { type WalSpaceWatch, watchWalSpace } from '../target/wal-space.ts';
+import { type SpaceWatch, watchSpace } from '../target/space-watch.ts';
 
 /** Bounds what the source keeps for us to the WAL of some seconds (R5.4), and shows the position while it moves. */
 const FOLLOW_INTERVAL_MS = 2_000;
@@ -39,13 +39,9 @@ export interface WalStream {
   /** Where the stream begins, or what the pin keeps. */
   readonly seedLsn: string;
   /** Null: nothing flows, all is taken at once when the backup has ended. */
-  readonly flow: WalFlow | null;
-}
-
-interface WalFlow {
-  readonly receiver: WalReceiver;
-  /** Ends the clone before WAL fills its filesystem. */
-  readonly space: WalSpaceWatch;
+  readonly receiver: WalReceiver | null;
+  /** Ends the clone before what comes unasked fills a filesystem. */
+  readonly space: SpaceWatch;
 }
 
 /**
@@ -72,8 +68,8 @@ export async function openStream(
 ): Promise<WalStream> {
   const directory = join(ready.temporaryWalDirectory, 'wal');
   await mkdir(directory, { mode: 0o700 });
-  if (run.plan.spec.method === 'reflink') return { pin, directory, seedLsn, flow: null };
-  const space = await watchSpace(run, ready);
+  const space = await watch(run, ready);
+  if (run.plan.spec.method === 'reflink') return { pin, directory, seedLsn, receiver: null, space };
   const seed = {
     timeline: seedTimeline,
     lsn: seedLsn,
@@ -85,7 +81,7 @@ export async function openStream(
     await receiver[Symbol.asyncDispose]();
   });
   follow(run, pin, receiver);
-  return { pin, directory, seedLsn, flow: { receiver, space } };
+  return { pin, directory, seedLsn, receiver, space };
 }
 
 /** The first change on this host. What is taken over stays as it is until the copy begins. */
@@ -197,24 +193,25 @@ async function isSeen({ query }: Session, slotName: string, signal: AbortSignal)
   return seen.length > 0;
 }
 
-async function watchSpace(
-  run: CloneRun,
-  { temporaryWalDirectory, facts }: Ready,
-): Promise<WalSpaceWatch> {
-  const space = await watchWalSpace({
-    directory: temporaryWalDirectory,
-    walSegmentBytes: facts.walSegmentBytes,
-    warn: (text) => {
-      run.observer.log('warn', text);
-    },
+/** Files that are sent have a gate of their own (`copy/space-gate.ts`); reflinks are made where the source itself writes. */
+async function watch(run: CloneRun, ready: Ready): Promise<SpaceWatch> {
+  const { temporaryWalDirectory, data, wal, tablespaces, facts } = ready;
+  const { walSegmentBytes } = facts;
+  if (run.plan.spec.method === 'reflink') {
+    const places = [data, ...(wal === null ? [] : [wal]), ...tablespaces];
+    return await watchSpace(run, {
+      directories: [temporaryWalDirectory, ...places.map(({ build }) => build)],
+      walSegmentBytes,
+      use: 'the clone',
+      hint: 'Make room there, then clone again.',
+    });
+  }
+  return await watchSpace(run, {
+    directories: [temporaryWalDirectory],
+    walSegmentBytes,
+    use: 'WAL',
+    hint: 'Make room there, or choose a target.temporaryWalDirectory on a larger filesystem, then clone into the same directory again: what was copied is kept.',
   });
-  run.watch(space.lost);
-  run.cleanup.always({
-    what: 'watch over the space for WAL',
-    remedy: `kill ${String(process.pid)}`,
-    undo: space.stop,
-  });
-  return space;
 }
 
 async function receive(

@@ -83,7 +83,9 @@ export async function runOnReadyFiles(
   const since = await markBeforeFiles(run, server, { user, database });
   for (const file of onReady) {
     // It may take as long as it likes, but not without a word.
+    let isSlow = false;
     const slow = setTimeout(() => {
+      isSlow = true;
       run.observer.waiting(`${file} of onReady to come to its end in the clone`);
     }, run.plan.host.stallMs);
     const { status, stderr } = await runProcess(
@@ -107,7 +109,7 @@ export async function runOnReadyFiles(
       { signal: run.signal, accept: 'any' },
     ).finally(() => {
       clearTimeout(slow);
-      run.observer.waiting(null);
+      if (isSlow) run.observer.waiting(null);
     });
     if (status === 0) {
       run.observer.log('info', 'a file of onReady has run', { file });

@@ -10,6 +10,7 @@ import { isServerRunning, type PrivateServer, startPrivateServer } from '@pgclon
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { pathBesideLock } from '../target/locks.ts';
+import { watchSpace } from '../target/space-watch.ts';
 import { isDetached } from './detached.ts';
 import { type Recovery, readRecovery, startupActivity } from './recovery.ts';
 
@@ -23,6 +24,16 @@ export async function runPrivately<Result>(
 ): Promise<Result> {
   const dataDirectory = ready.data.final;
   const directory = await makeDirectory(run, dataDirectory);
+  // What a file of onReady rewrites it takes the room of, and of its WAL, beside others on these filesystems.
+  const space = await watchSpace(run, {
+    directories: [dataDirectory, ...run.filled],
+    walSegmentBytes: ready.facts.walSegmentBytes,
+    use: 'the clone',
+    hint:
+      run.plan.source.onReady.length > 0
+        ? 'Make room there, then clone again.'
+        : `Make room there, then start the clone in ${dataDirectory}, which is complete, or clone again.`,
+  });
   const server = await startPrivateServer({
     binDirectory: ready.binDirectory,
     dataDirectory,
@@ -41,6 +52,7 @@ export async function runPrivately<Result>(
     throw error;
   }
   await server.stop();
+  await space.stop();
   await forgetOptions(dataDirectory);
   return result;
 }

@@ -2,12 +2,12 @@
  * How much room there is, by filesystem: several directories may share one, and so may other clusters.
  *
  * A clone leaves a reserve free on each filesystem that it writes, so that it fills none: it is not begun where it would
- * have to use it, it pauses while it runs (`copy/space-gate.ts`), and WAL, which cannot pause, ends it in time
- * (`wal-space.ts`).
+ * have to use it, it pauses while it runs (`copy/space-gate.ts`), and what cannot pause ends it in time
+ * (`space-watch.ts`).
  */
 import { stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { CloneError, formatBytes } from '@pgcloned/contract';
+import { CloneError, type ErrorCode, formatBytes } from '@pgcloned/contract';
 
 const RESERVE_BYTES_MAX = 1024 ** 3;
 const RESERVE_SHARE = 0.05;
@@ -107,15 +107,75 @@ export async function refuseIfTooLarge(
   if (shortage !== undefined) throw shortage;
 }
 
-/** A full filesystem that a write of ours has met, as what it is; any other error as it came. */
-export function explainFullTarget(error: unknown): unknown {
-  const { code, path } = error as NodeJS.ErrnoException;
+/** What fails because a server on the clone has failed, with its own words among the facts. */
+const OF_A_SERVER_HERE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'REPLICA_START_FAILED',
+  'VERIFICATION_FAILED',
+  'ON_READY_FAILED',
+  'PROCESS_FAILED',
+]);
+
+/** In English, which a private server speaks. */
+const NO_SPACE = /No space left on device|Disk quota exceeded/;
+
+/** With less a server that somebody else looks after could not even write down why it does not start. */
+const LOG_BYTES_MIN = 1024 ** 2;
+
+/**
+ * What a full filesystem has made fail, as what it is: with the filesystem and what is left there. Any other error as it
+ * came, and one that tells this already.
+ *
+ * @param o.directories What was written; of those on several filesystems the fullest counts.
+ * @param o.next What to do once there is room.
+ */
+export async function explainFullTarget(
+  error: unknown,
+  { directories, next }: { readonly directories: readonly string[]; readonly next: string },
+): Promise<unknown> {
+  if (error instanceof CloneError) {
+    const { code, message, facts, hint } = error;
+    if ('freeBytes' in facts) return error;
+    const full = await fullestOf(directories);
+    const { path, freeBytes } = full;
+    const options = { facts: { ...facts, ...full }, cause: error };
+    const left = `${formatBytes(freeBytes)} left on ${path} now`;
+    if (code === 'TARGET_NO_SPACE')
+      return new CloneError(code, `${message}: ${left}`, { ...options, hint: hint ?? '' });
+    const words = Object.values(facts).join('\n');
+    const isMute = code === 'REPLICA_START_FAILED' && freeBytes < LOG_BYTES_MIN;
+    if (!isMute && !(OF_A_SERVER_HERE.has(code) && NO_SPACE.test(words))) return error;
+    return new CloneError('TARGET_NO_SPACE', `${message}, for want of space: ${left}`, {
+      ...options,
+      hint: toMakeRoom(path, next),
+    });
+  }
+  const { code, path: file } = error as NodeJS.ErrnoException;
   if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
-  return new CloneError('TARGET_NO_SPACE', 'the target has no space left', {
-    facts: { reason: code, path: path ?? null },
-    hint: 'Make room on the filesystem of the target (see df, and df -i for its inodes), or choose a larger one.',
-    cause: error,
-  });
+  const full = await fullestOf(file === undefined ? directories : [file]);
+  const { path, freeBytes } = full;
+  return new CloneError(
+    'TARGET_NO_SPACE',
+    `the target had no space left: ${formatBytes(freeBytes)} on ${path} now`,
+    {
+      facts: { reason: code, file: file ?? null, ...full },
+      hint: toMakeRoom(path, next),
+      cause: error,
+    },
+  );
+}
+
+const toMakeRoom = (path: string, next: string) =>
+  `Make room on ${path} (its quotas and inodes count as well, see df -i), then ${next}.`;
+
+async function fullestOf(
+  directories: readonly string[],
+): Promise<{ readonly path: string; readonly freeBytes: number }> {
+  const filesystems = await Promise.all(
+    directories.map(async (directory) => await filesystemOf(directory, 0)),
+  );
+  const [fullest] = filesystems.toSorted((one, other) => one.freeBytes - other.freeBytes);
+  if (fullest === undefined) throw new Error('no directory was written');
+  return { path: fullest.path, freeBytes: fullest.freeBytes };
 }
 
 /** Where `path` is, or the directory that it will be made in. */
