@@ -30,6 +30,8 @@ interface World {
   readonly gigabytes: number;
   /** Largest first. */
   readonly fileMb?: number;
+  /** For so many seconds at its beginning zstd crawls. */
+  readonly crawlsForSeconds?: number;
 }
 
 interface Played {
@@ -64,7 +66,8 @@ function play(world: World, choose: (clock: () => number) => CompressionChoice):
   );
   const pull = () => {
     if (bytesLeft <= 0) return null;
-    const share = Math.min(Math.max(bytesLeft / world.workers, 64 * MB), 1024 * MB);
+    const most = Math.min(1024 * MB, choice.batchBytesMax());
+    const share = Math.min(Math.max(bytesLeft / world.workers, 64 * MB), most);
     const wanted = Math.max(choice.sampleBytes() ?? share, fileBytes);
     const bytes = Math.min(wanted, bytesLeft);
     bytesLeft -= bytes;
@@ -90,7 +93,10 @@ function play(world: World, choose: (clock: () => number) => CompressionChoice):
     );
     clockMs += STEP_MS;
     for (const [index, batch] of active.entries()) {
-      const mbPerSecond = ((cores[index] ?? 0) * 1000) / (costs[index]?.secondsPerGb ?? 1);
+      const crawls =
+        batch.sending.compression === 'zstd' && clockMs < (world.crawlsForSeconds ?? 0) * 1000;
+      const mbPerSecond =
+        ((cores[index] ?? 0) * 1000) / (costs[index]?.secondsPerGb ?? 1) / (crawls ? 10 : 1);
       const bytes = (mbPerSecond * MB * STEP_MS) / 1000;
       batch.left -= bytes;
       batch.sending.received(bytes);
@@ -148,6 +154,14 @@ test('where link and cores are both short it is as fast as the best, or faster',
   expect(seconds).toBeLessThan(playBest(world) * 1.03);
 });
 
+test('a first measure that misleads costs little', () => {
+  const world = { workers: 4, cores: 4, linkMbPerSecond: () => GIGABIT, gigabytes: 5 };
+
+  const { seconds } = playAuto({ ...world, crawlsForSeconds: 1 });
+
+  expect(seconds).toBeLessThan(1 + playBest(world) * 1.25);
+});
+
 test('when the link changes in the middle so does the choice', () => {
   const world = {
     ...{ workers: 4, cores: 4, gigabytes: 40, fileMb: 100 },
@@ -190,6 +204,28 @@ test('with little to copy nothing is tried', () => {
 
   expect(picks).toEqual(['lz4']);
   expect(sentBy).toMatchObject({ none: 0, zstd: 0 });
+});
+
+test('what is told of at its end only has not come in no time', () => {
+  let clockMs = 0;
+  const rates: Readonly<Record<string, number>>[] = [];
+  const choice = chooseCompression({
+    ...{ available: ALL, bytes: 10_000 * MB, nowMs: () => clockMs },
+    tell: (_, said) => rates.push(said),
+  });
+  for (const _ of ALL) {
+    const sending = choice.begin({ bytes: 60 * MB, files: 60, isWhole: true });
+    clockMs += 1000;
+    sending.received(20 * MB);
+    sending.received(40 * MB);
+    sending.ended();
+    sending[Symbol.dispose]();
+  }
+
+  const each = 60 * MB;
+  expect(rates).toEqual([
+    { noneBytesPerSecond: each, lz4BytesPerSecond: each, zstdBytesPerSecond: each },
+  ]);
 });
 
 test('what broke off tells nothing, and is tried again', () => {

@@ -28,8 +28,12 @@ const SAMPLE_FILE_BYTES_MIN = 128 * 1024;
 const SAMPLE_SHARE_MIN = 1 / 4;
 
 export interface BatchQueue {
-  /** The next batch, or null if nothing is left. */
-  readonly next: () => Batch | null;
+  /**
+   * The next batch, or null if nothing is left.
+   *
+   * @param bytesMax Larger than that is a single file at most. Default: 1 GB.
+   */
+  readonly next: (bytesMax?: number) => Batch | null;
   /** Cuts one that it has given out into so many, or as many as it has files, of about the same size. */
   readonly split: (batch: Batch, parts: number) => readonly Batch[];
   /**
@@ -68,11 +72,12 @@ export function queueBatches(
   return {
     bytesTotal,
     filesTotal: all.length,
-    next() {
+    next(bytesMax = BATCH_BYTES_MAX) {
       const root = largestHead();
       const queue = root === null ? undefined : queues[root];
       if (root === null || queue === undefined) return null;
-      const bytesWanted = clamp(bytesLeft / workers(), BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+      const most = Math.min(bytesMax, BATCH_BYTES_MAX);
+      const bytesWanted = clamp(bytesLeft / workers(), BATCH_BYTES_MIN, most);
       const filesWanted = clamp(filesLeft / workers(), BATCH_FILES_MIN, BATCH_FILES_MAX);
       const names: ByteName[] = [];
       let bytes = 0;

@@ -5,7 +5,7 @@
  * brings one worker the most bytes of files per second as of late. Behind a full link that is what sends less, on busy cores
  * what computes less. Where neither wins, each makes the other worth more, so that some workers compress while others
  * fill the link: both are used up then, which no single choice would do. A limit of the rate, ssh, or a slow disk are
- * in the same figures. Compressing has to win by a margin: it takes cores from a source that has other work to do.
+ * in the same figures.
  *
  * It learns from whole files only, since a delta says little about the link, and from small files only if there are no
  * others: those wait for system calls.
@@ -18,13 +18,23 @@ const LITTLE_BYTES = 256 * 1024 ** 2;
 const TRIAL_SHARE = 1 / 200;
 const TRIAL_BYTES_MIN = 16 * 1024 ** 2;
 const TRIAL_BYTES_MAX = 64 * 1024 ** 2;
-/** What a heavier compression must bring. */
-const GAIN_MIN = 1.15;
 /** A batch that is so much faster or slower than those before it tells of another link: what is known of others is void. */
 const UPHEAVAL = 2;
-/** What lost may win by now; trying it again takes up to a thirtieth of the time of one worker. */
-const PAUSE_PER_TRIAL = 30;
-const PAUSE_MIN_MS = 3_000;
+/**
+ * What lost may win by now, and a first measure may have misled: it is tried again soon, and then ever more seldom, in the end
+ * for a thirtieth of the time of one worker.
+ */
+const PAUSE_PER_TRIAL_MAX = 30;
+const PAUSE_MIN_MS = 1_000;
+/** In trials: with less left nothing is tried again, since everybody would wait for it at the end. */
+const WORTH_TRIALS = 20;
+/**
+ * While little was sent, a batch is small, too: what is chosen for it is chosen by what is known so far, and stays until its
+ * end. Each costs an rsync process and a login.
+ */
+const BATCH_BYTES_LEAST = 128 * 1024 ** 2;
+/** A batch is at most this part of what was sent. */
+const BATCH_SHARE = 1 / 4;
 /** In trials: how much more another one must have sent until that is what was picked. */
 const PICK_LEAD = 8;
 const TELLING_FILE_BYTES = 128 * 1024;
@@ -44,6 +54,8 @@ export interface Sending extends Disposable {
 export interface CompressionChoice {
   /** Of the next batch, if it shall be a small one, for a trial; else null. */
   readonly sampleBytes: () => number | null;
+  /** How large any other may be, so that not too much is decided at once. */
+  readonly batchBytesMax: () => number;
   /** Begins a batch. Disposing of what it returns ends it. */
   readonly begin: (batch: {
     readonly bytes: number;
@@ -60,6 +72,7 @@ interface Way {
   running: number;
   bytesSent: number;
   bytesPerSecond: number | null;
+  trials: number;
   nextTrialAtMs: number;
 }
 
@@ -67,6 +80,7 @@ interface Way {
 export function alwaysCompress(compression: Compression): CompressionChoice {
   return {
     sampleBytes: () => null,
+    batchBytesMax: () => Number.POSITIVE_INFINITY,
     begin: () => ({
       compression,
       received: () => {},
@@ -104,20 +118,23 @@ export function chooseCompression({
   const ways = new Map<Compression, Way>(
     available.map((compression) => [
       compression,
-      { compression, running: 0, bytesSent: 0, bytesPerSecond: null, nextTrialAtMs: 0 },
+      { compression, running: 0, bytesSent: 0, bytesPerSecond: null, trials: 0, nextTrialAtMs: 0 },
     ]),
   );
   const inOrder = (order: readonly Compression[]) =>
     order.flatMap((compression) => ways.get(compression) ?? []);
+  /** What nobody sends yet. What broke off is counted again, so that less may be tried again, never more. */
+  let bytesLeft = bytes;
   const isDue = ({ running, bytesPerSecond, nextTrialAtMs }: Way) =>
-    running === 0 && (bytesPerSecond === null || nowMs() >= nextTrialAtMs);
+    running === 0 &&
+    (bytesPerSecond === null ||
+      (nowMs() >= nextTrialAtMs && bytesLeft > WORTH_TRIALS * trialBytes));
   const due = () => inOrder(TRIED_FIRST).find(isDue);
   const isTrying = () => [...ways.values()].some(({ bytesPerSecond }) => bytesPerSecond === null);
   const best = () =>
     inOrder(CHEAPEST_FIRST).reduce<Way | undefined>((found, way) => {
       if (way.bytesPerSecond === null) return found;
-      const toBeat = (found?.bytesPerSecond ?? 0) * GAIN_MIN;
-      return way.bytesPerSecond > toBeat ? way : found;
+      return way.bytesPerSecond > (found?.bytesPerSecond ?? 0) ? way : found;
     }, undefined);
   const mayTry = (way: Way | undefined, batchBytes: number) =>
     way !== undefined && (way.bytesPerSecond === null || batchBytes <= 2 * trialBytes);
@@ -128,7 +145,9 @@ export function chooseCompression({
       for (const other of ways.values()) other.bytesPerSecond = null;
       way.bytesPerSecond = rate;
     } else way.bytesPerSecond = before === null ? rate : (before + rate) / 2;
-    way.nextTrialAtMs = nowMs() + Math.max(PAUSE_MIN_MS, PAUSE_PER_TRIAL * tookMs);
+    way.trials += 1;
+    const pauses = Math.min(3 ** way.trials, PAUSE_PER_TRIAL_MAX);
+    way.nextTrialAtMs = nowMs() + Math.max(PAUSE_MIN_MS, pauses * tookMs);
   };
 
   let picked: Way | undefined;
@@ -149,6 +168,10 @@ export function chooseCompression({
 
   return {
     sampleBytes: () => (isTrying() || due() !== undefined ? trialBytes : null),
+    batchBytesMax: () => {
+      const sent = [...ways.values()].reduce((sum, { bytesSent }) => sum + bytesSent, 0);
+      return Math.max(BATCH_BYTES_LEAST, sent * BATCH_SHARE);
+    },
     begin: (batch) => {
       const candidate = due();
       const way =
@@ -158,6 +181,7 @@ export function chooseCompression({
       if (way === undefined) throw new Error('nothing to choose from');
       const meter = startMeter(nowMs);
       if (batch.isWhole) way.running += 1;
+      bytesLeft -= batch.bytes;
       return {
         compression: way.compression,
         received: meter.received,
@@ -189,10 +213,13 @@ function startMeter(nowMs: () => number) {
     },
     tookMs: () => nowMs() - begunMs,
     bytesPerSecond: (bytes: number) => {
+      const tookMs = nowMs() - begunMs;
+      // What tells of itself at its end only has come in all the time before.
+      const isTold = first !== null && first.bytes < bytes / 2 && first.atMs - begunMs < tookMs / 2;
       const counted =
-        first !== null && first.bytes < bytes / 2
+        first !== null && isTold
           ? { bytes: bytes - first.bytes, ms: lastAtMs - first.atMs }
-          : { bytes, ms: nowMs() - begunMs };
+          : { bytes, ms: tookMs };
       return (counted.bytes / Math.max(1, counted.ms)) * 1000;
     },
   };

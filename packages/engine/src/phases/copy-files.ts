@@ -382,7 +382,7 @@ function sampled(queue: BatchQueue, compression: CompressionChoice): BatchQueue 
     next: () => {
       const bytes = compression.sampleBytes();
       const sample = bytes === null ? null : queue.sample(bytes, (root) => !isOfDeltas(root));
-      return sample ?? queue.next();
+      return sample ?? queue.next(compression.batchBytesMax());
     },
   };
 }
