@@ -70,9 +70,10 @@ export async function isServerRunning(dataDirectory: string): Promise<Postmaster
   if (content === null) return null;
   const postmaster = parsePostmasterPid(content.split('\n'));
   if (postmaster === null) return null;
-  if (await isSharedMemoryInUse(postmaster)) return postmaster;
+  const isOld = await isOfEarlierBoot(postmaster);
+  if (await isSharedMemoryInUse(postmaster, isOld)) return postmaster;
   if (!isAlive(postmaster.pid)) return null;
-  return (await isAnotherProgram(postmaster.pid, dataDirectory)) ? null : postmaster;
+  return (await isAnotherProgram(postmaster.pid, { dataDirectory, isOld })) ? null : postmaster;
 }
 
 /**
@@ -107,16 +108,37 @@ function isAlive(pid: number): boolean {
 }
 
 /**
- * A postmaster runs as the owner of its data directory, or not at all; it works there and never leaves it. What may not be
- * looked at proves nothing.
+ * Whether the host, or the container that we run in, has started since. Only then what does not fit is what came later: else
+ * it may be a server in a container, which has other pids and whose file we share.
  */
-async function isAnotherProgram(pid: number, dataDirectory: string): Promise<boolean> {
+async function isOfEarlierBoot({ startedAtSeconds }: PostmasterPid): Promise<boolean> {
   try {
-    const [ours, { uid }] = await Promise.all([
-      stat(dataDirectory, { bigint: true }),
-      stat(`/proc/${String(pid)}`, { bigint: true }),
+    const [init, table] = await Promise.all([
+      readFile('/proc/1/stat', 'utf8'),
+      readFile('/proc/stat', 'utf8'),
     ]);
-    if (uid !== ours.uid) return true;
+    const bootedAtSeconds = Number(/^btime (\d+)$/m.exec(table)?.[1]);
+    // Behind its name, which may hold anything, it is the twentieth, in hundredths of a second after the boot.
+    const initTicks = Number(init.slice(init.lastIndexOf(')')).split(' ')[20]);
+    return startedAtSeconds < bootedAtSeconds + initTicks / 100;
+  } catch {
+    // Hidden, or there is no /proc.
+    return false;
+  }
+}
+
+/**
+ * A postmaster works in its data directory and never leaves it, and runs as its owner, or not at all. What may not be looked
+ * at proves nothing.
+ */
+async function isAnotherProgram(
+  pid: number,
+  { dataDirectory, isOld }: { readonly dataDirectory: string; readonly isOld: boolean },
+): Promise<boolean> {
+  try {
+    const ours = await stat(dataDirectory, { bigint: true });
+    const status = await readFile(`/proc/${String(pid)}/status`, 'utf8');
+    if (isOld && /^Uid:\s+(\d+)/m.exec(status)?.[1] !== String(ours.uid)) return true;
     // By inode: paths differ between mounts and mount namespaces.
     const theirs = await stat(`/proc/${String(pid)}/cwd`, { bigint: true });
     return theirs.ino !== ours.ino || theirs.dev !== ours.dev;
@@ -130,19 +152,19 @@ async function isAnotherProgram(pid: number, dataDirectory: string): Promise<boo
  * Backends that outlived their postmaster hold it, too, and may still write.
  *
  * The key is the inode of the data directory and ids begin anew with the host, so after a restart the segment of another
- * server may have both. Its maker is another process; one in another container is called 0 here.
+ * server may have both. Its maker is another process then.
  */
-async function isSharedMemoryInUse({
-  pid,
-  sharedMemory: segment,
-}: Pick<PostmasterPid, 'pid' | 'sharedMemory'>): Promise<boolean> {
+async function isSharedMemoryInUse(
+  { pid, sharedMemory: segment }: PostmasterPid,
+  isOld: boolean,
+): Promise<boolean> {
   if (segment === null) return false;
   const table = await readFile('/proc/sysvipc/shm', 'utf8').catch(nullIfMissing);
   return (table ?? '').split('\n').some((line) => {
     const [key, id, , , maker, , users] = line.trim().split(/\s+/);
     if (!/^-?\d+$/.test(key ?? '') || key === undefined || id === undefined) return false;
     const isSame = systemV(key) === segment.key && systemV(id) === segment.id;
-    return isSame && Number(users) > 0 && [pid, 0].includes(Number(maker));
+    return isSame && Number(users) > 0 && (!isOld || Number(maker) === pid);
   });
 }
 

@@ -77,15 +77,16 @@ test('shared memory that another server has made since the restart of the host i
   await using server = await startPrimary();
   await using scratch = await scratchDirectory();
   const lines = (await readFile(join(server.dataDirectory, 'postmaster.pid'), 'utf8')).split('\n');
-  const said = async (pid: number) => {
-    const text = lines.with(0, String(pid)).with(1, scratch.path).join('\n');
+  const said = async (pid: number, startedAt = '1700000000') => {
+    const text = lines.with(0, String(pid)).with(1, scratch.path).with(2, startedAt).join('\n');
     await writeFile(join(scratch.path, 'postmaster.pid'), text);
     return await isServerRunning(scratch.path);
   };
 
   expect(await said(2 ** 22 + 1)).toBeNull();
-  // A directory may have several names.
+  // A directory may have several names, and a server in a container other pids.
   expect(await said(server.pid)).toMatchObject({ pid: server.pid });
+  expect(await said(2 ** 22 + 1, lines[2])).not.toBeNull();
 });
 
 test('a directory without the file, and one that does not exist, has no server', async () => {

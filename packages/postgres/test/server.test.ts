@@ -253,14 +253,20 @@ test.runIf(runsAsRoot)(
   async () => {
     await using scratch = await scratchDirectory();
     // Process 1 is alive, and an ordinary user may neither signal it nor see where it works.
-    const pidFile = ['1', scratch.path, '1700000000', '5432', '', '', '', 'ready', ''].join('\n');
-    await writeFile(join(scratch.path, 'postmaster.pid'), pidFile);
+    const write = async (startedAt: string) => {
+      const lines = ['1', scratch.path, startedAt, '5432', '', '', '', 'ready', ''];
+      await writeFile(join(scratch.path, 'postmaster.pid'), lines.join('\n'));
+    };
+    await write(String(Math.floor(Date.now() / 1000)));
+    await using inContainer = await call('isServerRunning', { dataDirectory: scratch.path });
+    await write('1700000000');
 
     await using ofOurs = await call('isServerRunning', { dataDirectory: scratch.path });
     await chown(scratch.path, 0, 0);
     await chmod(scratch.path, 0o755);
     await using ofTheirs = await call('isServerRunning', { dataDirectory: scratch.path });
 
+    expect(inContainer.answer.value).toMatchObject({ pid: 1 });
     expect(ofOurs.answer.value).toBeNull();
     expect(ofTheirs.answer.value).toMatchObject({ pid: 1 });
   },
