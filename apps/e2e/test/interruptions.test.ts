@@ -72,9 +72,13 @@ async function expectNextCloneWorks(name: string): Promise<void> {
   expect(stderr).toBe('');
   expect(status).toBe(0);
   expect(existsSync(join(directory, name, 'main/global/pg_control'))).toBe(true);
-  // Of what served to take up an unfinished copy only the marker stays.
+  // Of what served to take up an unfinished copy only the marker stays; the others are for a standby beside its source.
   const ours = (await readdir(join(directory, name, 'main'))).filter((one) => /pgcloned/.test(one));
-  expect(ours.toSorted()).toEqual(['.pgcloned-marker', 'pgcloned.postgresql.auto.conf.original']);
+  expect(ours.toSorted()).toEqual([
+    '.pgcloned-marker',
+    'pgcloned.postgresql.auto.conf.original',
+    'pgcloned.source',
+  ]);
 }
 
 describe.each(PHASES)('in phase %s', (phase) => {
