@@ -382,11 +382,15 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       return given;
     },
     takeBack: async (id, { starts }) => {
-      const run = runs.get(id) ?? (await journal.read(id));
-      if (starts && run !== undefined)
-        await tryTo(id, 'be running again', async () => {
-          await engine.startInstance(planOf(run), signal);
-        }).catch(() => {});
+      try {
+        const run = starts ? (runs.get(id) ?? (await journal.read(id))) : undefined;
+        if (run !== undefined)
+          await tryTo(id, 'be running again', async () => {
+            await engine.startInstance(planOf(run), signal);
+          });
+      } catch (error) {
+        log.warn({ cloneId: id, err: toCloneError(error) }, 'a clone was not started again');
+      }
       givingWay.delete(id);
       attend(id);
     },

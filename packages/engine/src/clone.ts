@@ -219,7 +219,10 @@ async function runAttempt(
     observer.phaseEnded(current, 'failed');
     // Whatever an abort broke off complains in its own words; the reason is what counts.
     const failure = toCloneError(
-      signal.aborted ? signal.reason : await explainFull(error, plan, options.filled),
+      signal.aborted
+        ? signal.reason
+        : // What failed stays the reason, also where the target cannot be looked at.
+          await explainFull(error, plan, options.filled).catch(() => error),
     );
     failure.phase = current;
     throw failure;

@@ -121,43 +121,66 @@ const NO_SPACE = /No space left on device|Disk quota exceeded/;
 /** With less a server that somebody else looks after could not even write down why it does not start. */
 const LOG_BYTES_MIN = 1024 ** 2;
 
+interface Written {
+  /** Of those on several filesystems the fullest counts. */
+  readonly directories: readonly string[];
+  /** What to do once there is room. */
+  readonly next: string;
+}
+
 /**
  * What a full filesystem has made fail, as what it is: with the filesystem and what is left there. Any other error as it
  * came, and one that tells this already.
- *
- * @param o.directories What was written; of those on several filesystems the fullest counts.
- * @param o.next What to do once there is room.
  */
-export async function explainFullTarget(
-  error: unknown,
-  { directories, next }: { readonly directories: readonly string[]; readonly next: string },
-): Promise<unknown> {
+export async function explainFullTarget(error: unknown, o: Written): Promise<unknown> {
+  if (!mayBeOfFull(error)) return error;
+  try {
+    return await explain(error, o);
+  } catch {
+    // A filesystem that cannot be asked is none that is full.
+    return error;
+  }
+}
+
+function mayBeOfFull(error: unknown): boolean {
+  if (!(error instanceof CloneError)) return isFull(error);
+  const { code, facts } = error;
+  return !('freeBytes' in facts) && (code === 'TARGET_NO_SPACE' || OF_A_SERVER_HERE.has(code));
+}
+
+function isFull(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === 'ENOSPC' || code === 'EDQUOT';
+}
+
+async function explain(error: unknown, { directories, next }: Written): Promise<unknown> {
   if (error instanceof CloneError) {
     const { code, message, facts, hint } = error;
-    if ('freeBytes' in facts) return error;
     const full = await fullestOf(directories);
     const { path, freeBytes } = full;
     const options = { facts: { ...facts, ...full }, cause: error };
     const left = `${formatBytes(freeBytes)} left on ${path} now`;
     if (code === 'TARGET_NO_SPACE')
-      return new CloneError(code, `${message}: ${left}`, { ...options, hint: hint ?? '' });
+      return new CloneError(code, `${message}: ${left}`, {
+        ...options,
+        hint: hint ?? toMakeRoom(path, next),
+      });
     const words = Object.values(facts).join('\n');
     const isMute = code === 'REPLICA_START_FAILED' && freeBytes < LOG_BYTES_MIN;
-    if (!isMute && !(OF_A_SERVER_HERE.has(code) && NO_SPACE.test(words))) return error;
+    if (!isMute && !NO_SPACE.test(words)) return error;
     return new CloneError('TARGET_NO_SPACE', `${message}, for want of space: ${left}`, {
       ...options,
       hint: toMakeRoom(path, next),
     });
   }
   const { code, path: file } = error as NodeJS.ErrnoException;
-  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
   const full = await fullestOf(file === undefined ? directories : [file]);
   const { path, freeBytes } = full;
   return new CloneError(
     'TARGET_NO_SPACE',
     `the target had no space left: ${formatBytes(freeBytes)} on ${path} now`,
     {
-      facts: { reason: code, file: file ?? null, ...full },
+      facts: { reason: code ?? null, file: file ?? null, ...full },
       hint: toMakeRoom(path, next),
       cause: error,
     },
