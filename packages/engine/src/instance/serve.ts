@@ -135,7 +135,7 @@ async function portOf(
 ): Promise<number> {
   const major = await majorOf(dataDirectory);
   const { port } = await effectiveSettings({
-    binDirectory: await findBinDirectory(plan.host.postgresBin, major, signal),
+    binDirectory: await binDirectoryOf(plan, dataDirectory, signal),
     dataDirectory,
     configFile: await configFileOf(plan, dataDirectory, major),
     names: ['port'],

@@ -3,8 +3,8 @@
  * may read a column may read these in `pg_stats`, and ANALYZE leaves them to a table that is empty by now. So they go, and
  * come anew.
  */
-
 import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError } from '@pgcloned/contract';
 import { openSession, type PrivateServer } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 
@@ -39,10 +39,19 @@ export async function renewStatistics(
   { since, ...way }: Way & { readonly since: string },
 ): Promise<void> {
   // A session tells what it has changed when it ends, which psql does not wait for; and none outlives the files.
-  while ((await ask(run, server, way, END_OTHER_SESSIONS)).length > 0)
+  const begunMs = performance.now();
+  while ((await ask(run, server, way, END_OTHER_SESSIONS)).length > 0) {
+    if (performance.now() - begunMs > run.plan.host.stallMs) throw notEnded();
     await delay(POLL_INTERVAL_MS, undefined, { signal: run.signal });
+  }
   for (const { database } of await ask<{ database: string }>(run, server, way, DATABASES))
     await ask(run, server, { ...way, database }, renewSince(since));
+}
+
+function notEnded(): CloneError {
+  return new CloneError('ON_READY_FAILED', 'sessions that the files of onReady left do not end', {
+    hint: 'See what the files begin in the background, such as dblink, mend it, and clone again.',
+  });
 }
 
 const END_OTHER_SESSIONS = `
