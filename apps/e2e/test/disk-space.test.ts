@@ -306,11 +306,12 @@ describe.skipIf(!runsAsRoot)('a filesystem that a local source and its clones sh
         `then start the clone in ${dataDirectory()}, which is complete`,
       ),
     });
-    const clone = await startCluster(dataDirectory());
-    await expect
-      .poll(async () => await clone.query('SELECT pg_is_in_recovery() AS r').catch(String))
-      .toEqual([{ r: false }]);
-    await clone.stop();
+    {
+      await using clone = await startCluster(dataDirectory());
+      await expect
+        .poll(async () => await clone.query('SELECT pg_is_in_recovery() AS r').catch(String))
+        .toEqual([{ r: false }]);
+    }
     await rm(join(shared.path, 'clone'), { recursive: true });
     await expectUntouched(ended.name);
   });

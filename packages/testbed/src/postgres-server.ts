@@ -166,25 +166,25 @@ export async function startCluster(
   } = {},
 ): Promise<PostgresServer> {
   const scratch = await scratchDirectory();
-  const port = await freePort();
-  const server = serverAt({
-    dataDirectory,
-    configFile: options.configFile ?? join(dataDirectory, 'postgresql.conf'),
-    binDirectory: options.binDirectory ?? findPostgres(majorOf(dataDirectory)),
-    port,
-    socketDirectory: scratch.path,
-    logFile: join(scratch.path, 'log'),
-    settings: {
-      listen_addresses: '127.0.0.1',
-      port: String(port),
-      unix_socket_directories: scratch.path,
-      ...options.settings,
-    },
-    onDispose: async () => {
-      await scratch[Symbol.asyncDispose]();
-    },
-  });
   try {
+    const port = await freePort();
+    const server = serverAt({
+      dataDirectory,
+      configFile: options.configFile ?? join(dataDirectory, 'postgresql.conf'),
+      binDirectory: options.binDirectory ?? findPostgres(majorOf(dataDirectory)),
+      port,
+      socketDirectory: scratch.path,
+      logFile: join(scratch.path, 'log'),
+      settings: {
+        listen_addresses: '127.0.0.1',
+        port: String(port),
+        unix_socket_directories: scratch.path,
+        ...options.settings,
+      },
+      onDispose: async () => {
+        await scratch[Symbol.asyncDispose]();
+      },
+    });
     await server.start();
     return server;
   } catch (error) {

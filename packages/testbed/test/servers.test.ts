@@ -2,12 +2,12 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { runProcess } from '@pgcloned/process';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import {
   adoptServer,
   otherHost,
@@ -124,6 +124,18 @@ test('a stopped cluster can be started on another port', async () => {
   await using again = await startCluster(dataDirectory);
 
   expect(await again.query('show port')).toEqual([{ port: String(again.port) }]);
+});
+
+test('a cluster that is none is not started, and nothing is left of the attempt', async () => {
+  await using scratch = await scratchDirectory();
+  vi.stubEnv('TMPDIR', scratch.path);
+  onTestFinished(() => {
+    vi.unstubAllEnvs();
+  });
+
+  await expect(startCluster('/nonexistent')).rejects.toThrow('PG_VERSION');
+
+  expect(await readdir(scratch.path)).toEqual([]);
 });
 
 test('a source has a role that comes in by password, for SQL and for replication', async () => {
