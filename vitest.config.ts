@@ -4,6 +4,8 @@ export default defineConfig({
   test: {
     // Children die with the thread that started them (pdeathsig), so tests run in processes, never in threads.
     pool: 'forks',
+    // Real servers on a machine that others may load. Who needed the second try is named at the end.
+    retry: 1,
     testTimeout: 30_000,
     hookTimeout: 30_000,
     projects: [
@@ -23,8 +25,6 @@ export default defineConfig({
           sequence: { groupOrder: 1 },
           // Most of their time they wait, for leases and timeouts, and one of them leaves no machine busy.
           maxWorkers: 2,
-          // Real servers on a machine that others may load. Who needed the second try is named at the end.
-          retry: 1,
           testTimeout: 120_000,
           hookTimeout: 60_000,
         },
