@@ -36,7 +36,8 @@ export async function measureSpace(
     const { stderr } = await runProcess(
       {
         file: 'filefrag',
-        args: ['-b1', '-v', '--', ...files],
+        // Where something will be written has no length until it is: what is still in memory is written first.
+        args: ['-b1', '-v', '-s', '--', ...files],
         // Where it lies is not on everybody's path.
         env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C' },
       },
