@@ -18,6 +18,7 @@ import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { isWithin, makeLockSet } from './target/locks.ts';
 import { exists, hasControlFile, isPublished, isStartable, readMarker } from './target/marker.ts';
+import { forgetPorts } from './target/ports.ts';
 import {
   type FilledDirectory,
   removeMarked,
@@ -85,6 +86,7 @@ export async function sweepClone(
         spec.method === 'rsync' && becomes === 'failed' && directory.path === directory.final;
       if (!isOfUse) await removeOwn(directory, id);
     }
+    await forgetPorts(dataDirectory);
   }
   for (const [index, final] of finals.entries()) {
     const kind = index === 0 ? 'data' : 'wal';

@@ -1,11 +1,18 @@
 /** Real locks and listeners on this machine. */
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { freePort, scratchDirectory } from '@pgcloned/testbed';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { findLockDirectory } from '../src/target/locks.ts';
 import { writeMarker } from '../src/target/marker.ts';
-import { hasReservedPort, lookForPort, reserveAgain, reservePort } from '../src/target/ports.ts';
+import {
+  forgetPorts,
+  hasReservedPort,
+  lookForPort,
+  reserveAgain,
+  reservePort,
+} from '../src/target/ports.ts';
 
 const signal = AbortSignal.timeout(60_000);
 const owned = new AsyncDisposableStack();
@@ -91,6 +98,29 @@ test('a clone that is there keeps its port until its directory goes, and its dir
   expect(await look(other)).toBe(range.last);
   await rm(stopped.dataDirectory, { recursive: true });
   expect(await look(other)).toBe(range.first);
+});
+
+test('the file of a port goes with the clone that had it, and no other does', async () => {
+  const range = await twoPorts();
+  const [removed, kept] = [await newClone(), await newClone()];
+  for (const clone of [removed, kept]) {
+    await clone.reservation.pick(range, { ...clone, signal });
+    await clone.fill();
+    await clone.reservation[Symbol.asyncDispose]();
+  }
+  const files = async () => {
+    const names = await readdir(await findLockDirectory());
+    return [range.first, range.last].filter((port) =>
+      names.includes(`pgcloned-port-${String(port)}`),
+    );
+  };
+
+  await forgetPorts(removed.dataDirectory);
+  expect(await files()).toEqual([range.first, range.last]);
+  await rm(removed.dataDirectory, { recursive: true });
+  await forgetPorts(removed.dataDirectory);
+
+  expect(await files()).toEqual([range.last]);
 });
 
 test('a port on which somebody listens is passed over', async () => {

@@ -17,6 +17,7 @@ import { isWithin, makeLockSet } from '../target/locks.ts';
 import { hasControlFile, readMarker } from '../target/marker.ts';
 import { refuseMountsBelow } from '../target/mounts.ts';
 import { externalWal, refuseRunningServer, takeControlFileAway } from '../target/old-cluster.ts';
+import { forgetPorts } from '../target/ports.ts';
 import {
   type PreparedDirectory,
   removeMade,
@@ -64,6 +65,7 @@ export async function removeInstance(
     const parts = await ownParts(plan, dataDirectory);
     // An earlier call died at its very last step.
     if (data.madeFrom !== null) await removeMade(dataDirectory, data.madeFrom);
+    await forgetPorts(dataDirectory);
     return parts.map(({ path }) => ({
       what: `${path}, a part of the clone that was in ${dataDirectory}`,
       remedy: withCare(path),
@@ -101,6 +103,7 @@ export async function removeInstance(
   }
   const { existing } = await resolveReal(dirname(dataDirectory));
   await syncDirectory(existing);
+  await forgetPorts(dataDirectory);
   return leftovers;
 }
 

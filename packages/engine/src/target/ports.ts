@@ -3,8 +3,9 @@
  *
  * A file for each port, beside the locks, names the data directory that has it. It holds while the clone is being made, by
  * a lock, and afterwards as long as that directory carries the marker of its clone: one that is stopped keeps its port. So
- * nothing has to be given back, and a clone into the same directory gets the same port again. Servers of others are seen
- * only while they listen. A restart of the host forgets all of this, and the worker reserves the ports of its clones anew.
+ * whoever removes the directory need not give anything back, and where we do the file goes with it. A clone into the same
+ * directory gets the same port again. Servers of others are seen only while they listen. A restart of the host forgets all
+ * of this, and the worker reserves the ports of its clones anew.
  */
 import { readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
@@ -91,6 +92,26 @@ export async function reserveAgain(
     await write(lock, { cloneIds: [cloneId], dataDirectory, port });
 }
 
+/** What was reserved for a data directory whose clone is gone. Whoever calls holds the lock on it. Never rejects. */
+export async function forgetPorts(dataDirectory: string): Promise<void> {
+  try {
+    const directory = await findLockDirectory();
+    const signal = AbortSignal.timeout(DISPOSE_MS_MAX);
+    await using _ = await takeCommonLock(directory, signal);
+    for (const name of await readdir(directory)) {
+      if (!name.startsWith(PREFIX)) continue;
+      const file = join(directory, name);
+      const reserved = await readReserved(file);
+      if (reserved?.dataDirectory !== dataDirectory || (await holderOf(reserved)) !== null)
+        continue;
+      await using lock = await lockIfOurs(file, signal);
+      if (lock !== null) await rm(file, { force: true });
+    }
+  } catch {
+    // A file that names no clone is in nobody's way.
+  }
+}
+
 /** Tells which one would be had, and takes none. */
 export function lookForPort(cloneId: string): PortReservation {
   return {
@@ -148,13 +169,22 @@ async function readReservation(
   file: string,
 ): Promise<{ readonly holder: string; readonly dataDirectory: string } | null> {
   try {
-    const found = await readPlainFile(file);
-    if (found === null) return null;
-    const { cloneIds, dataDirectory } = JSON.parse(found.text) as Reserved;
-    const holder = await holderOf({ cloneIds, dataDirectory });
-    return holder === null ? null : { holder, dataDirectory };
+    const reserved = await readReserved(file);
+    if (reserved === null) return null;
+    const holder = await holderOf(reserved);
+    return holder === null ? null : { holder, dataDirectory: reserved.dataDirectory };
   } catch {
-    // Nobody has it, or what stands there is not ours to read: then its lock and its listener tell.
+    // What stands there is not ours to read: then its listener tells.
+    return null;
+  }
+}
+
+/** Null: nobody has it, or what stands there is not ours to read. Then its lock and its listener tell. */
+async function readReserved(file: string): Promise<Reserved | null> {
+  try {
+    const found = await readPlainFile(file);
+    return found === null ? null : (JSON.parse(found.text) as Reserved);
+  } catch {
     return null;
   }
 }
