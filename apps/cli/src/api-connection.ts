@@ -9,6 +9,7 @@
 import { readFile } from 'node:fs/promises';
 import { type ApiClient, ApiError, answerOf, connectApi } from '@pgcloned/client';
 import { CloneError, ERROR_CODES } from '@pgcloned/contract';
+import { codeOf } from '@pgcloned/process';
 import { readSettings } from './config.ts';
 import type { Environment } from './invocation.ts';
 import { tokenFileOf } from './state-directory.ts';
@@ -57,7 +58,7 @@ async function readLocalToken(stateDirectory: string): Promise<string> {
   try {
     return (await readFile(file, 'utf8')).trim();
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
+    const code = codeOf(cause);
     throw new CloneError(
       'UNAUTHENTICATED',
       code === 'EACCES' ? `may not read the token in ${file}` : `there is no token in ${file}`,

@@ -7,6 +7,7 @@
 import { readFile } from 'node:fs/promises';
 import { text as readStream } from 'node:stream/consumers';
 import { CloneError, type ErrorCode } from '@pgcloned/contract';
+import { codeOf } from '@pgcloned/process';
 import { type Document, isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml';
 import type * as z from 'zod';
 
@@ -38,7 +39,7 @@ async function readText(file: string, name: string, code: ErrorCode): Promise<st
   try {
     text = file === '-' ? await readStream(process.stdin) : await readFile(file, 'utf8');
   } catch (cause) {
-    const { code: reason = 'error' } = cause as NodeJS.ErrnoException;
+    const reason = codeOf(cause) ?? 'error';
     throw new CloneError(code, `cannot read ${name}: ${READ_FAILURES[reason] ?? reason}`, {
       facts: { file: name },
       cause,

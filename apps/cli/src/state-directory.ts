@@ -7,7 +7,7 @@ import { constants, existsSync } from 'node:fs';
 import { access, link, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, type Token } from '@pgcloned/contract';
-import { lockFile, syncDirectory, writeDurably } from '@pgcloned/process';
+import { codeOf, lockFile, syncDirectory, writeDurably } from '@pgcloned/process';
 import { hashOfToken, makeToken } from './token.ts';
 
 export function tokenFileOf(stateDirectory: string): string {
@@ -21,7 +21,7 @@ export async function makeStateDirectory(path: string): Promise<void> {
     await access(path, constants.R_OK | constants.W_OK | constants.X_OK);
   } catch (cause) {
     throw new CloneError('CONFIGURATION_INVALID', `cannot use the state directory ${path}`, {
-      facts: { reason: (cause as NodeJS.ErrnoException).code ?? String(cause) },
+      facts: { reason: codeOf(cause) ?? String(cause) },
       hint: 'Choose another one with stateDirectory or PGCLONED_STATE_DIRECTORY, or let this user write there.',
       cause,
     });
@@ -57,7 +57,7 @@ export async function adminToken(stateDirectory: string): Promise<Token> {
     if (!existsSync(path)) {
       await writeDurably(made, `${makeToken()}\n`);
       await link(made, path).catch((error: unknown) => {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+        if (codeOf(error) !== 'EEXIST') throw error;
       });
       await syncDirectory(stateDirectory);
     }

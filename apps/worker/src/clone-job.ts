@@ -21,6 +21,7 @@ import {
   type FilledDirectory,
   type runClone,
 } from '@pgcloned/engine';
+import { codeOf, isDiskFull } from '@pgcloned/process';
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { planClone } from './clone-plan.ts';
@@ -313,15 +314,15 @@ export async function reportRun(
 }
 
 function notJournaled(cause: unknown): CloneError {
-  const { code, path } = cause as NodeJS.ErrnoException;
-  const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+  const { path } = cause as NodeJS.ErrnoException;
+  const isFull = isDiskFull(cause);
   return new CloneError(
     isFull ? 'TARGET_NO_SPACE' : 'INTERNAL',
     isFull
       ? 'the state directory of the worker has no space left'
       : 'the journal of the run cannot be written',
     {
-      facts: { reason: code ?? null, file: path ?? null },
+      facts: { reason: codeOf(cause), file: path ?? null },
       hint: 'Look whether the filesystem of the state directory is full or broken, mend it, and clone again.',
       cause,
     },

@@ -4,7 +4,7 @@ import { access, constants, readFile, stat, statfs } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { type Clone, CONTRACT_VERSION, type HostFacts, VERSION } from '@pgcloned/contract';
 import { SUPPORTED_MAJORS, sharesBlocks } from '@pgcloned/engine';
-import { writeDurably } from '@pgcloned/process';
+import { ifMissing, writeDurably } from '@pgcloned/process';
 
 export async function readHostFacts(o: {
   readonly name: string;
@@ -102,10 +102,7 @@ function sumOf(clones: readonly Clone[]) {
  */
 export async function readMachineId(stateDirectory: string): Promise<string> {
   const path = join(stateDirectory, 'worker-identity');
-  const known = await readFile(path, 'utf8').catch((error: unknown) => {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
-  });
+  const known = await readFile(path, 'utf8').catch(ifMissing(null));
   const own = known ?? randomUUID();
   if (known === null) await writeDurably(path, own);
   const machine = await readFile('/etc/machine-id', 'utf8').catch(() => '');

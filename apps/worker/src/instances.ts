@@ -37,7 +37,7 @@ import type {
   startInstance,
   stopInstance,
 } from '@pgcloned/engine';
-import { unlessAborted } from '@pgcloned/process';
+import { isDiskFull, unlessAborted } from '@pgcloned/process';
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { type HostConfiguration, hostPolicy, planClone } from './clone-plan.ts';
@@ -238,7 +238,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     // The journal first, so that the next worker goes on with it. Redis may hear of it later.
     const begun: Run = { ...run, clone: { ...clone, instance: removing }, reported: false };
     await keep(begun).catch((error: unknown) => {
-      if (!isFull(error)) throw error;
+      if (!isDiskFull(error)) throw error;
       // What makes room must not need any. The next worker would be brought to it by the wish, or the time that is over.
       log.warn({ cloneId: clone.id, err: error }, 'a removal begins without the journal');
       runs.set(clone.id, begun);
@@ -433,12 +433,6 @@ async function repeat(
     });
     await delay(LOOK_MS, undefined, { signal }).catch(() => {});
   }
-}
-
-/** The disk of the state directory is. */
-function isFull(error: unknown): boolean {
-  const { code } = error as NodeJS.ErrnoException;
-  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 /** Null if the source has gone from the configuration: what is left there is named. */

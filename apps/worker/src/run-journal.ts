@@ -11,7 +11,7 @@ import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Clone, hasEnded, hasFiles } from '@pgcloned/contract';
 import type { FilledDirectory, SourceRole } from '@pgcloned/engine';
-import { writeDurably } from '@pgcloned/process';
+import { codeOf, writeDurably } from '@pgcloned/process';
 
 /** BullMQ gives a job out again within minutes; a Redis that was restored from a backup may do so after days. */
 const ENDED_KEPT_MS = 30 * 86_400_000;
@@ -65,7 +65,7 @@ export async function openRunJournal(o: {
     try {
       return parseRun(await readFile(pathOf(id), 'utf8'));
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') o.onUnreadable(pathOf(id), error);
+      if (codeOf(error) !== 'ENOENT') o.onUnreadable(pathOf(id), error);
       return undefined;
     }
   };

@@ -5,6 +5,7 @@ import { realpath, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CloneError, type ServerAddress } from '@pgcloned/contract';
 import { isServerRunning } from '@pgcloned/postgres';
+import { codeOf } from '@pgcloned/process';
 import { pathBesideLock } from './target/locks.ts';
 import { readMarker } from './target/marker.ts';
 import { isUnready } from './target/unready.ts';
@@ -45,7 +46,7 @@ export async function findLocalServer(
 async function refuseForeignFiles(dataDirectory: string): Promise<void> {
   const stats = await stat(dataDirectory).catch((cause: unknown) => {
     throw new CloneError('SOURCE_UNREACHABLE', `${dataDirectory} cannot be found`, {
-      facts: { dataDirectory, reason: (cause as NodeJS.ErrnoException).code ?? null },
+      facts: { dataDirectory, reason: codeOf(cause) ?? null },
       hint: 'Name the data directory of a running server on this host.',
       cause,
     });

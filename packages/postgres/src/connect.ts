@@ -8,6 +8,7 @@ import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
 import { CloneError, type ErrorFacts, type Remedy } from '@pgcloned/contract';
+import { codeOf } from '@pgcloned/process';
 import { Client, type ClientConfig, DatabaseError } from 'pg';
 import {
   type ConnectionSettings,
@@ -236,7 +237,7 @@ function explainRefusal(
       passwordHint(settings),
     );
   const isUnencrypted = error.message === 'The server does not support SSL connections';
-  const isAboutTls = /CERT|TLS|SSL|SIGNATURE/.test((error as NodeJS.ErrnoException).code ?? '');
+  const isAboutTls = /CERT|TLS|SSL|SIGNATURE/.test(codeOf(error) ?? '');
   if (isUnencrypted || isAboutTls)
     return fail(
       'SOURCE_UNREACHABLE',

@@ -5,6 +5,7 @@
  * and writes its warnings to standard error.
  */
 import { readFile, stat } from 'node:fs/promises';
+import { codeOf, isMissing } from '@pgcloned/process';
 
 /** Where libpq was built to look for sockets, on Debian and upstream: such a host is `localhost` in a passfile. */
 const DEFAULT_SOCKET_DIRECTORIES = ['/var/run/postgresql', '/tmp'];
@@ -38,9 +39,8 @@ export async function readPassfile(
       return { state: 'refused', reason: `${path} ${OPEN_TO_OTHERS}` };
     return { state: 'read', content: await readFile(path, 'utf8') };
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT' || code === 'ENOTDIR') return { state: 'missing' };
-    if (code === 'EACCES') return { state: 'refused', reason: `${path} may not be read` };
+    if (isMissing(error)) return { state: 'missing' };
+    if (codeOf(error) === 'EACCES') return { state: 'refused', reason: `${path} may not be read` };
     throw error;
   }
 }

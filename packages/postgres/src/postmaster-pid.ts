@@ -9,6 +9,7 @@
 import { readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
+import { codeOf, isMissing } from '@pgcloned/process';
 
 interface SharedMemory {
   readonly key: bigint;
@@ -103,7 +104,7 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
+    return codeOf(error) === 'EPERM';
   }
 }
 
@@ -175,7 +176,7 @@ function systemV(digits: string): bigint {
 
 function nullIfMissing(error: unknown): null {
   const { code, path } = error as NodeJS.ErrnoException;
-  if (code === 'ENOENT' || code === 'ENOTDIR') return null;
+  if (isMissing(error)) return null;
   if (code !== 'EACCES') throw error;
   throw new CloneError('TARGET_NOT_WRITABLE', `${path ?? 'postmaster.pid'} may not be read`, {
     facts: { path: path ?? null },

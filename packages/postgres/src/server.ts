@@ -15,7 +15,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type StartMethod } from '@pgcloned/contract';
-import { findProgram, quoteForShell, runProcess } from '@pgcloned/process';
+import { codeOf, findProgram, quoteForShell, runProcess } from '@pgcloned/process';
 import { isServerRunning, type PostmasterPid, removeStaleLockFiles } from './postmaster-pid.ts';
 
 export interface StartServerOptions {
@@ -233,7 +233,7 @@ async function runDetached({
     signal.throwIfAborted();
     return status;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    if (codeOf(error) !== 'ENOENT') throw error;
     throw notInstalled(file, error);
   } finally {
     signal.removeEventListener('abort', kill);
@@ -278,7 +278,7 @@ async function withLog<T>(
   try {
     log = await open(path, 'r');
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return otherwise;
+    if (codeOf(error) === 'ENOENT') return otherwise;
     throw error;
   }
   await using _ = log;

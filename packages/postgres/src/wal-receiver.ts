@@ -14,7 +14,13 @@ import { readdir, rename, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
-import { describeExit, type Exit, type RunningProcess, startProcess } from '@pgcloned/process';
+import {
+  describeExit,
+  type Exit,
+  ifMissing,
+  type RunningProcess,
+  startProcess,
+} from '@pgcloned/process';
 import {
   type ConnectionSettings,
   idleSessionTimeout,
@@ -472,8 +478,6 @@ export async function keepUnfinishedSegment(
     startLsn: formatLsn(parseLsn(endLsn) - 1n),
   });
   await rename(join(directory, `${last}.partial`), join(directory, last)).catch(
-    (error: unknown) => {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    },
+    ifMissing(undefined),
   );
 }

@@ -8,6 +8,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { runProcess } from './child-process.ts';
+import { codeOf } from './system-error.ts';
 
 const STATUS_LOCKED_BY_ANOTHER = 75;
 
@@ -75,7 +76,7 @@ async function openOrCreate(path: string): Promise<FileHandle> {
     await file.chmod(0o644);
     return file;
   } catch (error) {
-    const theirs = isErrorCode(error, 'EEXIST') ? await openExisting(path) : null;
+    const theirs = codeOf(error) === 'EEXIST' ? await openExisting(path) : null;
     if (theirs === null) throw error;
     return theirs;
   }
@@ -89,8 +90,8 @@ async function openExisting(path: string): Promise<FileHandle | null> {
   try {
     return await openRegular(path, O_RDWR);
   } catch (error) {
-    if (isErrorCode(error, 'ENOENT')) return null;
-    if (isErrorCode(error, 'EACCES')) return await openRegular(path, O_RDONLY);
+    if (codeOf(error) === 'ENOENT') return null;
+    if (codeOf(error) === 'EACCES') return await openRegular(path, O_RDONLY);
     throw error;
   }
 }
@@ -100,8 +101,4 @@ async function openRegular(path: string, access: number): Promise<FileHandle> {
   if ((await file.stat()).isFile()) return file;
   await file.close();
   throw new Error(`${path} is not a regular file`);
-}
-
-function isErrorCode(error: unknown, code: string): boolean {
-  return (error as NodeJS.ErrnoException).code === code;
 }

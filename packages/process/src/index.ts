@@ -22,4 +22,5 @@ export { splitLines } from './line-splitter.ts';
 export { localRunner } from './local-runner.ts';
 export { readPlainFile } from './plain-file.ts';
 export { findProgram } from './program.ts';
+export { codeOf, ifMissing, isDiskFull, isMissing } from './system-error.ts';
 export { unlessAborted } from './unless-aborted.ts';

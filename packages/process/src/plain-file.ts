@@ -3,6 +3,7 @@
  */
 import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
+import { codeOf, isMissing } from './system-error.ts';
 
 const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 
@@ -22,9 +23,9 @@ export async function readPlainFile(path: string): Promise<PlainFile | null> {
     if (!stats.isFile() || stats.size > BYTES_MAX) return null;
     return { text: await file.readFile('utf8'), isOurs: stats.uid === process.geteuid?.() };
   } catch (error) {
-    const { code = '' } = error as NodeJS.ErrnoException;
-    // ENXIO: a socket.
-    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'ENXIO'].includes(code)) return null;
+    const code = codeOf(error);
+    // A link, or a socket.
+    if (isMissing(error) || code === 'ELOOP' || code === 'ENXIO') return null;
     throw error;
   }
 }

@@ -1,12 +1,14 @@
 /** Signals to a process group, and whether anybody in it is still alive. */
 import { readdir, readFile } from 'node:fs/promises';
+import { codeOf } from './system-error.ts';
 
 /** A group that is gone needs no signal; one that belongs to another user takes none. */
 export function signalGroup(groupId: number, signal: NodeJS.Signals): void {
   try {
     process.kill(-groupId, signal);
   } catch (error) {
-    if (!isErrorCode(error, 'ESRCH', 'EPERM')) throw error;
+    const code = codeOf(error);
+    if (code !== 'ESRCH' && code !== 'EPERM') throw error;
   }
 }
 
@@ -20,8 +22,8 @@ export async function groupIsGone(groupId: number): Promise<boolean> {
   try {
     process.kill(-groupId, 0);
   } catch (error) {
-    if (isErrorCode(error, 'ESRCH')) return true;
-    if (!isErrorCode(error, 'EPERM')) throw error;
+    if (codeOf(error) === 'ESRCH') return true;
+    if (codeOf(error) !== 'EPERM') throw error;
   }
   for (const pid of await readdir('/proc')) {
     if (/^\d+$/.test(pid) && (await isLiveMember(pid, groupId))) return false;
@@ -40,8 +42,4 @@ async function isLiveMember(pid: string, groupId: number): Promise<boolean> {
   // The name in parentheses may hold anything; state, parent and group follow it.
   const [state, , group] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return Number(group) === groupId && state !== 'Z' && state !== 'X';
-}
-
-function isErrorCode(error: unknown, ...codes: readonly string[]): boolean {
-  return codes.includes(String((error as NodeJS.ErrnoException).code));
 }

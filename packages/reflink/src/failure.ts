@@ -2,6 +2,7 @@
 import { access, constants } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
+import { codeOf, isDiskFull } from '@pgcloned/process';
 import { filesystemOf } from './filesystem.ts';
 
 /** What kernels answer to FICLONE where blocks cannot be shared; everything else is about these two files (R10.2). */
@@ -11,12 +12,7 @@ const TO_SHARE =
   'Data directory and clone have to lie on one filesystem that shares blocks: XFS or btrfs.';
 
 export function refusesToShare(error: unknown): boolean {
-  return REFUSALS.has(codeOf(error));
-}
-
-export function codeOf(error: unknown): string {
-  const code = error instanceof Error && 'code' in error ? error.code : null;
-  return typeof code === 'string' ? code : '';
+  return REFUSALS.has(codeOf(error) ?? '');
 }
 
 /**
@@ -30,9 +26,9 @@ export async function explainFailure(
   { from, to }: { readonly from: string; readonly to: string },
 ): Promise<unknown> {
   const code = codeOf(error);
-  if (refusesToShare(error)) return await explainRefusal(code, { from, to, cause: error });
+  if (refusesToShare(error)) return await explainRefusal(code ?? '', { from, to, cause: error });
   const facts = { from, to };
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
+  if (isDiskFull(error)) {
     return new CloneError('TARGET_NO_SPACE', `there is no space left for ${to}`, {
       facts,
       hint: 'Make room on this filesystem: what is shared takes none, but its table of extents does.',

@@ -1,7 +1,7 @@
 /** Regular files of a tree that somebody else may be changing: what vanishes meanwhile is left out. */
 import { opendir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { codeOf } from './failure.ts';
+import { codeOf } from '@pgcloned/process';
 
 /** Those of the directory itself come first. Links are not followed. */
 export async function* filesBelow(directory: string): AsyncGenerator<string> {

@@ -6,9 +6,10 @@
  */
 import { constants, type Stats } from 'node:fs';
 import { copyFile, lstat, open, rm, utimes } from 'node:fs/promises';
+import { codeOf } from '@pgcloned/process';
 import { copyBytes } from './copy-bytes.ts';
 import { keepCopyOnWriteOfFile } from './copy-on-write.ts';
-import { codeOf, explainFailure, refusesToShare } from './failure.ts';
+import { explainFailure, refusesToShare } from './failure.ts';
 import type { FilePath } from './file-path.ts';
 
 export interface ReflinkOptions {

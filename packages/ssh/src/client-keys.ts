@@ -5,6 +5,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { CloneError } from '@pgcloned/contract';
+import { codeOf } from '@pgcloned/process';
 import ssh2 from 'ssh2';
 import { factsOf, type SshTarget } from './ssh-target.ts';
 
@@ -70,7 +71,7 @@ async function readKey(file: string): Promise<ssh2.ParsedKey | string> {
   try {
     content = await readFile(file);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     return code === 'ENOENT' ? 'there is no such file' : `it cannot be read (${code ?? ''})`;
   }
   const key = ssh2.utils.parseKey(content);

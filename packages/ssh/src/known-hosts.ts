@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { access } from 'node:fs/promises';
 import { CloneError } from '@pgcloned/contract';
-import { quoteForShell, runProcess } from '@pgcloned/process';
+import { codeOf, quoteForShell, runProcess } from '@pgcloned/process';
 import { factsOf, type SshTarget } from './ssh-target.ts';
 
 const SSH_PORT = 22;
@@ -138,7 +138,7 @@ async function isReadable(file: string, target: SshTarget): Promise<boolean> {
     await access(file, constants.R_OK);
     return true;
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
+    const code = codeOf(cause);
     if (code === 'ENOENT') return false;
     throw new CloneError('SSH_HOST_KEY_UNKNOWN', `cannot read known hosts from ${file}`, {
       facts: { ...factsOf(target), file, reason: code ?? null },

@@ -11,7 +11,7 @@ import { createHash } from 'node:crypto';
 import { chown, lstat, mkdir, mkdtemp, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { runProcess } from '@pgcloned/process';
+import { codeOf, runProcess } from '@pgcloned/process';
 import { partsUser, runAsPartsUser, runsAsRoot } from './parts-user.ts';
 
 /** 40 MB; a disk that is busy with another test may stall for long. */
@@ -61,7 +61,7 @@ async function clusterTemplate(recipe: ClusterRecipe): Promise<string> {
     await utimes(template, new Date(), new Date());
     return template;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    if (codeOf(error) !== 'ENOENT') throw error;
   }
   await removeUnused(directory);
   const unfinished = await mkdtemp(join(directory, 'unfinished-'));
@@ -70,7 +70,7 @@ async function clusterTemplate(recipe: ClusterRecipe): Promise<string> {
   try {
     await rename(unfinished, template);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code !== 'ENOTEMPTY' && code !== 'EEXIST') throw error;
     // Another test process was first, and its template is as good.
     await rm(unfinished, { recursive: true });
@@ -97,7 +97,7 @@ async function removeUnused(directory: string): Promise<void> {
       if (Date.now() - mtimeMs > UNUSED_MS_MAX) await rm(path, { recursive: true });
     } catch (error) {
       // Another test process tidies up as well.
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+      if (codeOf(error) !== 'ENOENT') throw error;
     }
   }
 }

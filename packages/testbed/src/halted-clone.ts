@@ -8,6 +8,7 @@
 import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { codeOf } from '@pgcloned/process';
 import { descendantsOf, listProcesses } from './process-list.ts';
 import type { Source } from './source.ts';
 
@@ -53,7 +54,7 @@ function bytesIn(home: string): number {
     }
   } catch (error) {
     // The clone has not made it yet, or renames something just now.
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    if (codeOf(error) !== 'ENOENT') throw error;
   }
   return bytes;
 }

@@ -9,6 +9,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { appendFile, readFile, readlink, rename, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { codeOf } from '@pgcloned/process';
 import pg from 'pg';
 import { copyCluster, initCluster } from './cluster-template.ts';
 import { freePort } from './free-port.ts';
@@ -336,7 +337,7 @@ function readPostmasterPid(dataDirectory: string): Postmaster | null {
   try {
     text = readFileSync(join(dataDirectory, 'postmaster.pid'), 'utf8');
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    if (codeOf(error) === 'ENOENT') return null;
     throw error;
   }
   const [pid = '', , , port = '', socketDirectory = '', , , status = ''] = text.split('\n');
@@ -353,7 +354,7 @@ async function stopStranger(pid: number, signal: NodeJS.Signals): Promise<void> 
   try {
     process.kill(pid, signal);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+    if (codeOf(error) !== 'ESRCH') throw error;
   }
   await untilGone(pid);
 }

@@ -1,5 +1,6 @@
 /** What runs on this machine, as /proc tells it. */
 import { readdir, readFile } from 'node:fs/promises';
+import { codeOf } from '@pgcloned/process';
 
 export interface ListedProcess {
   readonly pid: number;
@@ -40,7 +41,7 @@ async function readProcess(pid: string): Promise<ListedProcess | null> {
     };
   } catch (error) {
     // It ended while we looked.
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code === 'ENOENT' || code === 'ESRCH') return null;
     throw error;
   }

@@ -7,6 +7,7 @@
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { codeOf, ifMissing } from '@pgcloned/process';
 import { listProcesses } from './process-list.ts';
 
 const POLL_MS = 30;
@@ -88,16 +89,11 @@ async function filesBelow(path: string): Promise<FoundFile[]> {
     return (await Promise.all(names.map((name) => filesBelow(join(path, name))))).flat();
   } catch (error) {
     // What is searched is in use, and files come and go.
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    if (codeOf(error) === 'ENOENT') return [];
     throw error;
   }
 }
 
 async function text(path: string): Promise<string> {
-  try {
-    return await readFile(path, 'latin1');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
-    throw error;
-  }
+  return await readFile(path, 'latin1').catch(ifMissing(''));
 }

@@ -7,6 +7,7 @@
 import { copyFile, readFile, writeFile } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
+import { codeOf } from '@pgcloned/process';
 import { freePort } from './free-port.ts';
 import { partsUser, runAsPartsUser } from './parts-user.ts';
 import { descendantsOf, listProcesses } from './process-list.ts';
@@ -160,7 +161,7 @@ async function sshServer(
         try {
           process.kill(pid, signal);
         } catch (error) {
-          if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+          if (codeOf(error) !== 'ESRCH') throw error;
         }
       }
       server = null;

@@ -1,5 +1,6 @@
 /** The directories of a copy, made before its files come: rsync is given files only (R6.7). */
 import { chmod, mkdir } from 'node:fs/promises';
+import { codeOf } from '@pgcloned/process';
 import type { ByteName } from '@pgcloned/rsync';
 
 /**
@@ -13,7 +14,7 @@ export async function makeDirectories(
 ): Promise<void> {
   for (const name of names) {
     await mkdir(bytePath(root, name), { mode }).catch(async (error: unknown) => {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      if (codeOf(error) !== 'EEXIST') throw error;
       await chmod(bytePath(root, name), mode);
     });
   }

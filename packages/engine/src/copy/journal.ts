@@ -13,6 +13,7 @@
  */
 import { type FileHandle, open, readFile, rm, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
+import { codeOf } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 
 /**
@@ -174,7 +175,7 @@ function believe(
  */
 async function readWholeLines(path: string): Promise<readonly (BeginLine | BatchLine)[]> {
   const text = await readFile(path, 'utf8').catch((error: unknown) => {
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code === 'ENOENT' || code === 'ERR_STRING_TOO_LONG') return '';
     throw error;
   });

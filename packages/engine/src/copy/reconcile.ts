@@ -7,6 +7,7 @@
  * relation would come back as ghost rows without a word.
  */
 import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
+import { ifMissing } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 import { isWithin } from '../target/locks.ts';
 import { refuseMountsBelow } from '../target/mounts.ts';
@@ -105,10 +106,7 @@ const LOST_AND_FOUND = 'lost+found';
 export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, LocalEntry>> {
   const found = new Map<ByteName, LocalEntry>();
   const visit = async (directory: ByteName): Promise<void> => {
-    const names = await readdir(bytePath(root, directory), 'latin1').catch((error: unknown) => {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
-      throw error;
-    });
+    const names = await readdir(bytePath(root, directory), 'latin1').catch(ifMissing([]));
     for (const base of names) {
       const name = directory === '' ? base : `${directory}/${base}`;
       if (name === LOST_AND_FOUND) continue;
@@ -152,10 +150,7 @@ export async function listShort(
   const short: ByteName[] = [];
   for (const { name, bytes } of entries) {
     if (bytes < REST_BYTES_MIN) continue;
-    const stats = await lstat(bytePath(root, name)).catch((error: unknown) => {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-      throw error;
-    });
+    const stats = await lstat(bytePath(root, name)).catch(ifMissing(null));
     if (stats !== null && bytes - stats.size >= REST_BYTES_MIN) short.push(name);
   }
   return short;

@@ -32,7 +32,7 @@ import {
   segmentsBetween,
   walSubdirectories,
 } from '@pgcloned/postgres';
-import { syncDirectory } from '@pgcloned/process';
+import { codeOf, isDiskFull, syncDirectory } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { removeCopyJournal } from '../copy/journal.ts';
 import type { Ready } from '../ready.ts';
@@ -211,7 +211,7 @@ async function moveFile(from: string, to: string): Promise<void> {
   try {
     await rename(from, to);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+    if (codeOf(error) !== 'EXDEV') throw error;
     await copyFile(from, to, constants.COPYFILE_EXCL);
     await rm(from);
   }
@@ -276,10 +276,9 @@ async function renameControlFile(dataDirectory: string): Promise<void> {
 }
 
 function asPublishError(error: unknown, { data }: Ready): unknown {
-  const { code } = error as NodeJS.ErrnoException;
-  const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+  const code = codeOf(error);
   // A full filesystem is told of like everywhere (`target/space.ts`).
-  if (error instanceof CloneError || code === undefined || isFull) return error;
+  if (error instanceof CloneError || code === null || isDiskFull(error)) return error;
   return new CloneError('PUBLISH_FAILED', `the clone could not be put into place: ${code}`, {
     facts: { dataDirectory: data.final, reason: code },
     hint: 'See the filesystem of the target and the log of the kernel, then clone again.',

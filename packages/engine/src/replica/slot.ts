@@ -16,7 +16,7 @@ import {
   serversOf,
 } from '@pgcloned/contract';
 import { type ConnectionSettings, openSession, type Session } from '@pgcloned/postgres';
-import { writeDurably } from '@pgcloned/process';
+import { ifMissing, writeDurably } from '@pgcloned/process';
 import { withCleanup } from '../cleanup.ts';
 import type { CloneRun } from '../clone-run.ts';
 import { reachDatabase } from '../reach-database.ts';
@@ -116,12 +116,8 @@ export interface NotedSlot {
 
 /** The slot that an unfinished clone in this directory has made, or null. */
 export async function notedSlot(directory: string): Promise<NotedSlot | null> {
-  try {
-    return JSON.parse(await readFile(join(directory, SLOT_NOTE), 'utf8')) as NotedSlot;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
-  }
+  const note = await readFile(join(directory, SLOT_NOTE), 'utf8').catch(ifMissing(null));
+  return note === null ? null : (JSON.parse(note) as NotedSlot);
 }
 
 /**

@@ -7,7 +7,7 @@
 import { access, constants, lstat, readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { unfinishedWrites } from '@pgcloned/process';
+import { codeOf, unfinishedWrites } from '@pgcloned/process';
 import { isWithin } from './locks.ts';
 import { type DirectoryKind, exists, markerPath, unfinishedCloneIn } from './marker.ts';
 
@@ -77,7 +77,7 @@ export async function inspectDirectory(path: string, kind: DirectoryKind): Promi
   try {
     names = await readdir(path);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code === 'ENOENT') return 'absent';
     if (code === 'ENOTDIR') throw invalid(path, `${path} is not a directory`);
     if (code === 'EACCES') throw notWritable(path, path);
@@ -121,10 +121,7 @@ export async function resolveReal(
 }
 
 async function refuseUnwritable(path: string, existing: string): Promise<void> {
-  const { isDirectory } = await stat(existing).then((found) => ({
-    isDirectory: found.isDirectory(),
-  }));
-  if (!isDirectory) throw invalid(path, `${existing} is not a directory`);
+  if (!(await stat(existing)).isDirectory()) throw invalid(path, `${existing} is not a directory`);
   try {
     await access(existing, constants.W_OK | constants.X_OK);
   } catch (cause) {
@@ -133,7 +130,7 @@ async function refuseUnwritable(path: string, existing: string): Promise<void> {
 }
 
 function notWritable(path: string, directory: string, cause?: unknown): CloneError {
-  const readOnly = (cause as NodeJS.ErrnoException | undefined)?.code === 'EROFS';
+  const readOnly = codeOf(cause) === 'EROFS';
   return new CloneError('TARGET_NOT_WRITABLE', `${directory} cannot be written`, {
     facts: { path, directory, readOnlyFilesystem: readOnly },
     hint: readOnly

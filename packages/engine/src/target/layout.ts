@@ -7,6 +7,7 @@
 import { access, constants, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { CloneSpec } from '@pgcloned/contract';
+import { codeOf } from '@pgcloned/process';
 import { resolveReal } from './guard.ts';
 import type { DirectoryKind } from './marker.ts';
 
@@ -82,7 +83,7 @@ export async function isWritable(directory: string): Promise<boolean> {
     await access(directory, constants.W_OK | constants.X_OK);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'ENOENT';
+    return codeOf(error) === 'ENOENT';
   }
 }
 

@@ -12,7 +12,7 @@ import { access, constants, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
-import { type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
+import { codeOf, type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
 
 /** /run/lock is the same for every process of a machine, also for those with a private /tmp. */
 const LOCK_DIRECTORIES = ['/run/lock', '/var/tmp'];
@@ -191,7 +191,7 @@ async function describeHolder(lock: FileLock, holder: Holder): Promise<void> {
     await lock.file.write(text, 0);
   } catch (error) {
     // The file of another user can be locked but not written; it names the same path already, which is what counts.
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code !== 'EBADF' && code !== 'EINVAL') throw error;
   }
 }
@@ -206,8 +206,7 @@ async function readHolder(file: string): Promise<Holder | null> {
       : null;
   } catch (error) {
     // Just created, removed by the administrator, or no lock of ours: nobody is described there.
-    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'EACCES')
-      return null;
+    if (error instanceof SyntaxError || codeOf(error) === 'EACCES') return null;
     throw error;
   }
 }

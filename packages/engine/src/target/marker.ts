@@ -10,7 +10,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, lstat, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { readPlainFile, writeDurably } from '@pgcloned/process';
+import { codeOf, isMissing, readPlainFile, writeDurably } from '@pgcloned/process';
 import { isUnready } from './unready.ts';
 
 /** What a directory of a clone is for. */
@@ -63,7 +63,7 @@ export async function readMarker(directory: string, kind: DirectoryKind): Promis
     await using opened = await openDirectory(directory);
     return await readMarkerOf(opened, directory, kind);
   } catch (error) {
-    if (isMissing(error)) return null;
+    if (isMissing(error) || codeOf(error) === 'ELOOP') return null;
     throw error;
   }
 }
@@ -131,7 +131,7 @@ export async function exists(path: string): Promise<boolean> {
     await lstat(path);
     return true;
   } catch (error) {
-    if (isMissing(error)) return false;
+    if (isMissing(error) || codeOf(error) === 'ELOOP') return false;
     throw error;
   }
 }
@@ -153,9 +153,4 @@ export const insideOf = ({ fd }: FileHandle) => `/proc/self/fd/${String(fd)}`;
 async function identityOf(path: string, opened: FileHandle): Promise<Identity> {
   const { dev, ino, birthtimeNs } = await opened.stat({ bigint: true });
   return { path, device: String(dev), inode: String(ino), birth: String(birthtimeNs) };
-}
-
-function isMissing(error: unknown): boolean {
-  const { code } = error as NodeJS.ErrnoException;
-  return code === 'ENOENT' || code === 'ENOTDIR' || code === 'ELOOP';
 }

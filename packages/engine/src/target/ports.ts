@@ -10,7 +10,7 @@
 import { readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
+import { codeOf, type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
 import { findLockDirectory, takeCommonLock } from './locks.ts';
 import { readMarker } from './marker.ts';
 
@@ -214,7 +214,7 @@ async function write({ file }: FileLock, reserved: Reserved): Promise<boolean> {
     await file.write(`${JSON.stringify(reserved)}\n`, 0);
     return true;
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
+    const code = codeOf(error);
     if (code !== 'EBADF' && code !== 'EINVAL') throw error;
     return false;
   }

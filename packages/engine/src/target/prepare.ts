@@ -4,7 +4,7 @@
 import { lstat, mkdir, readdir, realpath, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { quoteForShell, unfinishedWrites } from '@pgcloned/process';
+import { codeOf, quoteForShell, unfinishedWrites } from '@pgcloned/process';
 import type { Place } from './layout.ts';
 import { besidePrefix } from './layout.ts';
 import {
@@ -113,7 +113,7 @@ export async function removeMade(path: string, madeFrom: string): Promise<void> 
     try {
       await rmdir(directory);
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
+      const code = codeOf(error);
       // Somebody else has put something there meanwhile.
       if (code === 'ENOTEMPTY') return;
       if (code !== 'ENOENT') throw error;

@@ -8,6 +8,7 @@
 import { stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { CloneError, type ErrorCode, formatBytes } from '@pgcloned/contract';
+import { isDiskFull } from '@pgcloned/process';
 
 const RESERVE_BYTES_MAX = 1024 ** 3;
 const RESERVE_SHARE = 0.05;
@@ -143,14 +144,9 @@ export async function explainFullTarget(error: unknown, o: Written): Promise<unk
 }
 
 function mayBeOfFull(error: unknown): boolean {
-  if (!(error instanceof CloneError)) return isFull(error);
+  if (!(error instanceof CloneError)) return isDiskFull(error);
   const { code, facts } = error;
   return !('freeBytes' in facts) && (code === 'TARGET_NO_SPACE' || OF_A_SERVER_HERE.has(code));
-}
-
-function isFull(error: unknown): boolean {
-  const { code } = error as NodeJS.ErrnoException;
-  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 async function explain(error: unknown, { directories, next }: Written): Promise<unknown> {
