@@ -20,8 +20,8 @@ const EVERYWHERE: Readonly<Record<string, string>> = {
 /**
  * @param o.originClone The clone that must lie there; null: whatever lies there.
  * @returns The directory of its socket, or an address if it has none.
- * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_MISMATCH` if it is another clone by now, `SOURCE_RIGHTS_MISSING` if the files are not ours: the
- *   server of the clone has to own them.
+ * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_MISMATCH` if it is another clone by now,
+ *   `SOURCE_RIGHTS_MISSING` if the files are not ours: the server of the clone has to own them.
  */
 export async function findLocalServer(
   dataDirectory: string,
@@ -29,7 +29,7 @@ export async function findLocalServer(
 ): Promise<ServerAddress> {
   await refuseForeignFiles(dataDirectory);
   if (originClone !== null) await refuseOtherContents(dataDirectory, originClone);
-  if (await isUnready(dataDirectory)) throw stillMade(dataDirectory);
+  if (await isStillMade(dataDirectory)) throw stillMade(dataDirectory);
   const server = await isServerRunning(dataDirectory);
   if (server === null) throw noServer(`no server runs on ${dataDirectory}`, dataDirectory);
   const { port, socketDirectory, listenAddress } = server;
@@ -64,6 +64,20 @@ async function refuseOtherContents(dataDirectory: string, cloneId: string): Prom
   throw new CloneError('SOURCE_MISMATCH', `${dataDirectory} is not clone ${cloneId} any more`, {
     facts: { dataDirectory, clone: cloneId, found },
     hint: 'It was removed, moved or replaced. Name a clone that is still there.',
+  });
+}
+
+async function isStillMade(dataDirectory: string): Promise<boolean> {
+  return await isUnready(dataDirectory).catch((cause: unknown) => {
+    throw new CloneError(
+      'SOURCE_RIGHTS_MISSING',
+      `the settings of the cluster in ${dataDirectory} cannot be read`,
+      {
+        facts: { dataDirectory, reason: codeOf(cause) },
+        hint: `Make everything in ${dataDirectory} belong to the user that owns it (chown --recursive).`,
+        cause,
+      },
+    );
   });
 }
 

@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { appendSettings } from '@pgcloned/postgres';
@@ -33,6 +33,15 @@ test('what has replaced a clone is not copied in its place', async () => {
   });
   await expect(findLocalServer(directory, { originClone: OTHER })).rejects.toMatchObject({
     code: 'SOURCE_UNREACHABLE',
+  });
+});
+
+test('a cluster whose settings cannot be read is no source, since nobody can tell whether onReady has run', async () => {
+  await mkdir(join(directory, 'postgresql.auto.conf'));
+
+  await expect(findLocalServer(directory, { originClone: null })).rejects.toMatchObject({
+    code: 'SOURCE_RIGHTS_MISSING',
+    facts: { dataDirectory: directory, reason: 'EISDIR' },
   });
 });
 

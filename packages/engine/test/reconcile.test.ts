@@ -211,6 +211,24 @@ describe('the journal', () => {
       if (!later.vouchesFor('pgdata', entry(name))) expect.fail(`${name} is forgotten`);
   });
 
+  test('is left as it is by who only looks, and loses its torn end to who goes on with it', async () => {
+    {
+      await using journal = await open();
+      await journal.add('pgdata', [entry('a')]);
+    }
+    const path = join(directory, '.pgcloned-journal');
+    const whole = await readFile(path, 'utf8');
+    await writeFile(path, `${whole}{"destination":"pg`);
+
+    expect(await copiedBefore(directory)).toMatchObject(identity);
+    expect(await copiedCluster(directory)).toBe(identity.systemIdentifier);
+    expect(await readFile(path, 'utf8')).toBe(`${whole}{"destination":"pg`);
+
+    await using later = await open();
+    expect(later.vouchesFor('pgdata', entry('a'))).toBe(true);
+    expect(await readFile(path, 'utf8')).toMatch(/^(\{.*\}\n)+$/);
+  });
+
   test('that a crash of the host has spoilt is none', async () => {
     {
       await using journal = await open();

@@ -91,6 +91,7 @@ export async function removeStaleLockFiles(dataDirectory: string): Promise<void>
   const { pid, port, socketDirectory } = stale;
   if (port !== null && socketDirectory !== null) {
     const lock = join(resolve(dataDirectory, socketDirectory), `.s.PGSQL.${String(port)}.lock`);
+    // Of another user, or gone: not that of the server that is gone.
     const owner = parsePostmasterPid((await readFile(lock, 'utf8').catch(() => '')).split('\n'));
     // Another server may have the port by now, and its socket the same name.
     if (owner?.pid === pid && owner.dataDirectory === stale.dataDirectory) await rm(lock);

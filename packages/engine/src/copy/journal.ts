@@ -57,7 +57,7 @@ export async function openCopyJournal(
 ): Promise<CopyJournal> {
   const path = journalPath(directory);
   const begun = { ...identity, bootId: await readBootId() };
-  const lines = await readWholeLines(path);
+  const lines = await readWholeLines(path, { cutsTheRest: true });
   const known = believe(lines, begun);
   const isSameCluster = clusterOf(lines) === identity.systemIdentifier;
   const file: FileHandle = await open(path, isSameCluster ? 'a' : 'w', 0o600);
@@ -108,12 +108,12 @@ export async function removeCopyJournal(directory: string): Promise<void> {
 
 /** The system identifier of the cluster whose files an unfinished clone holds. Null: of none that is worth keeping. */
 export async function copiedCluster(directory: string): Promise<string | null> {
-  return clusterOf(await readWholeLines(journalPath(directory)));
+  return clusterOf(await readWholeLines(journalPath(directory), { cutsTheRest: false }));
 }
 
 /** What was last copied from into an unfinished clone, or null. */
 export async function copiedBefore(directory: string): Promise<CopyIdentity | null> {
-  const lines = await readWholeLines(journalPath(directory));
+  const lines = await readWholeLines(journalPath(directory), { cutsTheRest: false });
   return lines.findLast((line) => 'begin' in line)?.begin ?? null;
 }
 
@@ -170,17 +170,22 @@ function believe(
 }
 
 /**
- * What follows the last line feed was being written when an engine died; it is cut off. A journal that cannot be read, for
- * example after a crash of this host, is none.
+ * What follows the last line feed was being written when an engine died and does not count. A journal that cannot be read,
+ * for example after a crash of this host, is none.
+ *
+ * @param o.cutsTheRest For whoever goes on writing; who only looks, as a preflight does, changes nothing.
  */
-async function readWholeLines(path: string): Promise<readonly (BeginLine | BatchLine)[]> {
+async function readWholeLines(
+  path: string,
+  { cutsTheRest }: { readonly cutsTheRest: boolean },
+): Promise<readonly (BeginLine | BatchLine)[]> {
   const text = await readFile(path, 'utf8').catch((error: unknown) => {
     const code = codeOf(error);
     if (code === 'ENOENT' || code === 'ERR_STRING_TOO_LONG') return '';
     throw error;
   });
   const whole = text.slice(0, text.lastIndexOf('\n') + 1);
-  if (whole !== text) await truncate(path, Buffer.byteLength(whole));
+  if (cutsTheRest && whole !== text) await truncate(path, Buffer.byteLength(whole));
   try {
     return whole
       .split('\n')

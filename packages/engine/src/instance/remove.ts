@@ -9,7 +9,7 @@ import { readdir, readlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError, type Leftover } from '@pgcloned/contract';
 import { stopServer } from '@pgcloned/postgres';
-import { quoteForShell, syncDirectory } from '@pgcloned/process';
+import { ifMissing, quoteForShell, syncDirectory } from '@pgcloned/process';
 import type { ClonePlan } from '../plan.ts';
 import { dropReplicaSlot, replicaSlotLeft } from '../replica/slot.ts';
 import { guardPath, inspectDirectory, resolveReal } from '../target/guard.ts';
@@ -167,9 +167,11 @@ const withCare = (path: string) => `# if no other server uses it: rm -r ${quoteF
 async function versionDirectories(dataDirectory: string): Promise<readonly string[]> {
   const directory = join(dataDirectory, 'pg_tblspc');
   const found: string[] = [];
-  for (const name of await readdir(directory).catch(() => [])) {
+  for (const name of await readdir(directory).catch(ifMissing([]))) {
+    // One that is no link lies in the data directory itself.
     const location = await readlink(join(directory, name)).catch(() => null);
     if (location === null) continue;
+    // Gone, or of another user: then it is not ours to name.
     const names = await readdir(location).catch(() => []);
     found.push(...names.filter((one) => one.startsWith('PG_')).map((one) => join(location, one)));
   }

@@ -8,6 +8,7 @@
 import { lstat, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
+import { ifMissing } from '@pgcloned/process';
 import { readControl } from './recovery.ts';
 
 const NOTE = 'pgcloned.source';
@@ -28,7 +29,7 @@ export async function refuseTablespacesSince(
   dataDirectory: string,
   signal: AbortSignal,
 ): Promise<void> {
-  const source = await readFile(join(dataDirectory, NOTE), 'utf8').catch(() => null);
+  const source = await readFile(join(dataDirectory, NOTE), 'utf8').catch(ifMissing(null));
   if (source === null || !(await isSameCluster(source, dataDirectory, signal))) return;
   const own = await tablespacesOf(dataDirectory);
   const added = (await tablespacesOf(source)).filter((oid) => !own.includes(oid));

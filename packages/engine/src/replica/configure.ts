@@ -17,6 +17,7 @@ import {
   primaryConninfo,
   resolveConnection,
 } from '@pgcloned/postgres';
+import { ifMissing } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
@@ -71,7 +72,7 @@ export async function configureReplica(
   // Two of them would leave in doubt which one counts (R9.7).
   else await rm(join(directory, 'postgresql.conf'), { force: true });
 
-  const copied = await readFile(join(directory, AUTO_CONF), 'utf8').catch(() => '');
+  const copied = await readFile(join(directory, AUTO_CONF), 'utf8').catch(ifMissing(''));
   const original = detached ? forgetUpstream(copied) : copied;
   await put(`pgcloned.${AUTO_CONF}.original`, original);
   const settings: Record<string, string> = {

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, roleOf } from '@pgcloned/contract';
 import { isServerRunning, withoutSettings } from '@pgcloned/postgres';
-import { writeDurably } from '@pgcloned/process';
+import { ifMissing, writeDurably } from '@pgcloned/process';
 import type { ClonePlan } from '../plan.ts';
 import { NOT_READY } from '../target/unready.ts';
 import { readRecovery, startupActivity } from './recovery.ts';
@@ -97,7 +97,7 @@ export async function isToSettle(dataDirectory: string, signal: AbortSignal): Pr
 
 /** By the last assignment: a standby has an empty one of ours behind whatever its source says. */
 async function isUnsettled(dataDirectory: string): Promise<boolean> {
-  const text = await readFile(join(dataDirectory, AUTO_CONF), 'utf8').catch(() => '');
+  const text = await readFile(join(dataDirectory, AUTO_CONF), 'utf8').catch(ifMissing(''));
   return text.match(/^restore_command = .*$/gm)?.at(-1) === "restore_command = 'false'";
 }
 

@@ -5,6 +5,7 @@
  */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { ifMissing } from '@pgcloned/process';
 import { resolveReal } from '../target/guard.ts';
 
 const CONFIGURATION_ROOT = '/etc/postgresql';
@@ -15,8 +16,9 @@ export async function findHostConfiguration(
   major: number,
 ): Promise<string | null> {
   const root = join(CONFIGURATION_ROOT, String(major));
-  for (const cluster of await readdir(root).catch(() => [])) {
+  for (const cluster of await readdir(root).catch(ifMissing([]))) {
     const file = join(root, cluster, 'postgresql.conf');
+    // That of another cluster may be for others alone, or have another name.
     const text = await readFile(file, 'utf8').catch(() => null);
     const configured = text === null ? null : lastValueOf('data_directory', text);
     if (configured === null) continue;

@@ -7,6 +7,7 @@ import { lstat, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { isServerRunning, type PrivateServer, startPrivateServer } from '@pgcloned/postgres';
+import { ifMissing } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { pathBesideLock } from '../target/locks.ts';
@@ -60,7 +61,7 @@ export async function runPrivately<Result>(
 /** What a killed process has left. Whoever calls holds the lock on the data directory. */
 export async function removeBootDirectory(dataDirectory: string): Promise<void> {
   const directory = await pathBesideLock(dataDirectory, 'boot');
-  const found = await lstat(directory).catch(() => null);
+  const found = await lstat(directory).catch(ifMissing(null));
   if (found?.isDirectory() !== true || found.uid !== process.getuid?.()) return;
   await forgetOptions(dataDirectory);
   await rm(directory, { recursive: true });
@@ -69,7 +70,7 @@ export async function removeBootDirectory(dataDirectory: string): Promise<void> 
 /** `pg_ctl restart` starts a server that does not run with the options of the last one: ours lets everybody in, and streams not. */
 async function forgetOptions(dataDirectory: string): Promise<void> {
   const file = join(dataDirectory, 'postmaster.opts');
-  const options = await readFile(file, 'utf8').catch(() => '');
+  const options = await readFile(file, 'utf8').catch(ifMissing(''));
   if (options.includes(await pathBesideLock(dataDirectory, 'boot'))) await rm(file);
 }
 

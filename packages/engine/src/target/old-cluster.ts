@@ -24,7 +24,7 @@ import {
   readControlFile,
   type SourceFacts,
 } from '@pgcloned/postgres';
-import { quoteForShell, syncDirectory } from '@pgcloned/process';
+import { ifMissing, quoteForShell, syncDirectory } from '@pgcloned/process';
 import { bytePath } from '../copy/directories.ts';
 import { listLocal } from '../copy/reconcile.ts';
 import type { Place } from './layout.ts';
@@ -169,7 +169,8 @@ export async function hasTablespace(dataDirectory: string, location: string): Pr
 /** Where pg_wal lies, if it is a link; else null. */
 export async function externalWal(dataDirectory: string): Promise<string | null> {
   const path = join(dataDirectory, 'pg_wal');
-  const found = await lstat(path).catch(() => null);
+  const found = await lstat(path).catch(ifMissing(null));
+  // Where it leads may be gone.
   return found?.isSymbolicLink() === true ? await realpath(path).catch(() => null) : null;
 }
 
@@ -191,7 +192,8 @@ export async function belongsToAnother(
 
 async function tablespaceLocations(dataDirectory: string): Promise<readonly string[]> {
   const directory = join(dataDirectory, 'pg_tblspc');
-  const names = await readdir(directory).catch(() => []);
+  const names = await readdir(directory).catch(ifMissing([]));
+  // Where one of them leads may be gone.
   const locations = await Promise.all(
     names.map(async (name) => await realpath(join(directory, name)).catch(() => null)),
   );

@@ -4,7 +4,7 @@
 import { lstat, mkdir, readdir, realpath, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { codeOf, quoteForShell, unfinishedWrites } from '@pgcloned/process';
+import { codeOf, ifMissing, quoteForShell, unfinishedWrites } from '@pgcloned/process';
 import type { Place } from './layout.ts';
 import { besidePrefix } from './layout.ts';
 import {
@@ -141,7 +141,7 @@ export async function removeStrays(
   spared: readonly string[] = [],
 ): Promise<void> {
   const parent = dirname(place.final);
-  const names = await readdir(parent).catch(() => []);
+  const names = await readdir(parent).catch(ifMissing([]));
   for (const name of names) {
     if (!name.startsWith(besidePrefix(place.final))) continue;
     const path = join(parent, name);

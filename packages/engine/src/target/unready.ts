@@ -8,14 +8,17 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { withoutSettings } from '@pgcloned/postgres';
-import { syncDirectory } from '@pgcloned/process';
+import { ifMissing, syncDirectory } from '@pgcloned/process';
 
 export const NOT_READY: Readonly<Record<string, string>> = {
   hba_file: 'pgcloned: the onReady files of the source have not run in this clone',
 };
 
+/** @throws What the system says if the settings are there and cannot be read. */
 export async function isUnready(dataDirectory: string): Promise<boolean> {
-  const text = await readFile(join(dataDirectory, 'postgresql.auto.conf'), 'utf8').catch(() => '');
+  const text = await readFile(join(dataDirectory, 'postgresql.auto.conf'), 'utf8').catch(
+    ifMissing(''),
+  );
   return withoutSettings(text, NOT_READY) !== text;
 }
 
