@@ -143,7 +143,7 @@ function validate(yaml: LocatedYaml, environment: Environment): Configuration {
   if (parsed.success) return parsed.data;
   throw mistakesError('CONFIGURATION_INVALID', mistakesOf(parsed.error), {
     locate: locateWithOrigins(yaml, variables),
-    hint: `Correct it, or take the key out. ${yaml.name === SYSTEM_FILE ? 'Another file is chosen with --config.' : 'The README describes every key.'}`,
+    hint: `Correct it, or take the key out. ${yaml.name === SYSTEM_FILE ? 'Another file is chosen with --config.' : 'apps/worker/README.md describes every key.'}`,
   });
 }
 

@@ -7,7 +7,7 @@
 import type { PhaseName } from './phases.ts';
 import type { Remedy } from './remedy.ts';
 
-/** Exit statuses of the command line by kind of error; the README publishes them. */
+/** Exit statuses of the command line by kind of error; apps/cli/README.md publishes them. */
 export const EXIT_STATUS = {
   ok: 0,
   bug: 1,
