@@ -11,6 +11,7 @@
  */
 import { once } from 'node:events';
 import { connect } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
 import { unlessAborted } from '@pgcloned/process';
 import type { Client } from 'pg';
@@ -57,6 +58,8 @@ const HEARTBEAT_MS = 10_000;
 const ENDING_LIMIT_MS = 5_000;
 
 const CANCEL_REQUEST_CODE = 80_877_102;
+/** A request that overtakes its query on the way finds the backend idle, and does nothing. */
+const CANCEL_AGAIN_MS = 250;
 
 /** serialization_failure: none of our statements could fail so but by replay. */
 const IN_THE_WAY_OF_REPLAY = '40001';
@@ -218,10 +221,11 @@ function queryWith(
     signal: AbortSignal,
     { isRepeatable }: QueryOptions = { isRepeatable: true },
   ) => {
+    const ended = new AbortController();
     let cancelling: Promise<void> | undefined;
     let limit: NodeJS.Timeout | undefined;
     const cancel = () => {
-      cancelling = requestCancel(client, settings);
+      cancelling = cancelUntil(ended.signal, client, settings);
       limit = setTimeout(() => {
         connection.fail(new Error('a cancelled query did not end'));
       }, ENDING_LIMIT_MS);
@@ -259,6 +263,7 @@ function queryWith(
     } finally {
       signal.removeEventListener('abort', cancel);
       clearTimeout(limit);
+      ended.abort();
       // A request that is still under way would hit the next query.
       await cancelling;
       leave();
@@ -315,6 +320,18 @@ async function explainQueryError(error: unknown, connection: Connection): Promis
       hint: 'It is tried again by itself. If it goes on, raise max_standby_streaming_delay on the source, or set hot_standby_feedback = on there.',
     });
   return error;
+}
+
+/** Asks until the query has ended, since nobody is told what became of a request. Never throws. */
+async function cancelUntil(
+  ended: AbortSignal,
+  client: Client,
+  settings: ConnectionSettings,
+): Promise<void> {
+  while (!ended.aborted) {
+    await requestCancel(client, settings);
+    await delay(CANCEL_AGAIN_MS, undefined, { signal: ended }).catch(() => {});
+  }
 }
 
 /**

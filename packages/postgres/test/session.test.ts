@@ -1,4 +1,5 @@
 /** A session must not end by a timeout, and when it does end, its owner must know at once. */
+import { readFile } from 'node:fs/promises';
 import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
@@ -28,15 +29,16 @@ afterAll(async () => {
 test('timeouts of the role do not end a session or its queries', async () => {
   await server.query('CREATE ROLE hasty LOGIN');
   for (const setting of ['idle_session_timeout', 'statement_timeout', 'lock_timeout']) {
-    await server.query(`ALTER ROLE hasty SET ${setting} = '100ms'`);
+    // Until they are switched off, which takes a query, they are in force.
+    await server.query(`ALTER ROLE hasty SET ${setting} = '1s'`);
   }
 
   await using session = await openSession(connectionTo(server, { user: 'hasty' }), {
     applicationName,
     signal,
   });
-  await session.query('SELECT pg_sleep(0.4)', [], signal);
-  await server.query('SELECT pg_sleep(0.4)');
+  await session.query('SELECT pg_sleep(1.2)', [], signal);
+  await server.query('SELECT pg_sleep(1.2)');
 
   expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
 });
@@ -272,6 +274,29 @@ test('aborting a query ends it on the server and leaves the session alive', asyn
   controller.abort(new Error('the user cancelled'));
 
   await failing;
+  expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
+});
+
+test('a query that is aborted before the server has begun with it ends there all the same', async () => {
+  await using session = await openSession(connectionTo(server), { applicationName, signal });
+  const status = async () => await readFile(`/proc/${String(session.backendPid)}/status`, 'utf8');
+  const controller = new AbortController();
+  process.kill(session.backendPid, 'SIGSTOP');
+  try {
+    await expect.poll(status).toMatch(/^State:\tT/m);
+    const query = session.query('SELECT pg_sleep(60)', [], controller.signal);
+    const failing = expect(query).rejects.toThrow('the user cancelled');
+    await setImmediate();
+
+    controller.abort(new Error('the user cancelled'));
+    // The request (SIGINT, the second bit) has come and waits with the query: the backend looks at it first, and is idle.
+    await expect.poll(status).toMatch(/^ShdPnd:\t.*[2367abef]$/m);
+    process.kill(session.backendPid, 'SIGCONT');
+
+    await failing;
+  } finally {
+    process.kill(session.backendPid, 'SIGCONT');
+  }
   expect(await session.query('SELECT 1 AS one', [], signal)).toEqual([{ one: 1 }]);
 });
 
