@@ -8,6 +8,8 @@ export default defineConfig({
     retry: 1,
     testTimeout: 30_000,
     hookTimeout: 30_000,
+    // How long something may take to come true says nothing about it: only that it comes true does.
+    expect: { poll: { timeout: 20_000 } },
     projects: [
       {
         extends: true,

@@ -692,7 +692,7 @@ describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mo
   });
 
   test('a target that fills up during the copy ends it, and the next clone into it works', async () => {
-    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 100 * MEGABYTE });
+    await using filesystem = await mountFilesystem({ type: 'tmpfs', bytes: 200 * MEGABYTE });
     const dataDirectory = join(filesystem.path, 'main');
     const running = await startClone(
       source,
@@ -718,7 +718,7 @@ describe.skipIf(!runsAsRoot)('on a filesystem of its own, which takes root to mo
   test('a target that has room but no more inodes ends the clone as a full one', async () => {
     await using filesystem = await mountFilesystem({
       type: 'tmpfs',
-      bytes: 100 * MEGABYTE,
+      bytes: 400 * MEGABYTE,
       inodes: 20,
     });
 

@@ -3,7 +3,7 @@
  * their time is over, and the record always says what is really there.
  */
 import { existsSync } from 'node:fs';
-import { readdir, readFile, rename } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Clone, hasEnded } from '@pgcloned/contract';
@@ -12,6 +12,7 @@ import {
   freePort,
   makeDirectory,
   mountFilesystem,
+  runAsPartsUser,
   runsAsRoot,
   startPrimary,
   stopServer,
@@ -188,22 +189,20 @@ test('with its data a clone goes as a whole: server, WAL, tablespaces, slot, and
 
 test('a clone goes when its time is over, unless it is protected or was given more', async () => {
   const spec = { ttl: 1 };
-  const [kept, extended, gone, failed] = await Promise.all([
+  // In the middle of the copy, so that there is something to remove.
+  const closed = join(product.source.primary.dataDirectory, 'base', 'closed');
+  await runAsPartsUser(['install', '--mode', '000', '/dev/null', closed]);
+  const failed = await product.ended((await product.create('failed', spec)).id);
+  await rm(closed);
+  const [kept, extended, gone] = await Promise.all([
     makeClone('kept', { ...spec, protected: true }),
     makeClone('extended', { ttl: 3600 }),
     makeClone('gone', spec),
-    product
-      .create('failed', {
-        ...spec,
-        transfer: { maxRate: 4_000_000, workers: 2 },
-        deadline: new Date(Date.now() + 6_000),
-      })
-      .then(async ({ id }) => await product.ended(id)),
   ]);
   const later = await post(`/v1/clones/${extended.id}/extend`, { ttl: 7200 });
 
   await seen(gone.id, ({ instance }) => instance.state === 'removed');
-  expect(failed.state).toBe('failed');
+  expect(failed).toMatchObject({ state: 'failed', phase: 'copy-files' });
   await seen(failed.id, ({ instance }) => instance.state === 'removed');
 
   expect(existsSync(product.at('gone'))).toBe(false);

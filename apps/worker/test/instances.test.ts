@@ -179,6 +179,10 @@ test.skipIf(!runsAsRoot)(
     const there = { ...options(), stateDirectory: join(disk.path, 'state') };
     await using _worker = await startWorker(there, engine);
     await succeed(engine, clone);
+    const journal = join(disk.path, 'state', 'runs', `${clone.id}.json`);
+    const written = async () => JSON.parse(await readFile(journal, 'utf8'));
+    // Until that has replaced the one before, there are two of it, and then room for another one.
+    await eventually(async () => (await written()).reported);
     await expect(writeFile(filler, Buffer.alloc(1024 ** 2))).rejects.toThrow('ENOSPC');
 
     await store.create(other);
@@ -192,8 +196,7 @@ test.skipIf(!runsAsRoot)(
     await eventually(async () => (await stateOf(clone.id)) === 'removed');
 
     expect(engine.removed).toEqual([clone.id]);
-    const journal = join(disk.path, 'state', 'runs', `${clone.id}.json`);
-    expect(JSON.parse(await readFile(journal, 'utf8')).clone.instance.state).toBe('removed');
+    expect((await written()).clone.instance.state).toBe('removed');
   },
 );
 

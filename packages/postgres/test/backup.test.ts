@@ -19,12 +19,16 @@ test('a backup begins and ends, though the archiver fails and the role is in a h
   await using server = await startPrimary({
     settings: { archive_mode: 'on', archive_command: 'false' },
   });
-  await server.query(`ALTER ROLE postgres SET idle_session_timeout = '100ms'`);
-  await server.query(`ALTER ROLE postgres SET statement_timeout = '500ms'`);
-  await using session = await openSession(connectionTo(server), { applicationName: 'b', signal });
+  await server.query('CREATE ROLE hasty LOGIN SUPERUSER');
+  await server.query(`ALTER ROLE hasty SET idle_session_timeout = '1s'`);
+  await server.query(`ALTER ROLE hasty SET statement_timeout = '1s'`);
+  await using session = await openSession(connectionTo(server, { user: 'hasty' }), {
+    applicationName: 'b',
+    signal,
+  });
 
   const started = await startBackup(session, start);
-  await server.query('SELECT pg_sleep(0.3)');
+  await server.query('SELECT pg_sleep(1.2)');
   const stopped = await stopBackup(session, started, signal);
 
   expect(started).toEqual({

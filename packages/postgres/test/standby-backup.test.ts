@@ -11,7 +11,7 @@ import {
   startStandby,
   waitForReplay,
 } from '@pgcloned/testbed';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import {
   checkSource,
   keepUnfinishedSegment,
@@ -67,7 +67,7 @@ async function writeSegments(count: number): Promise<void> {
 test('all WAL from a restartpoint far back to an end within a segment is collected from an idle standby', async () => {
   await using scratch = await scratchDirectory();
   const directory = scratch.path;
-  await writeSegments(8);
+  await writeSegments(9);
   const [flushed] = await primary.query<{ lsn: string }>(
     'SELECT pg_current_wal_flush_lsn()::text AS lsn',
   );
@@ -151,13 +151,17 @@ describe('a query in the way of replay', () => {
   let cancelled: Session;
 
   beforeAll(async () => {
-    await primary.query('CREATE TABLE seen AS SELECT generate_series(1, 1000) AS i');
+    await primary.query('CREATE TABLE seen (i int)');
     other = own.use(
       await startStandby(primary, { settings: { max_standby_streaming_delay: '0' } }),
     );
     cancelled = own.use(
       await openSession(connectionTo(other), { applicationName: 'cancelled', signal }),
     );
+  });
+
+  beforeEach(async () => {
+    await primary.query('INSERT INTO seen SELECT generate_series(1, 1000)');
     await waitForReplay(primary, other);
   });
 

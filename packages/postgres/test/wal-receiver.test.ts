@@ -11,7 +11,7 @@ import {
   scratchDirectory,
   startPrimary,
 } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import {
   openSession,
   parseLsn,
@@ -46,6 +46,11 @@ beforeAll(async () => {
 afterAll(async () => {
   await session[Symbol.asyncDispose]();
   await server[Symbol.asyncDispose]();
+});
+
+afterEach(async () => {
+  // A WAL sender notices only a moment later that its client has gone, and would be taken for that of the next test.
+  await expect.poll(async () => await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
 });
 
 interface Streaming extends AsyncDisposable {
@@ -140,7 +145,6 @@ test('the stream begins with the segment of the seed and covers the start of a b
     stallMs,
     signal,
   });
-  expect(await server.query('SELECT FROM pg_stat_replication')).toEqual([]);
 });
 
 test('a segment that is missing, cut, or has a page of zeros or a flipped byte is found and named', async () => {

@@ -21,6 +21,14 @@ afterAll(async () => {
 });
 beforeEach(async () => {
   await redis.flush();
+  // After a test in which it was away.
+  await eventually(
+    async () =>
+      await store.ping().then(
+        () => true,
+        () => false,
+      ),
+  );
 });
 
 test('a clone is given to the worker of its host, and only to it', async () => {

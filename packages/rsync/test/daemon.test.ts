@@ -12,6 +12,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  freePort,
   listProcesses,
   makeDirectory,
   partsUser,
@@ -493,12 +494,16 @@ async function hostIsCleanButFor({ pid }: ChildProcess): Promise<void> {
 
 /** The first of two neighbours that are free, in a range that nobody takes ports of by himself. */
 async function twoPorts(): Promise<number> {
-  const port = 20_000 + (process.pid % 10_000);
-  {
-    await using _ = await occupy(port);
-    await using __ = await occupy(port + 1);
+  for (;;) {
+    const port = await freePort();
+    try {
+      await using _ = await occupy(port);
+      await using __ = await occupy(port + 1);
+      return port;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
+    }
   }
-  return port;
 }
 
 /** Somebody who listens and hangs up. */

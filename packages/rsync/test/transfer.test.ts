@@ -91,6 +91,8 @@ afterEach(async () => {
   const left = (await clients()).map(({ args }) => args);
   await scratch[Symbol.asyncDispose]();
   expect(left).toEqual([]);
+  // They notice only a moment later that nobody listens, and the next test counts its own.
+  await sendersAreGone();
 });
 
 interface Address {
