@@ -1,7 +1,7 @@
 /** What may be written, who may write it, and what a crash in the middle of a swap leaves: with real directories. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, renameSync, symlinkSync, watch } from 'node:fs';
+import { readdirSync, renameSync, rmSync, symlinkSync, watch } from 'node:fs';
 import {
   chown,
   cp,
@@ -17,6 +17,7 @@ import {
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { CloneRun } from '../src/clone-run.ts';
@@ -72,6 +73,19 @@ describe('a target', () => {
     ['a directory below a dot directory', () => join(root, '.hidden/x'), 'TARGET_INVALID'],
   ])('that is %s is refused', async (_case, path, code) => {
     await expect(guard(path())).rejects.toMatchObject({ code, hint: expect.any(String) });
+  });
+
+  test('from which a clone is removed while it is looked at is what it will be', async () => {
+    await mkdir(join(root, 'going/clone'), { recursive: true });
+    const options = {
+      dataRoots: [root],
+      get protectedPaths() {
+        rmSync(join(root, 'going'), { recursive: true, force: true });
+        return [];
+      },
+    };
+
+    expect(await guardPath(join(root, 'going/clone'), options)).toBe(join(root, 'going/clone'));
   });
 
   test('behind a symlink that leads out of the data roots is refused', async () => {
@@ -369,6 +383,19 @@ describe('locks', () => {
       code: 'TARGET_BUSY',
       facts: expect.objectContaining({ holder: 'first' }),
     });
+  });
+
+  test('are waited for while a clone that has ended is stopped or removed there', async () => {
+    const instance = makeLockSet('first', { ofInstance: true });
+    await instance.take([join(root, 'clone')], signal);
+
+    const taken = lock(join(root, 'clone'), 'second');
+    const early = await Promise.race([taken.then(() => 'taken'), delay(300).then(() => 'waits')]);
+    await instance[Symbol.asyncDispose]();
+    await using second = await taken;
+
+    expect(early).toBe('waits');
+    expect(second.fds()).toHaveLength(1);
   });
 
   test('allow a clone beside a running one', async () => {

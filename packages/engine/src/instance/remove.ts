@@ -49,7 +49,7 @@ export async function removeInstance(
   const { id, host, filled } = plan;
   const { signal } = options;
   const dataDirectory = await guardedDataDirectory(plan);
-  await using locks = makeLockSet(id);
+  await using locks = makeLockSet(id, { ofInstance: true });
   await locks.take([dataDirectory], signal);
   await recoverSwap(dataDirectory);
   const data = asRemoved(

@@ -169,7 +169,7 @@ async function underLock(
   work: (dataDirectory: string) => Promise<void>,
 ): Promise<void> {
   const dataDirectory = await guardedDataDirectory(plan);
-  await using locks = makeLockSet(plan.id);
+  await using locks = makeLockSet(plan.id, { ofInstance: true });
   await locks.take([dataDirectory], signal);
   const found = await cloneIn(dataDirectory);
   if (found !== plan.id) throw instanceChanged(dataDirectory, { id: plan.id, found });

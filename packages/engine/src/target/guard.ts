@@ -25,7 +25,15 @@ export interface GuardOptions {
  * @throws {CloneError} `TARGET_OUTSIDE_DATA_ROOTS`, `TARGET_INVALID`, `TARGET_NOT_WRITABLE`.
  */
 export async function guardPath(path: string, options: GuardOptions): Promise<string> {
-  const { existing, real } = await resolveReal(path);
+  for (;;) {
+    const { existing, real } = await resolveReal(path);
+    await refuseUnfit(path, real, options);
+    // A clone may just be removed from there: then something above it is the deepest that exists.
+    if (await isWritableDirectory(path, existing)) return real;
+  }
+}
+
+async function refuseUnfit(path: string, real: string, options: GuardOptions): Promise<void> {
   const roots = options.dataRoots === null ? null : await realPaths(options.dataRoots);
   const root = roots?.find((candidate) => real !== candidate && isWithin(real, candidate));
   if (roots !== null && root === undefined) {
@@ -55,8 +63,6 @@ export async function guardPath(path: string, options: GuardOptions): Promise<st
     if (VERSION_DIRECTORY.test(basename(above)) || (await exists(join(above, 'archive_status'))))
       throw invalid(path, `the target lies inside ${above}, a part of a cluster`);
   }
-  await refuseUnwritable(path, existing);
-  return real;
 }
 
 /** Directories of one clone must not lie in each other, or one would be deleted with the other. */
@@ -120,12 +126,17 @@ export async function resolveReal(
   }
 }
 
-async function refuseUnwritable(path: string, existing: string): Promise<void> {
-  if (!(await stat(existing)).isDirectory()) throw invalid(path, `${existing} is not a directory`);
+/** @returns False if it is gone. */
+async function isWritableDirectory(path: string, existing: string): Promise<boolean> {
   try {
+    if (!(await stat(existing)).isDirectory())
+      throw invalid(path, `${existing} is not a directory`);
     await access(existing, constants.W_OK | constants.X_OK);
-  } catch (cause) {
-    throw notWritable(path, existing, cause);
+    return true;
+  } catch (error) {
+    if (error instanceof CloneError) throw error;
+    if (codeOf(error) === 'ENOENT') return false;
+    throw notWritable(path, existing, error);
   }
 }
 

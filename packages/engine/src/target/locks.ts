@@ -21,11 +21,12 @@ const PREFIX = 'pgcloned-';
 const COMMON_LOCK_WAIT_MS = 10_000;
 
 /**
- * What a killed worker of this very clone has left behind holds its locks until the kernel is done with it: moments, or as
- * long as a disk takes for what is on its way.
+ * What ends soon is waited for. What a killed worker of this very clone has left behind holds its locks until the kernel is
+ * done with it: moments, or as long as a disk takes for what is on its way. So does the start, stop or removal of a clone in
+ * whose place the next one is asked for at once.
  */
-const OWN_CHILDREN_WAIT_MS = 30_000;
-const OWN_CHILDREN_POLL_MS = 100;
+const WAIT_MS = 30_000;
+const POLL_MS = 100;
 
 /** The locks of one clone, held from its first attempt to its last. */
 export interface LockSet extends AsyncDisposable {
@@ -39,18 +40,22 @@ export interface LockSet extends AsyncDisposable {
   readonly fds: () => readonly number[];
 }
 
-export function makeLockSet(cloneId: string): LockSet {
+/** @param o.ofInstance For what is done with a clone that has ended, and not for making one. */
+export function makeLockSet(
+  cloneId: string,
+  { ofInstance = false }: { readonly ofInstance?: boolean } = {},
+): LockSet {
   const held = new Map<string, FileLock>();
   return {
     take: async (paths, signal) => {
       const missing = paths.filter((path) => !held.has(path));
-      const deadlineMs = performance.now() + OWN_CHILDREN_WAIT_MS;
+      const deadlineMs = performance.now() + WAIT_MS;
       for (;;) {
-        const locks = await lockDirectories(missing, { cloneId, signal }).catch(
+        const locks = await lockDirectories(missing, { cloneId, ofInstance, signal }).catch(
           async (error: unknown) => {
-            if (!isOwn(error, cloneId) || performance.now() > deadlineMs) throw error;
+            if (!endsSoon(error, cloneId) || performance.now() > deadlineMs) throw error;
             // Not by waiting for the lock itself: the common one would be held meanwhile.
-            await delay(OWN_CHILDREN_POLL_MS, undefined, { signal });
+            await delay(POLL_MS, undefined, { signal });
             return null;
           },
         );
@@ -82,7 +87,11 @@ export function makeLockLookout(cloneId: string): LockSet {
 
 async function lockDirectories(
   paths: readonly string[],
-  { cloneId, signal }: { readonly cloneId: string; readonly signal: AbortSignal },
+  {
+    cloneId,
+    ofInstance,
+    signal,
+  }: { readonly cloneId: string; readonly ofInstance: boolean; readonly signal: AbortSignal },
 ): Promise<ReadonlyMap<string, FileLock>> {
   const lockDirectory = await findLockDirectory();
   await using _ = await takeCommonLock(lockDirectory, signal);
@@ -95,7 +104,7 @@ async function lockDirectories(
       const lock = await lockFile(file, { signal });
       if (lock === null) throw busy(path, path, await readHolder(file));
       held.set(path, lock);
-      await describeHolder(lock, { path, cloneId, pid: process.pid });
+      await describeHolder(lock, { path, cloneId, pid: process.pid, ofInstance });
     }
   } catch (error) {
     for (const lock of held.values()) await lock[Symbol.asyncDispose]();
@@ -141,6 +150,7 @@ interface Holder {
   readonly path: string;
   readonly cloneId: string;
   readonly pid: number;
+  readonly ofInstance: boolean;
 }
 
 async function refuseOverlap(
@@ -200,9 +210,9 @@ async function readHolder(file: string): Promise<Holder | null> {
   try {
     const found = await readPlainFile(file);
     if (found === null) return null;
-    const { path, cloneId, pid } = JSON.parse(found.text) as Partial<Holder>;
+    const { path, cloneId, pid, ofInstance } = JSON.parse(found.text) as Partial<Holder>;
     return typeof path === 'string' && typeof cloneId === 'string' && typeof pid === 'number'
-      ? { path, cloneId, pid }
+      ? { path, cloneId, pid, ofInstance: ofInstance === true }
       : null;
   } catch (error) {
     // Just created, removed by the administrator, or no lock of ours: nobody is described there.
@@ -226,21 +236,30 @@ export async function findLockDirectory(): Promise<string> {
 
 const hashOf = (path: string) => createHash('sha256').update(path).digest('hex').slice(0, 32);
 
-/** Whoever holds it works, or worked, on the same clone. */
-function isOwn(error: unknown, cloneId: string): boolean {
-  return (
-    error instanceof CloneError && error.code === 'TARGET_BUSY' && error.facts.holder === cloneId
-  );
+/** Whoever holds it works, or worked, on the same clone, or on one that has ended. */
+function endsSoon(error: unknown, cloneId: string): boolean {
+  if (!(error instanceof CloneError) || error.code !== 'TARGET_BUSY') return false;
+  return error.facts.holder === cloneId || error.facts.ofInstance === true;
 }
 
 function busy(path: string, heldPath: string, holder: Holder | null): CloneError {
-  return new CloneError('TARGET_BUSY', `another clone works on ${heldPath}`, {
-    facts: {
-      target: path,
-      heldDirectory: heldPath,
-      holder: holder?.cloneId ?? null,
-      pid: holder?.pid ?? null,
+  const ofInstance = holder?.ofInstance ?? false;
+  return new CloneError(
+    'TARGET_BUSY',
+    ofInstance
+      ? `the clone in ${heldPath} is being started, stopped or removed`
+      : `another clone works on ${heldPath}`,
+    {
+      facts: {
+        target: path,
+        heldDirectory: heldPath,
+        holder: holder?.cloneId ?? null,
+        pid: holder?.pid ?? null,
+        ofInstance,
+      },
+      hint: ofInstance
+        ? 'Ask again when that is done: `waitingFor` of that clone says so until then.'
+        : 'Wait until that clone has ended, or cancel it.',
     },
-    hint: 'Wait until that clone has ended, or cancel it.',
-  });
+  );
 }
