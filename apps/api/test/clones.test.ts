@@ -433,7 +433,7 @@ test('what is asked of an instance is shown at once, until its worker has done i
   const wish = (await worker.read(clone.id))?.wishedInstance ?? null;
   expect(wish).toMatchObject({ server: 'stopped', ttl: null, remove: true });
   const removed: Clone = { ...clone, instance: { ...clone.instance, state: 'removed' } };
-  expect(await worker.updateEnded(removed, FENCE, wish)).toBe('stored');
+  expect(await worker.updateEnded(removed, FENCE, { done: wish })).toBe('stored');
   expect((await product.app.inject({ url, headers: asViewer })).json()).toMatchObject({
     waitingFor: null,
     instance: { state: 'removed' },
@@ -455,7 +455,7 @@ test('a reset that is repeated with its idempotency key makes one clone, also on
   const repeated = await reset('one');
   const other = await reset('other');
   const gone: Clone = { ...clone, instance: { ...clone.instance, state: 'absent', port: null } };
-  await worker.updateEnded(gone, FENCE, null);
+  await worker.updateEnded(gone, FENCE, { done: null });
   const afterwards = await reset('one');
 
   expect(first.json()).toMatchObject({ resetOf: clone.id });

@@ -295,13 +295,24 @@ describe.skipIf(!runsAsRoot)('a writable copy by reflinks, which takes root to m
       await clone.stop();
     }
 
-    const { body: reset } = await local.pgcloned.request('POST', `/v1/clones/${first.id}/reset`);
+    const { request: ask } = local.pgcloned;
+    await ask('PATCH', `/v1/clones/${first.id}`, { protected: true });
+    const replacing = await local.create('one', {
+      method: 'reflink',
+      target: { dataDirectory, ifExists: 'replace' },
+    });
+    expect(await local.ended(replacing.id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'CLONE_PROTECTED', hint: expect.stringContaining(first.id) },
+    });
+    const { body: reset } = await ask('POST', `/v1/clones/${first.id}/reset`);
     const second = await local.ended(reset.id);
 
     expect(second, JSON.stringify(second.error)).toMatchObject({
       state: 'succeeded',
-      instance: { state: 'running', port: instance.port },
+      instance: { state: 'running', port: instance.port, protected: true },
     });
+    await ask('PATCH', `/v1/clones/${second.id}`, { protected: false });
     {
       await using clone = await adoptServer(dataDirectory);
       expect(await clone.query('SELECT id FROM orders ORDER BY id')).toEqual([

@@ -30,19 +30,19 @@ export interface HostConfiguration {
 }
 
 /**
- * @param origins The clones of this host, which others can be made of.
+ * @param journal Of the clones of this host: others can be made of them, and in their place.
  * @throws {CloneError} `SOURCE_UNKNOWN`.
  */
 export async function planClone(
-  clone: Pick<Clone, 'id' | 'attempt' | 'spec'>,
+  clone: Pick<Clone, 'id' | 'attempt' | 'spec' | 'resetOf'>,
   host: HostConfiguration,
-  origins: Pick<RunJournal, 'read'>,
+  journal: Pick<RunJournal, 'read'>,
 ): Promise<ClonePlan> {
   const { source: wanted, ...spec } = clone.spec;
   const source =
     wanted.clone === undefined
       ? namedSource(wanted.name ?? '', host)
-      : await cloneAsSource(wanted.clone, host, origins);
+      : await cloneAsSource(wanted.clone, host, journal);
   return {
     id: clone.id,
     attempt: clone.attempt,
@@ -51,6 +51,8 @@ export async function planClone(
     sourceName: nameOfSource(wanted),
     source,
     originClone: wanted.clone ?? null,
+    isProtected: async (id) =>
+      id !== clone.resetOf && (await journal.read(id))?.clone.instance.protected === true,
     password: null,
     host: hostPolicy(host),
     keepTemporary: false,

@@ -51,6 +51,8 @@ const LOOK_MS = 5_000;
 /** What failed is tried again, but not with every look. */
 const RETRY_MS = 30_000;
 
+const REMOVING = { state: 'removing', port: null, space: null, error: null } as const;
+
 export interface InstanceEngine {
   readonly lookAtInstance: typeof lookAtInstance;
   readonly startInstance: typeof startInstance;
@@ -125,7 +127,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       await patiently(queue.confirm(clone, fence));
       lost.delete(clone.id);
     }
-    const outcome = await patiently(queue.updateEnded(clone, fence, done));
+    const outcome = await patiently(queue.updateEnded(clone, fence, { done }));
     if (outcome === 'refused')
       log.warn({ cloneId: clone.id }, 'the record of the clone belongs to somebody else');
     if (!run.reported) await keep({ ...run, reported: true });
@@ -186,8 +188,13 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     const isAsked = wish?.remove === true && before.state !== 'removed';
     if (isAsked && wanted.protected && !isBegun)
       return withInstance({ ...wanted, error: recordError(protectedError()) });
-    if (isAsked || (mayTry && (isBegun || isOverdue(id, wanted))))
-      return await remove(withInstance(wanted), isAsked);
+    if (isAsked || (mayTry && (isBegun || isOverdue(id, wanted)))) {
+      const going = withInstance(wanted);
+      if (isAsked || isBegun || (await isLetGo(going, wish))) return await remove(going, isAsked);
+      wished.add(id);
+      attend(id);
+      return run;
+    }
     if (isBegun || before.state === 'removed') return withInstance(wanted);
 
     const plan = planOf(run);
@@ -222,19 +229,27 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     });
   };
 
+  /**
+   * Its time is over. Whoever prolongs or protects it is heard now, or refused from now on: nobody is told that it stays, and
+   * sees it go.
+   */
+  const isLetGo = async ({ clone, workerId }: Run, wish: InstanceWish | null): Promise<boolean> => {
+    const fence = { attempt: clone.attempt, workerId };
+    const instance: Instance = { ...clone.instance, ...REMOVING };
+    const removing = queue.updateEnded({ ...clone, instance }, fence, {
+      done: wish,
+      unlessWished: true,
+    });
+    return (await patiently(removing)) !== 'wished';
+  };
+
   const remove = async (run: Run, isAsked: boolean): Promise<Run> => {
     const { clone } = run;
     const plan = planOf(run);
     const isBegun = clone.instance.state === 'removing';
     // What somebody else has taken away is not removed by us: it may have been moved.
     const isThere = isBegun || (await engine.lookAtInstance(plan)).state !== 'absent';
-    const removing: Instance = {
-      ...clone.instance,
-      state: 'removing',
-      port: null,
-      space: null,
-      error: null,
-    };
+    const removing: Instance = { ...clone.instance, ...REMOVING };
     // The journal first, so that the next worker goes on with it. Redis may hear of it later.
     const begun: Run = { ...run, clone: { ...clone, instance: removing }, reported: false };
     await keep(begun).catch((error: unknown) => {

@@ -12,10 +12,10 @@ export interface Preflights extends AsyncDisposable {
   readonly look: (spec: CloneSpec, id: string) => Promise<PreflightReport>;
 }
 
-/** @param origins The clones of this host, which others can be made of. */
+/** @param journal Of the clones of this host. */
 export function openPreflights(
   host: HostConfiguration,
-  origins: Pick<RunJournal, 'read'>,
+  journal: Pick<RunJournal, 'read'>,
   look: typeof runPreflight,
 ): Preflights {
   const stopping = new AbortController();
@@ -29,7 +29,7 @@ export function openPreflights(
           hint: 'Ask again when another one has ended.',
         });
       }
-      const report = planClone({ id, attempt: 1, spec }, host, origins).then(
+      const report = planClone({ id, attempt: 1, spec, resetOf: null }, host, journal).then(
         async (plan) => await look(plan, { signal: stopping.signal }),
       );
       running.add(report);

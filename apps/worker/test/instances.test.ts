@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Clone, CloneError } from '@pgcloned/contract';
+import { type Clone, CloneError, type InstanceWish } from '@pgcloned/contract';
 import { type CloneStore, openCloneStore } from '@pgcloned/queue';
 import {
   mountFilesystem,
@@ -13,8 +13,11 @@ import {
   scratchDirectory,
   startRedis,
 } from '@pgcloned/testbed';
+import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { type Engine, startWorker } from '../src/index.ts';
+import { watchInstances } from '../src/instances.ts';
+import { NO_DEATHS, openRunJournal } from '../src/run-journal.ts';
 import { eventually, playedEngine, publishNow, someClone, workerOptions } from './worker-parts.ts';
 
 const resources = new AsyncDisposableStack();
@@ -92,6 +95,48 @@ test('a removal that was begun is brought to its end by the next worker', async 
 
   await eventually(async () => (await stateOf(clone.id)) === 'removed');
   expect(engine.removed).toEqual([clone.id]);
+});
+
+test('whoever protects a clone at the moment when its time is over keeps it', async () => {
+  const made = someClone({ ttl: 1 });
+  const instance = { ...made.instance, state: 'stopped', expiresAt: made.createdAt } as const;
+  const clone: Clone = { ...made, state: 'succeeded', endedAt: made.createdAt, instance };
+  const fence = { attempt: 1, workerId: 'w' };
+  const journal = await openRunJournal({ directory: scratch.path, onUnreadable: () => {} });
+  await journal.write({
+    ...{ clone, workerId: 'w', reported: true, filled: [], deaths: NO_DEATHS },
+    ...{ begunFrom: null, hasStopped: false },
+  });
+  let wishedInstance: InstanceWish | null = null;
+  const engine = engineWithFiles();
+  await using _instances = await watchInstances({
+    host: options(),
+    journal,
+    queue: {
+      read: () => {
+        const seen = wishedInstance;
+        // Just after the worker has looked.
+        wishedInstance ??= { protected: true };
+        const stored = { clone, fence, cancelRequested: false, wishedTransfer: null };
+        return Promise.resolve({ ...stored, wishedInstance: seen });
+      },
+      wishedInstances: () => Promise.resolve([]),
+      updateEnded: (_clone, _fence, { done, unlessWished }) =>
+        Promise.resolve(unlessWished === true && done === null ? 'wished' : 'stored'),
+      confirm: () => Promise.resolve('stored'),
+    },
+    engine,
+    givingWay: [],
+    isBeingMade: () => false,
+    log: pino({ level: 'silent' }),
+  });
+
+  await eventually(async () => {
+    const kept = (await journal.read(clone.id))?.clone.instance;
+    return kept?.protected === true || kept?.state === 'removed';
+  });
+
+  expect(engine.removed).toEqual([]);
 });
 
 test('a clone whose removal the next worker brought to its end is removed, and not just absent', async () => {

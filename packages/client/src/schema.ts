@@ -86,7 +86,7 @@ export interface paths {
         post?: never;
         /**
          * Forget a clone that has ended, or remove its files
-         * @description Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops the server and removes the data directory with all that belongs to it, as far as it carries the marker of this clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing.
+         * @description Removes the record; what was cloned stays where it is. With `data=true` the other way round: the worker stops the server and removes the data directory with all that belongs to it, as far as it carries the marker of this clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing, but no protected one as long as its host is online.
          *
          *     Role: `operator`.
          */

@@ -42,6 +42,8 @@ export interface ClonePlan {
   readonly source: SourceConfiguration;
   /** The clone whose data directory a local source must still be; null: it is none of ours. */
   readonly originClone: string | null;
+  /** Whether a clone that may lie in the target must stay: asked when the target is looked at, and again before it is given up. */
+  readonly isProtected: (cloneId: string) => Promise<boolean>;
   /** A password that is in no file: PGPASSWORD of `pgcloned run`. Never stored. */
   readonly password: string | null;
   readonly host: HostPolicy;

@@ -117,6 +117,7 @@ async function look(wish: Wish, { root }: Stage): Promise<PreflightReport> {
     attempt: 1,
     begunFrom: null,
     originClone: null,
+    isProtected: () => Promise.resolve(false),
     spec,
     sourceName: 'orders',
     source: SourceConfiguration.parse(wish.source),

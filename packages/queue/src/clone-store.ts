@@ -27,7 +27,7 @@ import {
 } from '@pgcloned/contract';
 import { openChangeFeed } from './change-feed.ts';
 import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
-import { admitForgetting, admitInstanceWish } from './instance-wish.ts';
+import { admitForcedForgetting, admitForgetting, admitInstanceWish } from './instance-wish.ts';
 import { openJobQueues } from './job-queues.ts';
 import { cloneKey, eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
 import { askForPreflight } from './preflight-exchange.ts';
@@ -110,15 +110,22 @@ export interface CloneStore extends AsyncDisposable {
     clone: Clone,
     idempotency?: Idempotency,
   ) => Promise<{ readonly clone: Clone; readonly created: boolean }>;
+  /**
+   * The same for a clone that takes the place of one that has ended. What is wished for that one meanwhile is either known to
+   * `make` or refused.
+   *
+   * @param make From the old clone as callers see it to the new one, with `resetOf`. Asked again when the old one has changed.
+   * @throws {CloneError} As `create`, and `NOT_FOUND`, `NOT_SUPPORTED` if a later version has made the old one.
+   */
+  readonly reset: (
+    id: string,
+    make: (old: Clone) => Promise<Clone>,
+    idempotency?: Idempotency,
+  ) => Promise<{ readonly clone: Clone; readonly created: boolean }>;
   /** The clone that `create` would answer because the same request came before; undefined if it would make one. */
   readonly madeBefore: (idempotency: Idempotency) => Promise<Clone | undefined>;
-  /**
-   * What a later version has added to the record is left out.
-   *
-   * @param o.whole Refuses such a record, for whoever would go on with what is left of it.
-   * @throws {CloneError} `NOT_SUPPORTED`, only with `whole`.
-   */
-  readonly get: (id: string, o?: { readonly whole?: boolean }) => Promise<Clone | undefined>;
+  /** What a later version has added to the record is left out. */
+  readonly get: (id: string) => Promise<Clone | undefined>;
   /** Newest first. @throws {CloneError} `REQUEST_INVALID` if the page token is none of ours. */
   readonly list: (
     o: ListOptions,
@@ -143,14 +150,15 @@ export interface CloneStore extends AsyncDisposable {
    * left where there is nothing to be done.
    *
    * @throws {CloneError} `NOT_FOUND`, `CLONE_NOT_ENDED`, `CLONE_PROTECTED`, `INSTANCE_MISSING`; `TARGET_BUSY` while another
-   *   clone works on the directory of one that is to be started, stopped or removed.
+   *   clone works on the directory of one that is to be started, stopped or removed, and for every change while it is reset.
    */
   readonly changeInstance: (id: string, wish: InstanceWish) => Promise<Clone>;
   /**
    * Removes the record. One that is forced away while its worker lives comes back with the worker's next word. One that
    * cannot be read, as of another version, goes only by force.
    *
-   * @throws {CloneError} `NOT_FOUND`, and unless forced `CLONE_NOT_ENDED`, `CLONE_PROTECTED`, `CLONE_EXPIRES`.
+   * @throws {CloneError} `NOT_FOUND`, `CLONE_PROTECTED`, also by force as long as its host is online; unless forced
+   *   `CLONE_NOT_ENDED`, `CLONE_EXPIRES`.
    */
   readonly forget: (id: string, o: { readonly force: boolean }) => Promise<void>;
   /**
@@ -231,48 +239,73 @@ export async function openCloneStore(options: {
     return stored;
   };
 
+  const create = async (
+    clone: Clone,
+    {
+      idempotency,
+      reset,
+    }: {
+      readonly idempotency: Idempotency | undefined;
+      readonly reset: Parameters<typeof createRecord>[1]['reset'];
+    },
+  ): Promise<{ readonly clone: Clone; readonly created: boolean } | 'changed'> => {
+    // Asked before, so that nothing can fail between the promise and the answer.
+    const host = await readHost(redis, clone.host);
+    const { outcome, id } = await createRecord(redis, {
+      id: clone.id,
+      host: clone.host,
+      record: JSON.stringify(clone),
+      directories: directoriesOf(clone.spec.target),
+      idempotency: {
+        key: idempotencyKey(idempotency === undefined ? 'none' : sha256(idempotency.key)),
+        fingerprint: idempotency?.fingerprint ?? '',
+        keepMs: IDEMPOTENCY_KEEP_MS,
+      },
+      reset,
+    });
+    switch (outcome) {
+      case 'changed':
+        return outcome;
+      case 'busy':
+        throw targetBusy(id);
+      case 'full':
+        throw new CloneError('RATE_LIMITED', `too many clones wait for host ${clone.host}`, {
+          facts: { host: clone.host },
+          hint: 'Wait until some of them have ended, or cancel those that nobody needs.',
+        });
+      case 'reused':
+        throw new CloneError('IDEMPOTENCY_KEY_REUSED', 'the key came with another request before', {
+          facts: { clone: id },
+          hint: 'Use a new key for every request that differs.',
+        });
+      case 'known':
+        return { clone: await present(await find(id)), created: false };
+      case 'created':
+        await queues.addClone(clone).catch(onError);
+        pruneEnded(redis, {
+          olderThan: Date.now() - ENDED_KEPT_MS,
+          countMax: ENDED_KEPT_MAX,
+        }).catch(onError);
+        return { clone: presentQueued(clone, host), created: true };
+    }
+  };
+
   const store: CloneStore = {
     create: async (clone, idempotency) => {
-      // Asked before, so that nothing can fail between the promise and the answer.
-      const host = await readHost(redis, clone.host);
-      const { outcome, id } = await createRecord(redis, {
-        id: clone.id,
-        host: clone.host,
-        record: JSON.stringify(clone),
-        directories: directoriesOf(clone.spec.target),
-        idempotency: {
-          key: idempotencyKey(idempotency === undefined ? 'none' : sha256(idempotency.key)),
-          fingerprint: idempotency?.fingerprint ?? '',
-          keepMs: IDEMPOTENCY_KEEP_MS,
-        },
-      });
-      switch (outcome) {
-        case 'busy':
-          throw targetBusy(id);
-        case 'full':
-          throw new CloneError('RATE_LIMITED', `too many clones wait for host ${clone.host}`, {
-            facts: { host: clone.host },
-            hint: 'Wait until some of them have ended, or cancel those that nobody needs.',
-          });
-        case 'reused':
-          throw new CloneError(
-            'IDEMPOTENCY_KEY_REUSED',
-            'the key came with another request before',
-            {
-              facts: { clone: id },
-              hint: 'Use a new key for every request that differs.',
-            },
-          );
-        case 'known':
-          return { clone: await present(await find(id)), created: false };
-        case 'created':
-          await queues.addClone(clone).catch(onError);
-          pruneEnded(redis, {
-            olderThan: Date.now() - ENDED_KEPT_MS,
-            countMax: ENDED_KEPT_MAX,
-          }).catch(onError);
-          return { clone: presentQueued(clone, host), created: true };
+      const made = await create(clone, { idempotency, reset: null });
+      if (made === 'changed') throw new Error('it takes the place of none that could change');
+      return made;
+    },
+
+    reset: async (id, make, idempotency) => {
+      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+        const stored = await find(id);
+        if (stored.isPartial) throw ofLaterVersion(id);
+        const clone = await make(await present(stored));
+        const made = await create(clone, { idempotency, reset: { id, marker: stored.marker } });
+        if (made !== 'changed') return made;
       }
+      throw queueUnavailable(`the record of clone ${id} changes all the time`);
     },
 
     madeBefore: async ({ key, fingerprint }) => {
@@ -280,9 +313,8 @@ export async function openCloneStore(options: {
       return typeof id === 'string' && known === fingerprint ? await store.get(id) : undefined;
     },
 
-    get: async (id, { whole = false } = {}) => {
+    get: async (id) => {
       const stored = await readClone(redis, id, { partly: true });
-      if (whole && stored?.isPartial === true) throw ofLaterVersion(id);
       return stored && (await present(stored));
     },
 
@@ -357,9 +389,11 @@ export async function openCloneStore(options: {
         const isUntouched = hasEnded(clone.state) && stored.fence.workerId === '';
         if (!admitInstanceWish(clone, change) || (change.remove === true && isUntouched))
           return clone;
-        if (change.server !== undefined || change.remove === true) {
-          const holder = await store.holderOf(clone.spec.target);
-          if (holder !== undefined) throw targetBusy(holder);
+        const holder = await store.holderOf(clone.spec.target);
+        if (holder !== undefined && holder !== id) {
+          if (change.server !== undefined || change.remove === true) throw targetBusy(holder);
+          // It takes over what was wished for until it was asked for.
+          if ((await store.get(holder))?.resetOf === id) throw beingReset(holder);
         }
         const { host } = clone;
         const wish = { ...stored.wishedInstance, ...change };
@@ -381,7 +415,11 @@ export async function openCloneStore(options: {
           return;
         }
         const { clone, marker } = stored;
-        if (!force) {
+        const { host } = clone;
+        if (force) {
+          const isOnline = (await readHost(redis, host))?.online === true;
+          admitForcedForgetting(await present(stored), { isOnline });
+        } else {
           if (!hasEnded(clone.state)) {
             throw new CloneError('CLONE_NOT_ENDED', 'the clone has not ended', {
               facts: { state: clone.state },
@@ -390,8 +428,7 @@ export async function openCloneStore(options: {
           }
           admitForgetting(await present(stored));
         }
-        const { host } = clone;
-        if (!(await forgetRecord(redis, { id, host, marker: force ? null : marker }))) continue;
+        if (!(await forgetRecord(redis, { id, host, marker }))) continue;
         if (!hasEnded(clone.state)) await queues.removeClone(clone).catch(onError);
         return;
       }
@@ -626,6 +663,13 @@ function ofLaterVersion(id: string): CloneError {
   return new CloneError('NOT_SUPPORTED', 'the clone was made by a later version', {
     facts: { clone: id },
     hint: 'Ask an API of that version: this one does not know all that was asked for.',
+  });
+}
+
+function beingReset(holder: string): CloneError {
+  return new CloneError('TARGET_BUSY', 'another clone takes the place of this one', {
+    facts: { holder },
+    hint: `Protect clone ${holder} instead (PATCH), and extend it once it has ended; or cancel it.`,
   });
 }
 

@@ -28,7 +28,14 @@ import { BULL_PREFIX, clonesQueueName, controlQueueName, openKey, wishedKey } fr
 import { answerPreflight } from './preflight-exchange.ts';
 import { type PublishOutcome, startRecordPublisher, toWrite } from './record-publisher.ts';
 import { ask, connectPatiently, reportOutagesOnce } from './redis-connection.ts';
-import { type Fence, leaveHost, registerHost, updateEndedRecord, writeRecord } from './scripts.ts';
+import {
+  type Fence,
+  leaveHost,
+  registerHost,
+  type UpdateEndedOutcome,
+  updateEndedRecord,
+  writeRecord,
+} from './scripts.ts';
 import { RecordUnreadableError, readClone } from './stored-clone.ts';
 
 /** Longer than most outages: a job whose lock runs out is given out again, which attaching makes harmless but noisy. */
@@ -102,14 +109,16 @@ export interface HostQueue extends AsyncDisposable {
   /**
    * Writes what has become of the instance of a clone that has ended. Waits for Redis.
    *
-   * @param done The wish that was carried out; null: none.
+   * @param o.done The wish that was carried out; null: none.
+   * @param o.unlessWished Not if somebody wishes for something else by now: that is `wished`. Afterwards nobody can who does
+   *   not know of it.
    * @returns `unknown`: the record was forgotten, and stays so.
    */
   readonly updateEnded: (
     clone: Clone,
     fence: Fence,
-    done: InstanceWish | null,
-  ) => Promise<'stored' | 'refused' | 'unknown'>;
+    o: { readonly done: InstanceWish | null; readonly unlessWished?: boolean },
+  ) => Promise<UpdateEndedOutcome>;
   /** Publishes a record some time soon; the latest wins. */
   readonly publish: (clone: Clone, fence: Fence) => void;
   /** Publishes a record and settles when Redis has taken or refused it, however long that takes. */
@@ -295,8 +304,8 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     openClones,
     read: readOwn,
     wishedInstances: async () => await ask(redis.smembers(wishedKey(host))),
-    updateEnded: async (clone, fence, done) =>
-      await updateEndedRecord(redis, toWrite(clone), fence, done),
+    updateEnded: async (clone, fence, { done, unlessWished = false }) =>
+      await updateEndedRecord(redis, toWrite(clone), fence, { done, unlessWished }),
     publish: publisher.publish,
     confirm: publisher.confirm,
     appendLog: publisher.appendLog,

@@ -113,6 +113,18 @@ export function admitForgetting({ instance }: Clone): void {
   );
 }
 
+/**
+ * Force is for a clone whose host does not come back. One that is protected stays known as long as its host can say so.
+ *
+ * @throws {CloneError} `CLONE_PROTECTED`.
+ */
+export function admitForcedForgetting(
+  { state, instance }: Clone,
+  { isOnline }: { readonly isOnline: boolean },
+): void {
+  if (isOnline && (!hasEnded(state) || hasFiles(instance))) refuseProtected(instance);
+}
+
 function refuseProtected(instance: Instance): void {
   if (!instance.protected) return;
   throw new CloneError('CLONE_PROTECTED', 'the clone is protected', {

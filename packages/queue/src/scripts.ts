@@ -42,8 +42,8 @@ const MARK = `
 `;
 
 const CREATE = `${MARK}
-  local clone, events, index, open, idempotency = unpack(KEYS)
-  local id, record, directories, fingerprint, keep_ms = unpack(ARGV)
+  local clone, events, index, open, idempotency, reset, reset_events = unpack(KEYS)
+  local id, record, directories, fingerprint, keep_ms, reset_id, reset_marker = unpack(ARGV)
   if fingerprint ~= '' then
     local known = redis.call('HMGET', idempotency, 'id', 'fingerprint')
     if known[1] and redis.call('EXISTS', 'pgcloned:clone:' .. known[1]) == 1 then
@@ -64,6 +64,10 @@ const CREATE = `${MARK}
     end
   end
   if #held >= 2 * ${String(OPEN_PER_HOST_MAX)} then return {'full', ''} end
+  if reset_id ~= '' then
+    if redis.call('HGET', reset, 'marker') ~= reset_marker then return {'changed', ''} end
+    mark(reset, reset_events, reset_id, 'end')
+  end
   redis.call('HSET', clone, 'record', record, 'state', 'queued', 'ended', '0', 'attempt', '1', 'workerId', '')
   redis.call('ZADD', index, 0, id)
   redis.call('HSET', open, id, directories)
@@ -75,11 +79,14 @@ const CREATE = `${MARK}
   return {'created', id}
 `;
 
-export type CreateOutcome = 'created' | 'known' | 'reused' | 'busy' | 'full';
+export type CreateOutcome = 'created' | 'known' | 'reused' | 'busy' | 'full' | 'changed';
 
 /**
  * Writes the record of a new clone, unless its key is known, another clone of the host holds one of its directories, or
  * too many wait there.
+ *
+ * @param o.reset The clone whose place it takes. Only as long as the record of that is still the one with this marker, which it
+ *   is not any more afterwards: what somebody wishes for it meanwhile is either in the new clone or refused.
  */
 export async function createRecord(
   redis: Redis,
@@ -93,9 +100,14 @@ export async function createRecord(
       readonly fingerprint: string;
       readonly keepMs: number;
     };
+    readonly reset: { readonly id: string; readonly marker: string } | null;
   },
 ): Promise<{ readonly outcome: CreateOutcome; readonly id: string }> {
-  const keys = [cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), o.idempotency.key];
+  const reset = o.reset ?? { id: '', marker: '' };
+  const keys = [
+    ...[cloneKey(o.id), eventsKey(o.id), INDEX_KEY, openKey(o.host), o.idempotency.key],
+    ...[cloneKey(reset.id), eventsKey(reset.id)],
+  ];
   const { fingerprint, keepMs } = o.idempotency;
   const answer = redis.eval(
     CREATE,
@@ -106,6 +118,8 @@ export async function createRecord(
     JSON.stringify(o.directories),
     fingerprint,
     keepMs,
+    reset.id,
+    reset.marker,
   );
   const [outcome, id] = (await ask(answer)) as [CreateOutcome, string];
   return { outcome, id };
@@ -288,7 +302,7 @@ export async function wishForTransfer(
 
 const UPDATE_ENDED = `${MARK}${RETAIN}
   local clone, events, ended_index, wished = unpack(KEYS)
-  local id, record, attempt, worker, ended_at, has_files, done = unpack(ARGV)
+  local id, record, attempt, worker, ended_at, has_files, done, unless_wished = unpack(ARGV)
   local stored = redis.call('HMGET', clone, 'attempt', 'workerId', 'ended', 'instance', 'record')
   if not stored[1] then
     redis.call('SREM', wished, id)
@@ -296,6 +310,7 @@ const UPDATE_ENDED = `${MARK}${RETAIN}
   end
   if tonumber(stored[1]) ~= tonumber(attempt) or stored[2] ~= worker or stored[3] ~= '1' then return 'refused' end
   local is_done = done ~= '' and stored[4] == done
+  if unless_wished == '1' and stored[4] and not is_done then return 'wished' end
   if is_done then redis.call('HDEL', clone, 'instance') end
   if is_done or not stored[4] then redis.call('SREM', wished, id) end
   if is_done or stored[5] ~= record then
@@ -306,18 +321,21 @@ const UPDATE_ENDED = `${MARK}${RETAIN}
   return 'stored'
 `;
 
+export type UpdateEndedOutcome = 'stored' | 'refused' | 'unknown' | 'wished';
+
 /**
  * Writes what has become of the instance of a clone that has ended, in the name of the worker that ended it. A record that
  * was forgotten does not come back.
  *
- * @param done The wish that was carried out, which goes unless there is another one by now; null: none was.
+ * @param o.done The wish that was carried out, which goes unless there is another one by now; null: none was.
+ * @param o.unlessWished Nothing is written if another one is there: `wished`.
  */
 export async function updateEndedRecord(
   redis: Redis,
   o: RecordToWrite,
   fence: Fence,
-  done: InstanceWish | null,
-): Promise<'stored' | 'refused' | 'unknown'> {
+  { done, unlessWished }: { readonly done: InstanceWish | null; readonly unlessWished: boolean },
+): Promise<UpdateEndedOutcome> {
   const keys = [cloneKey(o.id), eventsKey(o.id), ENDED_KEY, wishedKey(o.host)];
   const answer = redis.eval(
     UPDATE_ENDED,
@@ -330,8 +348,9 @@ export async function updateEndedRecord(
     o.endedAt ?? 0,
     o.hasFiles ? '1' : '0',
     done === null ? '' : formatInstanceWish(done),
+    unlessWished ? '1' : '0',
   );
-  return (await ask(answer)) as 'stored' | 'refused' | 'unknown';
+  return (await ask(answer)) as UpdateEndedOutcome;
 }
 
 const WISH_FOR_INSTANCE = `${MARK}

@@ -1,6 +1,6 @@
 /** The API's side, against a real Redis; workers are played by the other half of this package. */
 
-import type { StreamEvent } from '@pgcloned/contract';
+import type { Clone, StreamEvent } from '@pgcloned/contract';
 import { startRedis } from '@pgcloned/testbed';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
@@ -95,7 +95,9 @@ test('what a later version has added to a record is left out, and nothing is mad
 
   expect(await store.get(clone.id)).toEqual(clone);
   expect((await store.list({ pageSize: 10 })).clones).toEqual([clone]);
-  await expect(store.get(clone.id, { whole: true })).rejects.toMatchObject({
+  await expect(
+    store.reset(clone.id, () => Promise.reject(new Error('of what cannot be read'))),
+  ).rejects.toMatchObject({
     code: 'NOT_SUPPORTED',
   });
   await expect(worker.read(clone.id)).rejects.toThrow(/cannot be read/);
@@ -375,6 +377,82 @@ test('only an ended clone is forgotten, unless that is forced', async () => {
     code: 'NOT_FOUND',
   });
   expect((await raw.keys('*')).filter((key) => key.includes(clone.id))).toEqual([]);
+});
+
+test('what is wished for a clone while it is reset is in its successor, or refused', async () => {
+  await using worker = await openWorker(url);
+  const old = someClone();
+  await store.create(old);
+  const { instance } = old;
+  const there: Clone = {
+    ...ended(old, 'succeeded'),
+    instance: { ...instance, state: 'stopped' },
+  };
+  await worker.confirm(there, { attempt: 1, workerId: 'worker-1' });
+  const seen: boolean[] = [];
+
+  const { clone } = await store.reset(old.id, async (now) => {
+    if (seen.length === 0) await store.changeInstance(old.id, { protected: true });
+    seen.push(now.instance.protected);
+    const made = someClone({ dataDirectory: old.spec.target.dataDirectory });
+    return { ...made, resetOf: old.id };
+  });
+
+  expect(seen).toEqual([false, true]);
+  for (const wish of [{ protected: false }, { ttl: 60, askedAt: old.createdAt }]) {
+    await expect(store.changeInstance(old.id, wish)).rejects.toMatchObject({
+      code: 'TARGET_BUSY',
+      facts: { holder: clone.id },
+    });
+  }
+  await store.changeInstance(clone.id, { protected: true });
+});
+
+test('a clone whose end is written unless somebody wishes for something stays as it was if so', async () => {
+  await using worker = await openWorker(url);
+  const fence = { attempt: 1, workerId: 'worker-1' };
+  const clone = someClone();
+  await store.create(clone);
+  const there: Clone = {
+    ...ended(clone, 'succeeded'),
+    instance: { ...clone.instance, state: 'stopped' },
+  };
+  await worker.confirm(there, fence);
+  await store.changeInstance(clone.id, { protected: true });
+  const going: Clone = { ...there, instance: { ...there.instance, state: 'removing' } };
+  const o = { done: null, unlessWished: true };
+
+  expect(await worker.updateEnded(going, fence, o)).toBe('wished');
+  expect((await store.get(clone.id))?.instance).toMatchObject({
+    state: 'stopped',
+    protected: true,
+  });
+  await worker.updateEnded(there, fence, { done: { protected: true } });
+  expect(await worker.updateEnded(going, fence, o)).toBe('stored');
+  await expect(store.changeInstance(clone.id, { protected: true })).rejects.toMatchObject({
+    code: 'INSTANCE_MISSING',
+  });
+});
+
+test('force forgets no clone that is protected as long as its host is online', async () => {
+  const clone = someClone({}, { protected: true });
+  const fence = { attempt: 1, workerId: 'worker-1' };
+  {
+    await using worker = await openWorker(url);
+    await store.create(clone);
+    const { instance } = clone;
+    const kept = { ...ended(clone, 'succeeded'), instance: { ...instance, state: 'stopped' } };
+    await worker.confirm(kept as typeof clone, fence);
+
+    await expect(store.forget(clone.id, { force: true })).rejects.toMatchObject({
+      code: 'CLONE_PROTECTED',
+      hint: expect.stringContaining('protected'),
+    });
+    expect((await store.get(clone.id))?.state).toBe('succeeded');
+  }
+
+  await store.forget(clone.id, { force: true });
+  expect(await store.get(clone.id)).toBeUndefined();
 });
 
 test('a host that stopped is offline, and its running clones have lost contact', async () => {

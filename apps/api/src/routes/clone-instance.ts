@@ -25,7 +25,6 @@ import {
 import {
   AcceptedHeaders,
   audit,
-  found,
   IdempotencyHeaders,
   IdParams,
   idempotencyOf,
@@ -150,25 +149,22 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
       });
       const before = idempotency && (await store.madeBefore(idempotency));
       if (before !== undefined) return await sendAccepted(reply, before);
-      const old = found(await store.get(id, { whole: true }), id);
-      admitInstanceWish(old, { server: 'stopped' });
-      if (old.spec.replica.slot !== null) {
-        throw new CloneError('NOT_SUPPORTED', 'a standby with a slot cannot be reset', {
-          facts: { slot: old.spec.replica.slot },
-          hint: 'Delete it with data=true, which drops the slot, and ask for a new clone.',
-        });
-      }
-      const now = new Date();
-      const spec = specOfReset(old, now.getTime());
-      refuseUnsupported(spec);
-      await admitClone(spec, store);
-      const { clone } = await store.create(
-        newClone({
-          id: uuidv7().replaceAll('-', ''),
-          spec,
-          createdAt: now.toISOString(),
-          resetOf: id,
-        }),
+      const { clone } = await store.reset(
+        id,
+        async (old) => {
+          admitInstanceWish(old, { server: 'stopped' });
+          refuseSlot(old);
+          const now = new Date();
+          const spec = specOfReset(old, now.getTime());
+          refuseUnsupported(spec);
+          await admitClone(spec, store);
+          return newClone({
+            id: uuidv7().replaceAll('-', ''),
+            spec,
+            createdAt: now.toISOString(),
+            resetOf: id,
+          });
+        },
         idempotency,
       );
       audit(request, `reset requested, as clone ${clone.id}`, id);
@@ -176,3 +172,13 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
     },
   );
 };
+
+/** @throws {CloneError} `NOT_SUPPORTED` */
+function refuseSlot({ spec }: Clone): void {
+  const { slot } = spec.replica;
+  if (slot === null) return;
+  throw new CloneError('NOT_SUPPORTED', 'a standby with a slot cannot be reset', {
+    facts: { slot },
+    hint: 'Delete it with data=true, which drops the slot, and ask for a new clone.',
+  });
+}

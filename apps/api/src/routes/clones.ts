@@ -289,7 +289,8 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           'the server and removes the data directory with all that belongs to it, as far as it carries the marker of this ' +
           'clone, and the slot of the standby (`replica.slot`). `instance.state` becomes `removing` and then `removed`; ' +
           'what could not be removed is in `instance.error` and `leftovers`, and the record stays to tell. A clone that is ' +
-          'protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing.',
+          'protected is refused, and so is forgetting one whose files will be removed; `force` forgets these, too, and removes nothing, ' +
+          'but no protected one as long as its host is online.',
         tags: ['clones'],
         params: IdParams,
         querystring: z.strictObject({

@@ -202,6 +202,8 @@ function planOf(
     sourceName,
     source,
     originClone: null,
+    // Of the clones of a worker nobody knows anything here.
+    isProtected: () => Promise.resolve(false),
     password,
     host: {
       // Whoever types the target decides where it lies, within what the operating system lets them write.

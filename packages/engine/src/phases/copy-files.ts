@@ -65,7 +65,7 @@ import { repeat } from '../repeat.ts';
 import type { TablespacePlace } from '../target/layout.ts';
 import { isWithin } from '../target/locks.ts';
 import { hasControlFile, markerPath } from '../target/marker.ts';
-import { giveUpOldCluster, orphansOf } from '../target/old-cluster.ts';
+import { giveUpOldCluster, orphansOf, refuseProtected } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import { workersOf } from '../transfer-control.ts';
@@ -480,6 +480,7 @@ async function takeOver(
       tablespaceDirectoryName: facts.tablespaceDirectoryName,
       isOfSource: (directory) => ready.sameHost && ownDirectories.includes(directory),
     });
+    await refuseProtected(data.final, plan);
     await giveUpOldCluster(data.final, {
       cloneId: plan.id,
       beginJournal: async () => {

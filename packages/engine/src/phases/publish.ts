@@ -44,6 +44,7 @@ import { tryPrivately } from '../replica/try-privately.ts';
 import type { Place } from '../target/layout.ts';
 import { writeManifest } from '../target/manifest.ts';
 import { writeMarker } from '../target/marker.ts';
+import { refuseProtected } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';
 import { endSwap, recoverSwap, swapIntoPlace } from '../target/swap.ts';
 import { syncFilesystems } from '../target/sync.ts';
@@ -253,6 +254,7 @@ async function finishPlace(
 
 async function swap(run: CloneRun, ready: Ready, places: readonly Place[]): Promise<void> {
   const dataDirectory = ready.data.final;
+  await refuseProtected(dataDirectory, run.plan);
   run.cleanup.onFailure({
     what: `directories moved aside for ${dataDirectory}`,
     remedy: `Clone into ${dataDirectory} again: the next clone puts them back first.`,

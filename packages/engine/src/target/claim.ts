@@ -23,6 +23,7 @@ import {
   belongsToAnother,
   externalWal,
   hasTablespace,
+  refuseProtected,
   refuseRunningServer,
 } from './old-cluster.ts';
 import { recoverSwap } from './swap.ts';
@@ -183,6 +184,7 @@ async function claimDataDirectory(run: CloneRun, final: string): Promise<Place> 
   const { ifExists } = run.plan.spec.target;
   const state = await inspectDirectory(final, 'data');
   const holdsCluster = state === 'data-directory';
+  if (holdsCluster && ifExists !== 'fail') await refuseProtected(final, run.plan);
   if (ifExists === 'resync' && (holdsCluster || state === 'unfinished'))
     return placeInUse('data', final);
   if (state !== 'foreign' && !holdsCluster) return freePlace(run, 'data', final);

@@ -27,6 +27,7 @@ import {
 import { ifMissing, quoteForShell, syncDirectory } from '@pgcloned/process';
 import { bytePath } from '../copy/directories.ts';
 import { listLocal } from '../copy/reconcile.ts';
+import type { ClonePlan } from '../plan.ts';
 import type { Place } from './layout.ts';
 import { isWithin } from './locks.ts';
 import { exists, hasControlFile, readMarker, unfinishedCloneIn, writeMarker } from './marker.ts';
@@ -41,6 +42,24 @@ export async function refuseRunningServer(dataDirectory: string): Promise<void> 
   throw new CloneError('TARGET_IN_USE', `a PostgreSQL server runs on ${dataDirectory}`, {
     facts: { path: dataDirectory, pid: server.pid },
     hint: `Stop it (pg_ctl stop -D ${dataDirectory}) if it may be replaced, or choose another directory.`,
+  });
+}
+
+/**
+ * What somebody protects is neither replaced nor brought up to date. An unfinished copy is no clone that could be lost.
+ *
+ * @throws {CloneError} `CLONE_PROTECTED`
+ */
+export async function refuseProtected(
+  dataDirectory: string,
+  { id, isProtected }: Pick<ClonePlan, 'id' | 'isProtected'>,
+): Promise<void> {
+  const marker = await readMarker(dataDirectory, 'data');
+  if (marker?.finished !== true || marker.cloneId === id) return;
+  if (!(await isProtected(marker.cloneId))) return;
+  throw new CloneError('CLONE_PROTECTED', `${dataDirectory} holds a clone that is protected`, {
+    facts: { dataDirectory, clone: marker.cloneId },
+    hint: `Reset clone ${marker.cloneId}, take its protection back (PATCH it with {"protected": false}) if it may go, or choose another directory.`,
   });
 }
 
