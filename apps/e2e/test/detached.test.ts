@@ -47,6 +47,7 @@ beforeAll(async () => {
   source = owned.use(
     await startSource({
       settings: {
+        archive_mode: 'on',
         log_directory: '/nowhere/log',
         max_prepared_transactions: '5',
         min_dynamic_shared_memory: '8MB',

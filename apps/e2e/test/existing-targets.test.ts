@@ -3,7 +3,7 @@
  * what is never touched.
  */
 import { existsSync } from 'node:fs';
-import { chmod, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, readlink, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -71,6 +71,10 @@ async function plantUnreadable(): Promise<AsyncDisposable> {
 async function makeOld(home: string): Promise<void> {
   const { error } = await runClone(source, { target: targetIn(home) });
   expect(error).toBeUndefined();
+  // Its first start would make the links anew (R1.12), but nobody is led to the source before it either.
+  const links = at(home, 'main', 'pg_tblspc');
+  const [oid = ''] = await readdir(links);
+  expect(await readlink(join(links, oid))).toBe(at(home, 'fast'));
   await using old = await startCluster(at(home, 'main'));
   await old.query('SELECT pg_promote()');
   await old.query('CREATE TABLE old TABLESPACE fast AS SELECT 1 AS id');

@@ -2,6 +2,7 @@
  * A source whose settings would disturb a clone, or whose users a clone could disturb: synchronous replication, an
  * archive that does not work, and timeouts of the role (R3.2, R3.3, R4.8).
  */
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   adoptServer,
@@ -47,6 +48,13 @@ test('an archive that takes nothing does not hold a clone up', async () => {
     { archived_count: '0' },
   ]);
   expect(await leftBehind({ names: [name], servers: [source.primary] })).toEqual([]);
+  // Whoever lets the clone archive one day has none of the WAL in it twice (R4.15).
+  const wal = at('archive', 'main', 'pg_wal');
+  const segments = (await readdir(wal)).filter((file) => /^[0-9A-F]{24}$/.test(file));
+  expect(segments).not.toEqual([]);
+  expect((await readdir(join(wal, 'archive_status'))).toSorted()).toEqual(
+    segments.map((file) => `${file}.done`).toSorted(),
+  );
   await using standby = await startCluster(at('archive', 'main'));
   expect(await standby.query('SHOW archive_mode')).toEqual([{ archive_mode: 'off' }]);
 });

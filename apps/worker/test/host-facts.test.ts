@@ -1,9 +1,10 @@
 import { chmod, mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { HostFacts } from '@pgcloned/contract';
+import { type Clone, HostFacts } from '@pgcloned/contract';
 import { mountFilesystem, runsAsRoot, scratchDirectory } from '@pgcloned/testbed';
 import { expect, test } from 'vitest';
 import { readHostFacts, readMachineId, rememberSharing } from '../src/host-facts.ts';
+import { someClone } from './worker-parts.ts';
 
 test('a host tells which versions are installed and how much room its roots have', async () => {
   await using scratch = await scratchDirectory();
@@ -32,6 +33,35 @@ test('a host tells which versions are installed and how much room its roots have
   expect(facts.postgresMajors).toEqual([16]);
   expect(facts.filesystems).toMatchObject([{ path: scratch.path }]);
   expect(facts.filesystems[0]?.bytesFree).toBeGreaterThan(0);
+});
+
+test('a host tells what its clones take of each root, and not of others', async () => {
+  await using scratch = await scratchDirectory();
+  const cloneAt = (dataDirectory: string, space: Clone['instance']['space']): Clone => {
+    const clone = someClone({ target: { host: 'replica-1', dataDirectory } });
+    return { ...clone, instance: { ...clone.instance, space } };
+  };
+
+  const { filesystems } = await readHostFacts({
+    name: 'replica-1',
+    machineId: 'm',
+    workerId: 'w',
+    postgresBin: '/nowhere/{major}',
+    dataRoots: [scratch.path],
+    sources: [],
+    allowedSettings: [],
+    concurrency: 2,
+    runningClones: [],
+    sharing: async () => null,
+    clones: [
+      cloneAt(join(scratch.path, 'one'), { ownBytes: 1, sharedBytes: 10 }),
+      cloneAt(join(scratch.path, 'deep', 'two'), { ownBytes: 2, sharedBytes: 20 }),
+      cloneAt(join(scratch.path, 'unmeasured'), null),
+      cloneAt(`${scratch.path}2/elsewhere`, { ownBytes: 4, sharedBytes: 40 }),
+    ],
+  });
+
+  expect(filesystems).toMatchObject([{ clones: { count: 2, ownBytes: 3, sharedBytes: 30 } }]);
 });
 
 test.skipIf(!runsAsRoot)(

@@ -267,6 +267,30 @@ test('more time that was asked for while no worker ran holds, although the old t
   expect(Date.parse(instance?.expiresAt ?? '')).toBeGreaterThanOrEqual(expiresAt);
 });
 
+test('a clone that is protected by what its host has written down stays, although Redis let its removal pass', async () => {
+  const engine = engineWithFiles();
+  const clone = someClone();
+  {
+    await using _worker = await startWorker(options(), engine);
+    await succeed(engine, clone);
+  }
+  const journal = join(scratch.path, 'state', 'runs', `${clone.id}.json`);
+  const run = JSON.parse(await readFile(journal, 'utf8'));
+  run.clone.instance.protected = true;
+  await writeFile(journal, JSON.stringify(run));
+  await store.changeInstance(clone.id, { remove: true });
+  await using _worker = await startWorker(options(), engine);
+
+  await eventually(async () => (await store.get(clone.id))?.waitingFor === null);
+
+  expect(engine.removed).toEqual([]);
+  expect((await store.get(clone.id))?.instance).toMatchObject({
+    state: 'stopped',
+    protected: true,
+    error: { code: 'CLONE_PROTECTED' },
+  });
+});
+
 test('a clone whose time is over while another one works in its directory is what it was, and goes later', async () => {
   let asked = 0;
   const engine = engineWithFiles({

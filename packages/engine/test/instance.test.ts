@@ -15,7 +15,7 @@ import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import { findPostgres, mountFilesystem, runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { giveWay, lookAtInstance, removeInstance } from '../src/index.ts';
+import { giveWay, lookAtInstance, measureInstance, removeInstance } from '../src/index.ts';
 import type { InstancePlan } from '../src/instance/look.ts';
 import { unfinishedCloneIn, writeMarker } from '../src/target/marker.ts';
 import type { FilledDirectory } from '../src/target/prepare.ts';
@@ -219,5 +219,31 @@ test.skipIf(!runsAsRoot)(
       code: 'TARGET_NO_SPACE',
       facts: { path: disk.path },
     });
+  },
+);
+
+test.skipIf(!runsAsRoot)(
+  'a clone takes what lies in its data directory, its WAL and its tablespaces, each once (needs root)',
+  async () => {
+    await using filesystem = await mountFilesystem({ type: 'xfs', bytes: 300 * 1024 ** 2 });
+    const { data, wal, fast, plan } = await arrange({ within: filesystem.path });
+    const inside: FilledDirectory = {
+      ...{ kind: 'tablespace', path: join(data, 'inside'), final: join(data, 'inside') },
+      madeFrom: null,
+    };
+    const measure = async () =>
+      await measureInstance({ ...plan, filled: [...plan.filled, inside, inside] }, options.signal);
+    await mkdir(inside.path);
+    const before = await measure();
+
+    await writeFile(join(data, 'base', '1', '1'), Buffer.alloc(65_536, 1));
+    await writeFile(join(inside.path, '1'), Buffer.alloc(131_072, 1));
+    await writeFile(join(wal, '1'), Buffer.alloc(262_144, 1));
+    await writeFile(join(fast, '5', '1'), Buffer.alloc(524_288, 1));
+    await writeFile(join(filesystem.path, 'of somebody else'), Buffer.alloc(1_048_576, 1));
+
+    const after = await measure();
+    expect((after?.ownBytes ?? 0) - (before?.ownBytes ?? 0)).toBe(15 * 65_536);
+    expect(after?.sharedBytes).toBe(0);
   },
 );
