@@ -277,14 +277,10 @@ test('temporary WAL is kept where that is asked for', async () => {
 });
 
 describe('what breaks in the middle', () => {
-  const copying = async (
-    name: string,
-    more: Readonly<Record<string, unknown>> = {},
-  ): Promise<Running> => {
+  const copying = async (name: string): Promise<Running> => {
     const running = await startClone(source, {
       target: { dataDirectory: at(name, 'main') },
       transfer: SLOW,
-      ...more,
     });
     await running.reached('copy-files');
     return running;
@@ -335,12 +331,12 @@ describe('what breaks in the middle', () => {
   });
 
   test('a deadline that passes ends the clone', async () => {
-    const ended = await (
-      await copying('deadline', {
-        transfer: { maxRate: 1_000_000 },
-        deadline: new Date(Date.now() + 5_000).toISOString(),
-      })
-    ).ended;
+    // Whatever phase it has come to by then: a busy machine may need that long to begin.
+    const ended = await runClone(source, {
+      target: { dataDirectory: at('deadline', 'main') },
+      transfer: { maxRate: 1_000_000 },
+      deadline: new Date(Date.now() + 8_000).toISOString(),
+    });
 
     expect(ended.error).toMatchObject({
       code: 'DEADLINE_EXCEEDED',

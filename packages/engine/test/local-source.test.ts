@@ -1,7 +1,8 @@
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chown, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { appendSettings } from '@pgcloned/postgres';
+import { runsAsRoot } from '@pgcloned/testbed';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { findLocalServer } from '../src/local-source.ts';
 import { writeMarker } from '../src/target/marker.ts';
@@ -44,6 +45,19 @@ test('a cluster whose settings cannot be read is no source, since nobody can tel
     facts: { dataDirectory: directory, reason: 'EISDIR' },
   });
 });
+
+test.skipIf(!runsAsRoot)(
+  'files of another user are not copied: nobody but their owner could run the clone (needs root)',
+  async () => {
+    await chown(directory, 65_534, 65_534);
+
+    await expect(findLocalServer(directory, { originClone: null })).rejects.toMatchObject({
+      code: 'SOURCE_RIGHTS_MISSING',
+      facts: { ownerUid: 65_534, ownUid: 0 },
+      hint: expect.stringContaining('as the user that owns'),
+    });
+  },
+);
 
 test('a clone is no source as long as its onReady files have not run, though a private server of ours runs there', async () => {
   await writeFile(join(directory, 'postgresql.auto.conf'), appendSettings('', NOT_READY));
