@@ -27,14 +27,6 @@ export function refuseSpelledOutSource(body: unknown): void {
   });
 }
 
-/** What `CloneStore.create` refuses with, too. */
-export function targetBusy(holder: string): CloneError {
-  return new CloneError('TARGET_BUSY', 'another clone works on this target', {
-    facts: { holder },
-    hint: `Wait until clone ${holder} has ended, cancel it, or choose another directory.`,
-  });
-}
-
 /**
  * What depends on more than the request.
  *

@@ -9,14 +9,14 @@
  * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
-import { quoteForShell } from '@pgcloned/process';
+import { isWithin, quoteForShell } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
 import { removeBootDirectory } from './replica/private-run.ts';
 import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
-import { isWithin, makeLockSet } from './target/locks.ts';
+import { makeLockSet } from './target/locks.ts';
 import { exists, hasControlFile, isPublished, isStartable, readMarker } from './target/marker.ts';
 import { forgetPorts } from './target/ports.ts';
 import {

@@ -20,6 +20,7 @@ export { syncDirectory, unfinishedWrites, writeDurably } from './durable-file.ts
 export { type FileLock, lockFile } from './file-lock.ts';
 export { splitLines } from './line-splitter.ts';
 export { localRunner } from './local-runner.ts';
+export { isWithin } from './path.ts';
 export { readPlainFile } from './plain-file.ts';
 export { findProgram } from './program.ts';
 export { codeOf, ifMissing, isDiskFull, isMissing } from './system-error.ts';

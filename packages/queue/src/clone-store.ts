@@ -14,22 +14,21 @@ import {
   type CloneChange,
   CloneError,
   type CloneSpec,
-  type CloneState,
   type Host,
   hasEnded,
   type InstanceWish,
   type LogLine,
-  nextState,
   type PreflightReport,
-  recordError,
   refuseUnsupported,
   type StreamEvent,
 } from '@pgcloned/contract';
+import { isWithin } from '@pgcloned/process';
 import { openChangeFeed } from './change-feed.ts';
-import { type KnownHost, presentHost, readHost, readHosts } from './host-registry.ts';
+import { type ClonePage, type ListOptions, listClones } from './clone-list.ts';
+import { presentHost, readHost, readHosts } from './host-registry.ts';
 import { admitForcedForgetting, admitForgetting, admitInstanceWish } from './instance-wish.ts';
 import { openJobQueues } from './job-queues.ts';
-import { cloneKey, eventsKey, HOSTS_KEY, INDEX_KEY, idempotencyKey, openKey } from './keys.ts';
+import { eventsKey, HOSTS_KEY, idempotencyKey, openKey } from './keys.ts';
 import { askForPreflight } from './preflight-exchange.ts';
 import {
   ask,
@@ -40,7 +39,6 @@ import {
 } from './redis-connection.ts';
 import {
   createRecord,
-  endQueuedRecord,
   forgetRecord,
   pruneEnded,
   requestCancel,
@@ -58,6 +56,7 @@ import {
   type StoredClone,
   versionOf,
 } from './stored-clone.ts';
+import { endOverdue, endQueued } from './waiting-clones.ts';
 import { logLineOf, watchClone } from './watch-clone.ts';
 
 const DAY_MS = 86_400_000;
@@ -69,10 +68,8 @@ const IDEMPOTENCY_KEEP_MS = DAY_MS;
 const ENDED_KEPT_MAX = 2_000;
 const ENDED_KEPT_MS = 90 * DAY_MS;
 
-const INDEX_BATCH = 100;
-
 /** A record changes at most a few times between reading and writing it; more is a livelock. */
-const WISH_TRIES_MAX = 10;
+const WRITE_TRIES_MAX = 10;
 
 /** How late the deadline of a clone that waits may be noticed. */
 const OVERDUE_CHECK_MS = 2_000;
@@ -84,15 +81,6 @@ interface Idempotency {
   readonly key: string;
   /** Equal for equal requests. */
   readonly fingerprint: string;
-}
-
-interface ListOptions {
-  readonly state?: CloneState | undefined;
-  readonly host?: string | undefined;
-  /** `name`, or `name=value`. */
-  readonly label?: string | undefined;
-  readonly pageSize: number;
-  readonly pageToken?: string | undefined;
 }
 
 type TargetOfInterest = Pick<CloneSpec['target'], 'host' | 'dataDirectory'> &
@@ -127,9 +115,7 @@ export interface CloneStore extends AsyncDisposable {
   /** What a later version has added to the record is left out. */
   readonly get: (id: string) => Promise<Clone | undefined>;
   /** Newest first. @throws {CloneError} `REQUEST_INVALID` if the page token is none of ours. */
-  readonly list: (
-    o: ListOptions,
-  ) => Promise<{ readonly clones: readonly Clone[]; readonly nextPageToken: string | null }>;
+  readonly list: (o: ListOptions) => Promise<ClonePage>;
   /**
    * Ends a queued clone at once; asks the worker to end a running one, and wakes it.
    *
@@ -215,11 +201,12 @@ export async function openCloneStore(options: {
   const feed = openChangeFeed(connection);
   const queues = openJobQueues({ redis, onError });
   await firstOutcome(redis);
+  const waiting = { redis, queues, onError };
   let looking = false;
   const lookout = setInterval(() => {
     if (looking || redis.status !== 'ready') return;
     looking = true;
-    endOverdue()
+    endOverdue(waiting)
       .catch(onError)
       .finally(() => {
         looking = false;
@@ -283,7 +270,7 @@ export async function openCloneStore(options: {
       case 'created':
         await queues.addClone(clone).catch(onError);
         pruneEnded(redis, {
-          olderThan: Date.now() - ENDED_KEPT_MS,
+          endedBeforeMs: Date.now() - ENDED_KEPT_MS,
           countMax: ENDED_KEPT_MAX,
         }).catch(onError);
         return { clone: presentQueued(clone, host), created: true };
@@ -297,16 +284,13 @@ export async function openCloneStore(options: {
       return made;
     },
 
-    reset: async (id, make, idempotency) => {
-      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+    reset: async (id, make, idempotency) =>
+      await untilWritten(id, async () => {
         const stored = await find(id);
         if (stored.isPartial) throw ofLaterVersion(id);
         const clone = await make(await present(stored));
-        const made = await create(clone, { idempotency, reset: { id, marker: stored.marker } });
-        if (made !== 'changed') return made;
-      }
-      throw queueUnavailable(`the record of clone ${id} changes all the time`);
-    },
+        return await create(clone, { idempotency, reset: { id, marker: stored.marker } });
+      }),
 
     madeBefore: async ({ key, fingerprint }) => {
       const [id, known] = await ask(redis.hmget(idempotencyKey(sha256(key)), 'id', 'fingerprint'));
@@ -318,47 +302,17 @@ export async function openCloneStore(options: {
       return stored && (await present(stored));
     },
 
-    list: async ({ pageSize, pageToken, ...wanted }) => {
-      const hosts = await readHosts(redis);
-      const clones: Clone[] = [];
-      let last = pageToken === undefined ? undefined : idOfPageToken(pageToken);
-      for (;;) {
-        const ids = await ask(
-          redis.zrevrangebylex(
-            INDEX_KEY,
-            last === undefined ? '+' : `(${last}`,
-            '-',
-            'LIMIT',
-            0,
-            INDEX_BATCH,
-          ),
-        );
-        for (const clone of await readAll(ids, hosts)) {
-          if (!matches(clone, wanted)) continue;
-          // One more than the page holds: only now is it known that there is a next page.
-          const previous = clones.at(-1);
-          if (clones.length === pageSize && previous !== undefined) {
-            return { clones, nextPageToken: Buffer.from(previous.id, 'hex').toString('base64url') };
-          }
-          clones.push(clone);
-        }
-        last = ids.at(-1);
-        if (last === undefined || ids.length < INDEX_BATCH) return { clones, nextPageToken: null };
-      }
-    },
+    list: async (o) => await listClones(o, { redis, onUnreadable: onError }),
 
     cancel: async (id) => {
-      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
-        const stored = await find(id);
-        if (await cancelAsItIs(stored)) return await present(await find(id));
-      }
-      throw queueUnavailable(`the record of clone ${id} changes all the time`);
+      return await untilWritten(id, async () =>
+        (await cancelAsItIs(await find(id))) ? await present(await find(id)) : 'changed',
+      );
     },
 
-    changeTransfer: async (id, change) => {
-      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
-        const stored = await find(id);
-        const { clone, fence, wishedTransfer } = stored;
+    changeTransfer: async (id, change) =>
+      await untilWritten(id, async () => {
+        const { clone, fence, wishedTransfer } = await find(id);
         if (hasEnded(clone.state)) {
           throw new CloneError('CLONE_ENDED', 'the clone has ended', {
             facts: { state: clone.state },
@@ -373,16 +327,14 @@ export async function openCloneStore(options: {
           before: wishedTransfer,
           wish: { workers, maxRate },
         });
-        if (!isWished) continue;
+        if (!isWished) return 'changed';
         // One that no worker has taken yet is taken as it is then.
         if (fence.workerId !== '') await queues.wakeForWish(clone).catch(onError);
         return await present(await find(id));
-      }
-      throw queueUnavailable(`the record of clone ${id} changes all the time`);
-    },
+      }),
 
-    changeInstance: async (id, change) => {
-      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+    changeInstance: async (id, change) =>
+      await untilWritten(id, async () => {
         const stored = await find(id);
         const clone = await present(stored);
         // No worker has ever had it: nothing of it lies anywhere.
@@ -397,22 +349,21 @@ export async function openCloneStore(options: {
         }
         const { host } = clone;
         const wish = { ...stored.wishedInstance, ...change };
-        if (!(await wishForInstance(redis, { id, host, marker: stored.marker, wish }))) continue;
+        if (!(await wishForInstance(redis, { id, host, marker: stored.marker, wish })))
+          return 'changed';
         await queues.wakeForInstance(clone).catch(onError);
         return await present(await find(id));
-      }
-      throw queueUnavailable(`the record of clone ${id} changes all the time`);
-    },
+      }),
 
     forget: async (id, { force }) => {
-      for (let tries = 0; tries < WISH_TRIES_MAX; tries++) {
+      await untilWritten(id, async () => {
         const stored = await find(id).catch((error: unknown) => {
           if (force && error instanceof RecordUnreadableError) return null;
           throw error;
         });
         if (stored === null) {
           await forgetUnreadable(id);
-          return;
+          return 'forgotten';
         }
         const { clone, marker } = stored;
         const { host } = clone;
@@ -428,11 +379,10 @@ export async function openCloneStore(options: {
           }
           admitForgetting(await present(stored));
         }
-        if (!(await forgetRecord(redis, { id, host, marker }))) continue;
+        if (!(await forgetRecord(redis, { id, host, marker }))) return 'changed';
         if (!hasEnded(clone.state)) await queues.removeClone(clone).catch(onError);
-        return;
-      }
-      throw queueUnavailable(`the record of clone ${id} changes all the time`);
+        return 'forgotten';
+      });
     },
 
     watch: (id, { lastEventId, signal }) =>
@@ -479,7 +429,7 @@ export async function openCloneStore(options: {
       for (const [id, theirs] of Object.entries(await ask(redis.hgetall(openKey(target.host))))) {
         if (
           (JSON.parse(theirs) as string[]).some((one) =>
-            wanted.some((other) => overlap(one, other)),
+            wanted.some((other) => isWithin(one, other) || isWithin(other, one)),
           )
         )
           return id;
@@ -525,7 +475,7 @@ export async function openCloneStore(options: {
       case 'queued':
         // Between two attempts a clone waits with its worker, which has things to tidy up.
         return await (stored.fence.workerId === ''
-          ? endQueued(stored, { event: 'cancel', now })
+          ? endQueued(waiting, stored, { event: 'cancel', now })
           : wishForCancel());
       case 'running':
       case 'cancelling':
@@ -545,118 +495,24 @@ export async function openCloneStore(options: {
     }
   }
 
-  /** Nobody would be there to say that they are too late: they wait for a slot, or for their worker to come back. */
-  async function endOverdue(): Promise<void> {
-    const now = new Date();
-    for (const name of await ask(redis.smembers(HOSTS_KEY))) {
-      for (const id of await ask(redis.hkeys(openKey(name)))) {
-        if ((await ask(redis.hget(cloneKey(id), 'state'))) !== 'queued') continue;
-        const stored = await readClone(redis, id, { partly: true }).catch((error: unknown) => {
-          if (error instanceof RecordUnreadableError) return undefined;
-          throw error;
-        });
-        const deadline = stored?.clone.spec.deadline ?? null;
-        if (stored === undefined || stored.cancelRequested) continue;
-        if (deadline === null || Date.parse(deadline) > now.getTime()) continue;
-        // Between two attempts its worker notices itself, if it lives.
-        const hasWorker = stored.fence.workerId !== '' && (await readHost(redis, name))?.online;
-        if (hasWorker !== true)
-          await endQueued(stored, { event: 'fail', now, error: overdue(deadline) });
-      }
-    }
-  }
-
-  async function endQueued(
-    { clone, marker }: StoredClone,
-    {
-      event,
-      now,
-      error = null,
-    }: {
-      readonly event: 'cancel' | 'fail';
-      readonly now: Date;
-      readonly error?: CloneError | null;
-    },
-  ): Promise<boolean> {
-    const state = nextState(clone.state, event);
-    if (state === null) return false;
-    const ended = await endQueuedRecord(redis, {
-      id: clone.id,
-      host: clone.host,
-      record: JSON.stringify({
-        ...clone,
-        state,
-        waitingFor: null,
-        endedAt: now.toISOString(),
-        error: error && recordError(error),
-      }),
-      state,
-      endedAt: now.getTime(),
-      directories: [],
-      hasFiles: false,
-      marker,
-    });
-    if (ended) await queues.removeClone(clone).catch(onError);
-    return ended;
-  }
-
   /** It does not say whose it is, and may hold a target of any host. */
   async function forgetUnreadable(id: string): Promise<void> {
     for (const host of await ask(redis.smembers(HOSTS_KEY))) {
       await forgetRecord(redis, { id, host, marker: null });
     }
   }
+}
 
-  /** The clones of `ids`, in that order; what cannot be read is left out and reported. */
-  async function readAll(
-    ids: readonly string[],
-    hosts: ReadonlyMap<string, KnownHost>,
-  ): Promise<readonly Clone[]> {
-    const clones = await Promise.all(
-      ids.map(async (id) => {
-        try {
-          const stored = await readClone(redis, id, { partly: true });
-          return stored && presentClone(stored, hosts.get(stored.clone.host));
-        } catch (error) {
-          if (!(error instanceof RecordUnreadableError)) throw error;
-          onError(error);
-          return undefined;
-        }
-      }),
-    );
-    return clones.filter((clone) => clone !== undefined);
+/** Tries anew as long as somebody has changed the record between reading and writing it. */
+async function untilWritten<Result>(
+  id: string,
+  tryOnce: () => Promise<Result | 'changed'>,
+): Promise<Result> {
+  for (let tries = 0; tries < WRITE_TRIES_MAX; tries++) {
+    const result = await tryOnce();
+    if (result !== 'changed') return result;
   }
-}
-
-function matches(
-  clone: Clone,
-  { state, host, label }: Pick<ListOptions, 'state' | 'host' | 'label'>,
-): boolean {
-  if (state !== undefined && clone.state !== state) return false;
-  if (host !== undefined && clone.host !== host) return false;
-  if (label === undefined) return true;
-  const [name = '', ...rest] = label.split('=');
-  const value = clone.spec.labels[name];
-  return value !== undefined && (rest.length === 0 || value === rest.join('='));
-}
-
-function idOfPageToken(token: string): string {
-  const id = Buffer.from(token, 'base64url').toString('hex');
-  if (/^[0-9a-f]{32}$/.test(id)) return id;
-  throw new CloneError('REQUEST_INVALID', 'the page token is none of ours', {
-    hint: 'Use nextPageToken of the page before as it is, or leave pageToken out.',
-  });
-}
-
-function overlap(one: string, other: string): boolean {
-  return one === other || one.startsWith(`${other}/`) || other.startsWith(`${one}/`);
-}
-
-function overdue(deadline: string): CloneError {
-  return new CloneError('DEADLINE_EXCEEDED', 'the deadline passed while the clone waited', {
-    facts: { deadline },
-    hint: 'See what its host is busy with, or why it is away, and ask for a later deadline.',
-  });
+  throw queueUnavailable(`the record of clone ${id} changes all the time`);
 }
 
 function ofLaterVersion(id: string): CloneError {
@@ -673,7 +529,8 @@ function beingReset(holder: string): CloneError {
   });
 }
 
-function targetBusy(holder: string): CloneError {
+/** What `CloneStore.create` refuses with. */
+export function targetBusy(holder: string): CloneError {
   return new CloneError('TARGET_BUSY', 'another clone works on this target', {
     facts: { holder },
     hint: `Wait until clone ${holder} has ended, cancel it, or choose another directory.`,

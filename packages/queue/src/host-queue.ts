@@ -21,6 +21,7 @@ import {
   type PreflightReport,
   type TransferLimits,
 } from '@pgcloned/contract';
+import { unlessAborted } from '@pgcloned/process';
 import { Worker } from 'bullmq';
 import { HEARTBEAT_MS, ONLINE_MS } from './host-registry.ts';
 import { type CloneJob, openJobQueues } from './job-queues.ts';
@@ -172,7 +173,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     return registering;
   };
   try {
-    await untilAborted(register(), options.signal);
+    await unlessAborted(register(), options.signal);
   } catch (error) {
     closing.abort();
     redis.disconnect();
@@ -355,18 +356,4 @@ async function settlesWithin(ms: number, work: Promise<unknown>): Promise<boolea
   const settled = await Promise.race([work.then(() => true), expired]);
   clearTimeout(timer);
   return settled;
-}
-
-async function untilAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
-  signal.throwIfAborted();
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const abort = () => {
-    reject(signal.reason as Error);
-  };
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }

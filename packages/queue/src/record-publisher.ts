@@ -159,7 +159,7 @@ export function toWrite(clone: Clone): RecordToWrite {
     host: clone.host,
     record: JSON.stringify(clone),
     state: clone.state,
-    endedAt: hasEnded(clone.state) ? Date.parse(clone.endedAt ?? clone.createdAt) : null,
+    endedAtMs: hasEnded(clone.state) ? Date.parse(clone.endedAt ?? clone.createdAt) : null,
     directories: directoriesOf(clone.spec.target),
     hasFiles: hasFiles(clone.instance),
   };

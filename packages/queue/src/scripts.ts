@@ -19,7 +19,7 @@ import {
   wishedKey,
 } from './keys.ts';
 import { ask } from './redis-connection.ts';
-import { formatWish, parseWish } from './transfer-wish.ts';
+import { formatTransferWish, parseTransferWish } from './transfer-wish.ts';
 
 /** Enough for every line of an ordinary clone; of a noisy one the oldest go. */
 const EVENTS_PER_CLONE_MAX = 1000;
@@ -177,7 +177,7 @@ export interface RecordToWrite {
   readonly record: string;
   readonly state: CloneState;
   /** Milliseconds since 1970; null: it has not ended. */
-  readonly endedAt: number | null;
+  readonly endedAtMs: number | null;
   readonly directories: readonly string[];
   /** Whether something of it lies on its host. */
   readonly hasFiles: boolean;
@@ -211,14 +211,14 @@ export async function writeRecord(
       o.state,
       fence.attempt,
       fence.workerId,
-      o.endedAt === null ? '0' : '1',
-      o.endedAt ?? 0,
+      o.endedAtMs === null ? '0' : '1',
+      o.endedAtMs ?? 0,
       JSON.stringify(o.directories),
       o.hasFiles ? '1' : '0',
       ...logLines,
     ),
   )) as ['stored' | 'refused', string, string];
-  return { outcome, cancelRequested: cancel !== '', wishedTransfer: parseWish(transfer) };
+  return { outcome, cancelRequested: cancel !== '', wishedTransfer: parseTransferWish(transfer) };
 }
 
 const END_QUEUED = `${MARK}
@@ -246,7 +246,7 @@ export async function endQueuedRecord(
     o.record,
     o.state,
     o.marker,
-    o.endedAt ?? 0,
+    o.endedAtMs ?? 0,
   );
   return (await ask(answer)) === 1;
 }
@@ -294,9 +294,16 @@ export async function wishForTransfer(
     readonly wish: TransferLimits;
   },
 ): Promise<boolean> {
-  const before = o.before === null ? '' : formatWish(o.before);
+  const before = o.before === null ? '' : formatTransferWish(o.before);
   const keys = [cloneKey(o.id), eventsKey(o.id)];
-  const answer = redis.eval(WISH_FOR_TRANSFER, 2, ...keys, o.id, before, formatWish(o.wish));
+  const answer = redis.eval(
+    WISH_FOR_TRANSFER,
+    2,
+    ...keys,
+    o.id,
+    before,
+    formatTransferWish(o.wish),
+  );
   return (await ask(answer)) === 1;
 }
 
@@ -345,7 +352,7 @@ export async function updateEndedRecord(
     o.record,
     fence.attempt,
     fence.workerId,
-    o.endedAt ?? 0,
+    o.endedAtMs ?? 0,
     o.hasFiles ? '1' : '0',
     done === null ? '' : formatInstanceWish(done),
     unlessWished ? '1' : '0',
@@ -434,9 +441,9 @@ const PRUNE = `
 /** Removes ended clones that are too old or too many, a bounded number at a time. */
 export async function pruneEnded(
   redis: Redis,
-  o: { readonly olderThan: number; readonly countMax: number },
+  o: { readonly endedBeforeMs: number; readonly countMax: number },
 ): Promise<void> {
-  await ask(redis.eval(PRUNE, 2, ENDED_KEY, INDEX_KEY, o.olderThan, o.countMax, 100));
+  await ask(redis.eval(PRUNE, 2, ENDED_KEY, INDEX_KEY, o.endedBeforeMs, o.countMax, 100));
 }
 
 const REGISTER_HOST = `

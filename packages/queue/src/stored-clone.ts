@@ -20,7 +20,7 @@ import { parseInstanceWish, withWish } from './instance-wish.ts';
 import { cloneKey } from './keys.ts';
 import { ask } from './redis-connection.ts';
 import type { Fence } from './scripts.ts';
-import { parseWish } from './transfer-wish.ts';
+import { parseTransferWish } from './transfer-wish.ts';
 
 export interface StoredClone {
   /** Its transfer is as it was last wished for. */
@@ -60,7 +60,7 @@ export async function readClone(
     ),
   );
   if (record === null || record === undefined) return undefined;
-  const wishedTransfer = parseWish(transfer);
+  const wishedTransfer = parseTransferWish(transfer);
   const { clone, isPartial } = parseRecord(id, record, partly);
   return {
     isPartial,

@@ -10,12 +10,12 @@ import {
   refuseUnsupported,
   STATES,
 } from '@pgcloned/contract';
-import { type CloneStore, notFound, versionOf } from '@pgcloned/queue';
+import { type CloneStore, notFound, targetBusy, versionOf } from '@pgcloned/queue';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import { v7 as uuidv7 } from 'uuid';
 import * as z from 'zod';
-import { admitClone, refuseSpelledOutSource, targetBusy } from '../admit-clone.ts';
+import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
 import { entityTag, isKnown, waitSecondsOf } from '../conditional.ts';
 import { QUEUED_CLONE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';

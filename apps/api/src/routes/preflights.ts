@@ -7,9 +7,9 @@ import {
   PreflightReport as PreflightReportSchema,
   refuseUnsupported,
 } from '@pgcloned/contract';
-import type { CloneStore } from '@pgcloned/queue';
+import { type CloneStore, targetBusy } from '@pgcloned/queue';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
-import { admitClone, refuseSpelledOutSource, targetBusy } from '../admit-clone.ts';
+import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
 import { PREFLIGHT_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
 import { BODY_REFUSED, EVERYWHERE } from '../responses.ts';

@@ -7,9 +7,8 @@
  * relation would come back as ghost rows without a word.
  */
 import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
-import { ifMissing } from '@pgcloned/process';
+import { ifMissing, isWithin } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
-import { isWithin } from '../target/locks.ts';
 import { refuseMountsBelow } from '../target/mounts.ts';
 import { bytePath } from './directories.ts';
 import type { SelectedFile, Selection } from './select.ts';

@@ -1,7 +1,8 @@
 /** What a clone takes of its filesystems. */
+
+import { isWithin } from '@pgcloned/process';
 import { measureSpace, type Space } from '@pgcloned/reflink';
 import { resolveReal } from '../target/guard.ts';
-import { isWithin } from '../target/locks.ts';
 import type { InstancePlan } from './look.ts';
 
 /**

@@ -19,6 +19,7 @@ import {
   type Verdict,
 } from '@pgcloned/contract';
 import type { BackupStart } from '@pgcloned/postgres';
+import { isWithin } from '@pgcloned/process';
 import {
   type ByteName,
   listFiles,
@@ -63,7 +64,6 @@ import {
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import type { TablespacePlace } from '../target/layout.ts';
-import { isWithin } from '../target/locks.ts';
 import { hasControlFile, markerPath } from '../target/marker.ts';
 import { giveUpOldCluster, orphansOf, refuseProtected } from '../target/old-cluster.ts';
 import { refuseIfTooLarge } from '../target/space.ts';

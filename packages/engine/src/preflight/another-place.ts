@@ -5,9 +5,8 @@
 import { userInfo } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { CloneError, changeRequest, type ErrorCode, type Remedy } from '@pgcloned/contract';
-import { quoteForShell } from '@pgcloned/process';
+import { isWithin, quoteForShell } from '@pgcloned/process';
 import type { ClonePlan } from '../plan.ts';
-import { isWithin } from '../target/locks.ts';
 import { exists } from '../target/marker.ts';
 import { filesystemOf } from '../target/space.ts';
 import type { Seen } from './check.ts';

@@ -17,11 +17,10 @@ import {
   primaryConninfo,
   resolveConnection,
 } from '@pgcloned/postgres';
-import { ifMissing } from '@pgcloned/process';
+import { ifMissing, isWithin } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
-import { isWithin } from '../target/locks.ts';
 import { exists } from '../target/marker.ts';
 import { AUTO_CONF, detachedSettings, isDetached, untilReady } from './detached.ts';
 import { actsForSource, librariesIn } from './libraries.ts';

@@ -6,6 +6,7 @@ import { realpath } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import type { SourceFacts, Tablespace } from '@pgcloned/postgres';
+import { isWithin } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import { guardPath, inspectDirectory, refuseNesting, resolveReal } from './guard.ts';
 import {
@@ -17,7 +18,6 @@ import {
   type TablespacePlace,
   temporaryWalPath,
 } from './layout.ts';
-import { isWithin } from './locks.ts';
 import type { DirectoryKind } from './marker.ts';
 import {
   belongsToAnother,

@@ -7,8 +7,7 @@
 import { access, constants, lstat, readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
-import { codeOf, unfinishedWrites } from '@pgcloned/process';
-import { isWithin } from './locks.ts';
+import { codeOf, isWithin, unfinishedWrites } from '@pgcloned/process';
 import { type DirectoryKind, exists, markerPath, unfinishedCloneIn } from './marker.ts';
 
 /** What a server makes in the location of a tablespace: all that lies in it is removed with a database. */

@@ -12,7 +12,7 @@ import { access, constants, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError } from '@pgcloned/contract';
-import { codeOf, type FileLock, lockFile, readPlainFile } from '@pgcloned/process';
+import { codeOf, type FileLock, isWithin, lockFile, readPlainFile } from '@pgcloned/process';
 
 /** /run/lock is the same for every process of a machine, also for those with a private /tmp. */
 const LOCK_DIRECTORIES = ['/run/lock', '/var/tmp'];
@@ -182,11 +182,6 @@ async function overlap(one: string, other: string): Promise<boolean> {
   if (isWithin(one, other) || isWithin(other, one)) return true;
   const [left, right] = await Promise.all([one, other].map(identityOf));
   return left !== null && left === right;
-}
-
-/** Whether `path` is `directory` or lies below it. */
-export function isWithin(path: string, directory: string): boolean {
-  return path === directory || path.startsWith(directory === '/' ? '/' : `${directory}/`);
 }
 
 async function identityOf(path: string): Promise<string | null> {

@@ -12,13 +12,12 @@ import {
   OUTSIDE_MANIFEST,
   openPageChecker,
 } from '@pgcloned/postgres';
-import { writeDurably } from '@pgcloned/process';
+import { isWithin, writeDurably } from '@pgcloned/process';
 import type { ByteName } from '@pgcloned/rsync';
 import { bytePath } from '../copy/directories.ts';
 import { type LocalEntry, listLocal } from '../copy/reconcile.ts';
 import type { FileSums } from '../copy/verification.ts';
 import type { TablespacePlace } from './layout.ts';
-import { isWithin } from './locks.ts';
 import { markerPath } from './marker.ts';
 
 /** A file as PostgreSQL names it, and where it lies. */

@@ -1,8 +1,7 @@
 /** A filesystem that is mounted inside a directory is none of that directory's files, and is not removed with them (R11.5). */
 import { readFile } from 'node:fs/promises';
 import { CloneError } from '@pgcloned/contract';
-import { quoteForShell } from '@pgcloned/process';
-import { isWithin } from './locks.ts';
+import { isWithin, quoteForShell } from '@pgcloned/process';
 
 /**
  * @param counts Whether what is mounted on a path below the directory is in the way. Default: always.

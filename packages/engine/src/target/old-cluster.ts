@@ -24,12 +24,11 @@ import {
   readControlFile,
   type SourceFacts,
 } from '@pgcloned/postgres';
-import { ifMissing, quoteForShell, syncDirectory } from '@pgcloned/process';
+import { ifMissing, isWithin, quoteForShell, syncDirectory } from '@pgcloned/process';
 import { bytePath } from '../copy/directories.ts';
 import { listLocal } from '../copy/reconcile.ts';
 import type { ClonePlan } from '../plan.ts';
 import type { Place } from './layout.ts';
-import { isWithin } from './locks.ts';
 import { exists, hasControlFile, readMarker, unfinishedCloneIn, writeMarker } from './marker.ts';
 
 /** The server reads and writes this much at a time. */
