@@ -43,6 +43,7 @@ export {
 } from './page-check.ts';
 export { canJudgePages, judgePage } from './page-checksum.ts';
 export { formatPassfileLine } from './passfile.ts';
+export type { WalReceiverOptions } from './pg-receivewal.ts';
 export { isServerRunning, type PostmasterPid, parsePostmasterPid } from './postmaster-pid.ts';
 export { type PrivateServer, startPrivateServer } from './private-server.ts';
 export { isInRecovery, promoted } from './promotion.ts';
@@ -88,6 +89,5 @@ export {
   keepUnfinishedSegment,
   startWalReceiver,
   type WalReceiver,
-  type WalReceiverOptions,
 } from './wal-receiver.ts';
 export { segmentName, segmentStart, segmentStartOfName, segmentsBetween } from './wal-segment.ts';

@@ -7,6 +7,7 @@
  */
 import type { ByteName } from '@pgcloned/rsync';
 import type { SelectedFile } from './select.ts';
+import { bytesOf } from './select.ts';
 
 export interface Batch {
   /** Index of the root (PGDATA or a tablespace) that all its files lie in. */
@@ -55,7 +56,7 @@ export function queueBatches(
     position: 0,
   }));
   const all = roots.flat();
-  const bytesTotal = all.reduce((sum, { bytes }) => sum + bytes, 0);
+  const bytesTotal = bytesOf(all);
   let bytesLeft = bytesTotal;
   let filesLeft = all.length;
 

@@ -13,8 +13,10 @@
  */
 import { type FileHandle, open, readFile, rm, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
+import { formatServer } from '@pgcloned/contract';
 import { codeOf } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
+import type { Ready } from '../ready.ts';
 
 /**
  * A write stamps the file before it brings the bytes, and page by page: a server that is held up in between, throttled,
@@ -30,6 +32,16 @@ export interface CopyIdentity {
   /** The name of the server that is copied: inodes and times are those of its host. */
   readonly server: string;
 }
+
+/** What {@link openCopyJournal} is told of the source. */
+export const whatIsCopied = ({ facts, address, probe }: Ready) => ({
+  identity: {
+    systemIdentifier: facts.systemIdentifier,
+    timeline: facts.timeline,
+    server: formatServer(address),
+  },
+  listedAtNs: probe.now,
+});
 
 type Stamp = Pick<SourceEntry, 'inode' | 'bytes' | 'mtimeNs' | 'ctimeNs'>;
 

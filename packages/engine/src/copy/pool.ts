@@ -20,6 +20,14 @@ const FIRST_PAUSE_MS = 250;
 /** A relation that is truncated more often while it is read is being vacuumed in a loop. */
 const ROUNDS_MAX = 5;
 
+export interface TransferStep {
+  readonly worker: number;
+  /** Why the batch is sent again, if it is. */
+  readonly repeat: 'broke-off' | 'changed' | null;
+  readonly onBytes: (bytes: number) => void;
+  readonly signal: AbortSignal;
+}
+
 export interface PoolOptions {
   /** At least one. */
   readonly workers: () => number;
@@ -31,16 +39,8 @@ export interface PoolOptions {
    * them is gone, with whoever has aborted it, it no longer knows of that.
    */
   readonly admit: (batch: Batch, signal: AbortSignal) => Promise<readonly AbortSignal[]>;
-  /** One rsync. `repeat` tells why the batch is sent again, if it is. */
-  readonly transfer: (
-    batch: Batch,
-    options: {
-      readonly worker: number;
-      readonly repeat: 'broke-off' | 'changed' | null;
-      readonly onBytes: (bytes: number) => void;
-      readonly signal: AbortSignal;
-    },
-  ) => Promise<TransferOutcome>;
+  /** One rsync. */
+  readonly transfer: (batch: Batch, step: TransferStep) => Promise<TransferOutcome>;
   readonly copied: (step: {
     readonly worker: number;
     /** Of the batch. */

@@ -11,7 +11,7 @@ import { ifMissing, isWithin } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
 import { refuseMountsBelow } from '../target/mounts.ts';
 import { bytePath } from './directories.ts';
-import type { SelectedFile, Selection } from './select.ts';
+import { bytesOf, type SelectedFile, type Selection } from './select.ts';
 
 /** Looking for so much in what is here takes the source longer than starting another rsync. */
 const REST_BYTES_MIN = 2 * 1024 ** 2;
@@ -95,7 +95,7 @@ function strangersIn(
 /** What the files below `root` take up, by their sizes. */
 export async function bytesIn(root: string): Promise<number> {
   const local = await listLocal(root);
-  return [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+  return bytesOf([...local.values()]);
 }
 
 /** Of the filesystem, where `root` is a mount point: root alone may look into it. */

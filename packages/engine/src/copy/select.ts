@@ -51,6 +51,9 @@ export interface SelectedFile {
   readonly bytes: number;
 }
 
+export const bytesOf = (files: readonly { readonly bytes: number }[]) =>
+  files.reduce((sum, { bytes }) => sum + bytes, 0);
+
 export interface Selection {
   /** Regular files to copy. */
   readonly files: readonly SelectedFile[];

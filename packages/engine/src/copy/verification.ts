@@ -29,6 +29,7 @@ import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { bytePath } from './directories.ts';
 import type { SelectedFile } from './select.ts';
+import { bytesOf } from './select.ts';
 
 /** What one thread judges is more than most networks bring; the cores are for the copy. */
 const THREADS_MAX = 4;
@@ -119,7 +120,7 @@ export function openVerification(
     const firstBlock = ({ name }: SelectedFile) =>
       judgesPages ? firstBlockOf(root, name, segmentPages) : null;
     const wanted = files.filter((file) => manifest || firstBlock(file) !== null);
-    const bytes = sumOf(wanted);
+    const bytes = bytesOf(wanted);
     bytesLeft += bytes;
     const answers = await checker.check(
       wanted.map((file) => ({
@@ -331,5 +332,3 @@ function unwritable({ root, file }: Suspicious, blocks: readonly number[]): Clon
     hint: 'See the kernel log of this host and the state of its disk and memory before you clone again.',
   });
 }
-
-const sumOf = (files: readonly SelectedFile[]) => files.reduce((sum, { bytes }) => sum + bytes, 0);

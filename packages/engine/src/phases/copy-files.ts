@@ -6,25 +6,21 @@
  * its way to the disk already: the filesystems are synced again and again while the copy goes on, or the sync at the end
  * would take as long again.
  */
-import { realpath } from 'node:fs/promises';
-import { join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   CloneError,
   type Compression,
   type ErrorCode,
   formatBytes,
-  formatServer,
   toCloneError,
   type Verdict,
 } from '@pgcloned/contract';
 import type { BackupStart } from '@pgcloned/postgres';
-import { isWithin } from '@pgcloned/process';
 import {
-  type ByteName,
   listFiles,
   type SourceEntry,
   sweepHost,
+  type TransferOutcome,
   type TransferRequest,
 } from '@pgcloned/rsync';
 import { type CloneRun, together } from '../clone-run.ts';
@@ -36,37 +32,24 @@ import {
 } from '../copy/choose-compression.ts';
 import { makeDirectories } from '../copy/directories.ts';
 import {
-  type CopyIdentity,
   type CopyJournal,
-  journalPath,
   openCopyJournal,
   removeCopyJournal,
+  whatIsCopied,
 } from '../copy/journal.ts';
-import { copyAll } from '../copy/pool.ts';
-import {
-  listLocal,
-  listShort,
-  markIncomplete,
-  type Reconciliation,
-  reconcile,
-  removeAll,
-} from '../copy/reconcile.ts';
-import { openRoad } from '../copy/road.ts';
-import { type Root, refuseSource, rootsOf, selectRoot, tablespacesNow } from '../copy/roots.ts';
+import { copyAll, type TransferStep } from '../copy/pool.ts';
+import { listShort, markIncomplete, removeAll } from '../copy/reconcile.ts';
+import { openRoad, type Road } from '../copy/road.ts';
+import { type Listed, planCopy, type RootPlan, refuseIfFull } from '../copy/root-plan.ts';
+import { refuseSource, rootsOf, tablespacesNow } from '../copy/roots.ts';
+import { bytesOf } from '../copy/select.ts';
 import { openSpaceGate, type SpaceGate } from '../copy/space-gate.ts';
-import { openTransport, type SourceDirectory, type Transport } from '../copy/transport.ts';
-import {
-  type CheckedRoot,
-  openVerification,
-  type Verification,
-  type Verified,
-} from '../copy/verification.ts';
+import { takeOver } from '../copy/take-over.ts';
+import { openTransport, type Transport } from '../copy/transport.ts';
+import { openVerification, type Verification, type Verified } from '../copy/verification.ts';
 import type { Ready } from '../ready.ts';
-import { repeat } from '../repeat.ts';
+import { type Repetition, repeat } from '../repeat.ts';
 import type { TablespacePlace } from '../target/layout.ts';
-import { hasControlFile, markerPath } from '../target/marker.ts';
-import { giveUpOldCluster, orphansOf, refuseProtected } from '../target/old-cluster.ts';
-import { refuseIfTooLarge } from '../target/space.ts';
 import { syncFilesystems } from '../target/sync.ts';
 import { workersOf } from '../transfer-control.ts';
 import { prepareClonePlace } from './stream-wal.ts';
@@ -97,14 +80,6 @@ export interface Copy extends Verified {
   readonly tablespaces: readonly TablespacePlace[];
 }
 
-/** What is to be done for one root. */
-interface RootPlan extends SourceDirectory, CheckedRoot, Reconciliation {
-  readonly directories: readonly ByteName[];
-  readonly entries: ReadonlyMap<ByteName, SourceEntry>;
-  /** What lies there now. */
-  readonly localBytes: number;
-}
-
 export async function copyFiles(
   run: CloneRun,
   ready: Ready,
@@ -125,12 +100,14 @@ export async function copyFiles(
     sweepSource(run, ready),
   ]);
   await refuseSource(run, ready, tablespaces);
-  if (ready.data.takesOver) await takeOver(run, ready, { tablespaces, roots, listings });
+  const listed: Listed = { tablespaces, roots, listings };
+  if (ready.data.takesOver) {
+    await takeOver(run, ready, listed);
+    for (const place of [ready.data, ready.wal])
+      if (place?.takesOver === true) await prepareClonePlace(run, ready, place);
+  }
   for (const place of tablespaces) await prepareClonePlace(run, ready, place);
-  await using journal = await openCopyJournal(ready.data.build, {
-    identity: copyIdentity(ready),
-    listedAtNs: ready.probe.now,
-  });
+  await using journal = await openCopyJournal(ready.data.build, whatIsCopied(ready));
   const bytesToCome = new Map<string, number>();
   await using gate = await openSpaceGate({
     destinations: roots.map(({ destination }) => destination),
@@ -142,16 +119,22 @@ export async function copyFiles(
     },
   });
   await using verification = openVerification(run, ready, start);
-  const round = {
-    ...{ verification, run, ready, tablespaces, roots, listings, journal },
-    ...{ kept: { bytes: 0 }, bytesToCome, gate },
+  const copying = {
+    run,
+    ready,
+    listed,
+    journal,
+    kept: { bytes: 0 },
+    bytesToCome,
+    gate,
+    verification,
   };
   for (let losses = 0; ; losses += 1) {
     try {
       // Whatever it hangs on may be away for longer than one pause.
       if (losses > 0) await ready.host.reopen(signal);
       const transport = losses === 0 ? firstTransport : await open();
-      return await copyRound({ ...round, transport, isFirst: losses === 0 });
+      return await copyRound({ ...copying, transport, isFirst: losses === 0 });
     } catch (error) {
       const pauseMs = CHANNEL_PAUSES_MS[losses];
       const isLoss = error instanceof CloneError && CHANNEL_LOSSES.has(error.code);
@@ -166,39 +149,29 @@ export async function copyFiles(
   }
 }
 
-/**
- * One transport, as long as it lasts. As long as the backup's session lives, what an earlier round has completed stays
- * complete, whatever became of the connection.
- */
-async function copyRound({
-  verification,
-  run,
-  ready,
-  tablespaces,
-  roots,
-  listings,
-  journal,
-  kept,
-  bytesToCome,
-  gate,
-  transport,
-  isFirst,
-}: {
-  readonly verification: Verification;
+/** What all rounds of a copy have in common, and what is of one alone. */
+interface Round {
   readonly run: CloneRun;
   readonly ready: Ready;
-  readonly tablespaces: readonly TablespacePlace[];
-  readonly roots: readonly Root[];
-  readonly listings: readonly (readonly SourceEntry[] | null)[];
+  readonly listed: Listed;
   readonly journal: CopyJournal;
   /** Counts what need not be sent, over all rounds. */
   readonly kept: { bytes: number };
   /** By destination. */
   readonly bytesToCome: Map<string, number>;
   readonly gate: SpaceGate;
+  readonly verification: Verification;
   readonly transport: Transport;
   readonly isFirst: boolean;
-}): Promise<Copy> {
+}
+
+/**
+ * One transport, as long as it lasts. As long as the backup's session lives, what an earlier round has completed stays
+ * complete, whatever became of the connection.
+ */
+async function copyRound(round: Round): Promise<Copy> {
+  const { run, ready, listed, journal, kept, bytesToCome, gate, verification, transport, isFirst } =
+    round;
   const { observer, plan, transferControl } = run;
   const workers = () => workersOf(transferControl.limits());
   const lost = new AbortController();
@@ -209,9 +182,7 @@ async function copyRound({
   const signal = AbortSignal.any([run.signal, lost.signal, unsynced.signal]);
   const plans = await planCopy({
     ready,
-    tablespaces,
-    roots,
-    listings,
+    ...listed,
     // A later round has the same listing: then the time of a file alone tells that it is complete.
     // Whoever asks for checksums trusts no time, not even of what an earlier attempt has brought.
     isVouched: ({ destination }, entry) =>
@@ -227,7 +198,7 @@ async function copyRound({
 
   const complete = plans.flatMap((one) => one.kept);
   // In a later round that is what an earlier one has sent.
-  if (isFirst) kept.bytes += sumOf(complete);
+  if (isFirst) kept.bytes += bytesOf(complete);
   const queue = queueBatches(
     plans.flatMap(({ whole, delta }) => [whole, delta]),
     { workers },
@@ -236,11 +207,11 @@ async function copyRound({
   if (journal.isContinued && isFirst && complete.length + compared.length > 0)
     observer.log(
       'info',
-      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(sumOf(complete))} kept, ${formatBytes(sumOf(compared))} compared`,
-      { keptBytes: sumOf(complete), comparedBytes: sumOf(compared) },
+      `attempt ${String(plan.attempt)} goes on where the one before was: ${formatBytes(bytesOf(complete))} kept, ${formatBytes(bytesOf(compared))} compared`,
+      { keptBytes: bytesOf(complete), comparedBytes: bytesOf(compared) },
     );
   observer.copyPlanned({
-    bytesTotal: queue.bytesTotal + sumOf(complete),
+    bytesTotal: queue.bytesTotal + bytesOf(complete),
     filesTotal: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
     workers: workers(),
@@ -248,30 +219,13 @@ async function copyRound({
   using _ = transferControl.onChange(() => {
     observer.workersChanged(workers());
   });
-  observer.copied({ worker: null, bytes: sumOf(complete), files: complete.length });
+  observer.copied({ worker: null, bytes: bytesOf(complete), files: complete.length });
   for (const root of plans) verification.kept({ root, files: root.kept });
   for (const { destination, whole, delta } of plans)
-    bytesToCome.set(destination, sumOf(whole) + sumOf(delta));
+    bytesToCome.set(destination, bytesOf(whole) + bytesOf(delta));
   await using road = openRoad(transport, transferControl);
-  const syncing = repeat(
-    SYNC_INTERVAL_MS,
-    async () => {
-      await syncFilesystems(
-        roots.map(({ destination }) => destination),
-        signal,
-      ).catch(async (error: unknown) => {
-        if (signal.aborted && error === signal.reason) return;
-        // The kernel tells of a write that it has lost once: the sync in `publish` would hear nothing of it (R8.1). Nor
-        // does the file itself show it, so that no later attempt may keep what lies here.
-        await removeCopyJournal(ready.data.build);
-        unsynced.abort(lostWrites(ready, error));
-      });
-    },
-    (error) => {
-      unsynced.abort(error);
-    },
-  );
-  const compression = compressionFor(run, ready, sumOf(plans.flatMap(({ whole }) => whole)));
+  const syncing = syncAgainAndAgain(round, unsynced, signal);
+  const compression = compressionFor(run, ready, bytesOf(plans.flatMap(({ whole }) => whole)));
   let verified: Verified;
   try {
     await copyAll(sampled(queue, compression), {
@@ -290,54 +244,8 @@ async function copyRound({
       log: (level, message, fields) => {
         observer.log(level, message, fields);
       },
-      transfer: async (batch, { worker, repeat: why, onBytes, signal: batchSignal }) => {
-        const root = planOf(batch, plans);
-        const entries = entriesOf(batch, root);
-        if (why === null) await journal.add(root.destination, entries);
-        const isDelta = isOfDeltas(batch.root) || why === 'broke-off';
-        using sending = compression.begin({
-          bytes: batch.bytes,
-          files: batch.names.length,
-          isWhole: why === null && !isDelta,
-        });
-        const request = {
-          ...{ worker, from: root, through: await road.endpoint() },
-          destination: root.destination,
-          compression: sending.compression,
-          timeoutMs: plan.host.stallMs,
-          inheritedFds: run.locks.fds(),
-          onWireBytes: run.sent,
-          signal: batchSignal,
-        } as const;
-        const short = isDelta ? await listShort(root.destination, entries) : [];
-        let literalBytes = 0;
-        if (short.length > 0) {
-          const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
-          // The delta tells of the same bytes, and brings what else is missing.
-          ({ literalBytes } = await transport.transfer({ ...request, ...rest, onBytes: () => {} }));
-        }
-        const outcome = await transport.transfer({
-          ...request,
-          names: batch.names,
-          send: isDelta ? 'delta' : 'whole',
-          compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
-          onBytes: (bytes) => {
-            sending.received(bytes);
-            onBytes(bytes);
-          },
-        });
-        sending.ended();
-        const files = entries.filter(({ name }) => !outcome.again.includes(name));
-        verification.arrived({ root, files });
-        // What is sent again, or by a later round, may have been sent before: what it finds here proves nothing.
-        literalBytes += outcome.literalBytes;
-        if (isDelta && why === null && isFirst) {
-          const matchedBytes = Math.max(0, batch.bytes - literalBytes);
-          kept.bytes += matchedBytes;
-          observer.kept(matchedBytes);
-        }
-        return outcome;
-      },
+      transfer: async (batch, step) =>
+        await sendBatch(round, { batch, root: planOf(batch, plans), road, compression }, step),
     });
     verified = await verification.finish(
       plans.map((root) => ({ root, files: [...root.kept, ...root.delta, ...root.whole] })),
@@ -348,14 +256,104 @@ async function copyRound({
   }
   unsynced.signal.throwIfAborted();
   return {
-    bytes: queue.bytesTotal + sumOf(complete),
+    bytes: queue.bytesTotal + bytesOf(complete),
     files: queue.filesTotal + complete.length,
     keptBytes: kept.bytes,
     compression: compression.picked(),
     transfer: 'passed',
-    tablespaces,
+    tablespaces: listed.tablespaces,
     ...verified,
   };
+}
+
+/** Ends the round by `unsynced` if the disk has lost what was written. */
+function syncAgainAndAgain(
+  { ready, listed }: Round,
+  unsynced: AbortController,
+  signal: AbortSignal,
+): Repetition {
+  return repeat(
+    SYNC_INTERVAL_MS,
+    async () => {
+      await syncFilesystems(
+        listed.roots.map(({ destination }) => destination),
+        signal,
+      ).catch(async (error: unknown) => {
+        if (signal.aborted && error === signal.reason) return;
+        // The kernel tells of a write that it has lost once: the sync in `publish` would hear nothing of it (R8.1). Nor
+        // does the file itself show it, so that no later attempt may keep what lies here.
+        await removeCopyJournal(ready.data.build);
+        unsynced.abort(lostWrites(ready, error));
+      });
+    },
+    (error) => {
+      unsynced.abort(error);
+    },
+  );
+}
+
+/** One batch, through one worker. */
+async function sendBatch(
+  { run, journal, kept, verification, transport, isFirst }: Round,
+  {
+    batch,
+    root,
+    road,
+    compression,
+  }: {
+    readonly batch: Batch;
+    readonly root: RootPlan;
+    readonly road: Road;
+    readonly compression: CompressionChoice;
+  },
+  { worker, repeat: why, onBytes, signal }: TransferStep,
+): Promise<TransferOutcome> {
+  const { plan, observer } = run;
+  const entries = entriesOf(batch, root);
+  if (why === null) await journal.add(root.destination, entries);
+  const isDelta = isOfDeltas(batch.root) || why === 'broke-off';
+  using sending = compression.begin({
+    bytes: batch.bytes,
+    files: batch.names.length,
+    isWhole: why === null && !isDelta,
+  });
+  const request = {
+    ...{ worker, from: root, through: await road.endpoint() },
+    destination: root.destination,
+    compression: sending.compression,
+    timeoutMs: plan.host.stallMs,
+    inheritedFds: run.locks.fds(),
+    onWireBytes: run.sent,
+    signal,
+  } as const;
+  const short = isDelta ? await listShort(root.destination, entries) : [];
+  let literalBytes = 0;
+  if (short.length > 0) {
+    const rest = { names: short, send: 'rest', compare: 'ignore-times' } as const;
+    // The delta tells of the same bytes, and brings what else is missing.
+    ({ literalBytes } = await transport.transfer({ ...request, ...rest, onBytes: () => {} }));
+  }
+  const outcome = await transport.transfer({
+    ...request,
+    names: batch.names,
+    send: isDelta ? 'delta' : 'whole',
+    compare: plan.spec.transfer.checksum ? 'checksum' : comparisonFor(why),
+    onBytes: (bytes) => {
+      sending.received(bytes);
+      onBytes(bytes);
+    },
+  });
+  sending.ended();
+  const files = entries.filter(({ name }) => !outcome.again.includes(name));
+  verification.arrived({ root, files });
+  // What is sent again, or by a later round, may have been sent before: what it finds here proves nothing.
+  literalBytes += outcome.literalBytes;
+  if (isDelta && why === null && isFirst) {
+    const matchedBytes = Math.max(0, batch.bytes - literalBytes);
+    kept.bytes += matchedBytes;
+    observer.kept(matchedBytes);
+  }
+  return outcome;
 }
 
 /** What the caller asked for, or what turns out to be the fastest; either way the record says so. */
@@ -407,133 +405,6 @@ function comparisonFor(why: 'broke-off' | 'changed' | null): TransferRequest['co
 function entriesOf({ names }: Batch, { entries }: RootPlan): readonly SourceEntry[] {
   return names.flatMap((name) => entries.get(name) ?? []);
 }
-
-/** @throws {CloneError} `SOURCE_LAYOUT_UNSUPPORTED`. */
-async function planCopy({
-  ready,
-  tablespaces,
-  roots,
-  listings,
-  isVouched,
-}: {
-  readonly ready: Ready;
-  readonly tablespaces: readonly TablespacePlace[];
-  readonly roots: readonly Root[];
-  readonly listings: readonly (readonly SourceEntry[] | null)[];
-  readonly isVouched: (root: Root, entry: SourceEntry) => boolean;
-}): Promise<readonly RootPlan[]> {
-  const plans: RootPlan[] = [];
-  for (const [index, root] of roots.entries()) {
-    const listing = listings[index] ?? null;
-    plans.push(
-      await planRoot({
-        ready,
-        tablespaces,
-        root,
-        listing,
-        isVouched: (entry) => isVouched(root, entry),
-      }),
-    );
-  }
-  return plans;
-}
-
-const copyIdentity = ({ facts, address }: Ready): CopyIdentity => ({
-  systemIdentifier: facts.systemIdentifier,
-  timeline: facts.timeline,
-  server: formatServer(address),
-});
-
-async function refuseIfFull(plans: readonly RootPlan[], { facts }: Ready): Promise<void> {
-  await refuseIfTooLarge(
-    plans.map(({ destination, kept, delta, whole, localBytes }) => ({
-      path: destination,
-      bytes: sumOf(kept) + sumOf(delta) + sumOf(whole) - localBytes,
-    })),
-    facts.walSegmentBytes,
-  );
-}
-
-/** The last moment of an old cluster that is brought up to date, see `old-cluster.ts`. */
-async function takeOver(
-  run: CloneRun,
-  ready: Ready,
-  listed: {
-    readonly tablespaces: readonly TablespacePlace[];
-    readonly roots: readonly Root[];
-    readonly listings: readonly (readonly SourceEntry[] | null)[];
-  },
-): Promise<void> {
-  const { plan, observer } = run;
-  const { data, wal, facts } = ready;
-  if (await hasControlFile(data.final)) {
-    // From here on there is no way back, so what can be found out beforehand is.
-    await refuseIfFull(await planCopy({ ready, ...listed, isVouched: () => false }), ready);
-    const ownDirectories = await Promise.all(
-      [
-        join(facts.dataDirectory, 'pg_wal'),
-        ...facts.tablespaces.map(({ location }) => join(location, facts.tablespaceDirectoryName)),
-      ].map(async (directory) => await realpath(directory).catch(() => directory)),
-    );
-    const orphans = await orphansOf(data.final, {
-      places: [...(wal === null ? [] : [wal]), ...listed.tablespaces],
-      tablespaceDirectoryName: facts.tablespaceDirectoryName,
-      isOfSource: (directory) => ready.sameHost && ownDirectories.includes(directory),
-    });
-    await refuseProtected(data.final, plan);
-    await giveUpOldCluster(data.final, {
-      cloneId: plan.id,
-      beginJournal: async () => {
-        await removeCopyJournal(data.final);
-        await using _ = await openCopyJournal(data.final, {
-          identity: copyIdentity(ready),
-          listedAtNs: ready.probe.now,
-        });
-      },
-    });
-    for (const orphan of orphans) observer.leftover(orphan);
-    observer.log('info', 'the old contents of the target are given up');
-  }
-  for (const place of [data, wal])
-    if (place?.takesOver === true) await prepareClonePlace(run, ready, place);
-}
-
-async function planRoot({
-  ready,
-  tablespaces,
-  root,
-  listing,
-  isVouched,
-}: {
-  readonly ready: Ready;
-  readonly tablespaces: readonly TablespacePlace[];
-  readonly root: Root;
-  readonly listing: readonly SourceEntry[] | null;
-  readonly isVouched: (entry: SourceEntry) => boolean;
-}): Promise<RootPlan> {
-  const { selection, tablespacesInside } = selectRoot({ ready, tablespaces, root, listing });
-  const entries = new Map((listing ?? []).map((entry) => [entry.name, entry]));
-  const local = await listLocal(root.destination);
-  const spared = [...ownNamesIn(root, ready), ...tablespacesInside];
-  const reconciliation = reconcile({
-    selection,
-    entries,
-    local,
-    isVouched,
-    isSpared: (name) => spared.some((one) => isWithin(name, one)),
-  });
-  const localBytes = [...local.values()].reduce((sum, { bytes }) => sum + bytes, 0);
-  return { ...root, ...reconciliation, directories: selection.directories, entries, localBytes };
-}
-
-/** What this run has there; that of a dead one goes. */
-const ownNamesIn = ({ destination }: Root, { temporaryWalDirectory }: Ready): readonly ByteName[] =>
-  [markerPath(destination, 'data'), journalPath(destination), temporaryWalDirectory].map((path) =>
-    relative(destination, path),
-  );
-
-const sumOf = (files: readonly { readonly bytes: number }[]) =>
-  files.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** What engines left there that died together with the guards of their leases. Not needed for this clone. */
 async function sweepSource({ observer, signal }: CloneRun, { host }: Ready): Promise<void> {

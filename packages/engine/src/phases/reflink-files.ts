@@ -15,6 +15,7 @@ import type { CloneRun } from '../clone-run.ts';
 import { bytePath, makeDirectories } from '../copy/directories.ts';
 import { type Root, refuseSource, rootsOf, selectRoot, tablespacesNow } from '../copy/roots.ts';
 import type { Selection } from '../copy/select.ts';
+import { bytesOf } from '../copy/select.ts';
 import { openVerification } from '../copy/verification.ts';
 import type { Ready } from '../ready.ts';
 import { workersOf } from '../transfer-control.ts';
@@ -47,7 +48,7 @@ export async function reflinkFiles(
   }
   const workers = workersOf(run.transferControl.limits());
   observer.copyPlanned({
-    bytesTotal: plans.reduce((sum, { files }) => sum + sumOf(files), 0),
+    bytesTotal: plans.reduce((sum, { files }) => sum + bytesOf(files), 0),
     filesTotal: plans.reduce((sum, { files }) => sum + files.length, 0),
     keptBytes: 0,
     workers,
@@ -95,6 +96,3 @@ function twinsOf(
     return { from: join(source, path), to: join(destination, path) };
   });
 }
-
-const sumOf = (files: readonly { readonly bytes: number }[]) =>
-  files.reduce((sum, { bytes }) => sum + bytes, 0);

@@ -3,7 +3,6 @@
  *
  * None changes anything on either side. `CloneRun.locks` and connections are the run's, which also ends them.
  */
-import { realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError, changeRequest, formatServer, serversOf } from '@pgcloned/contract';
 import {
@@ -12,23 +11,23 @@ import {
   checkSource,
   findBinDirectory,
   openSession,
-  parsePostmasterPid,
   probeReplication,
-  promoted,
   readSourceFacts,
   type Session,
-  type SourceFacts,
 } from '@pgcloned/postgres';
-import { runProcess } from '@pgcloned/process';
-import { type HostProbe, localCompressions, probeHost, rsyncVersionWarning } from '@pgcloned/rsync';
+import {
+  localCompressions,
+  localRsyncVersion,
+  probeHost,
+  rsyncVersionWarning,
+} from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
-import { copiedBefore } from '../copy/journal.ts';
 import { bytesIn } from '../copy/reconcile.ts';
 import { tryTransport } from '../copy/transport.ts';
 import { usableCompressions } from '../copy/usable-compressions.ts';
 import { openDatabaseTunnel, removeDeadTunnels } from '../database-tunnel.ts';
 import { findLocalServer } from '../local-source.ts';
-import { type FormerServer, pickServer } from '../pick-server.ts';
+import { pickServer } from '../pick-server.ts';
 import { addressOf } from '../reach-database.ts';
 import { choosePort } from '../replica/choose-port.ts';
 import { clusterNameOf } from '../replica/configure.ts';
@@ -48,7 +47,6 @@ import {
   type TargetField,
   unknownLocations,
 } from '../target/claim.ts';
-import { readMarker } from '../target/marker.ts';
 import { refuseOtherSystem, refuseUnfitContents } from '../target/old-cluster.ts';
 import { roomFor, type SpaceNeed, shortagesIn } from '../target/space.ts';
 import { offerPlace, offerRoom } from './another-place.ts';
@@ -57,6 +55,13 @@ import { findUnshared } from './find-unshared.ts';
 import { install, installerHere } from './install.ts';
 import { checkLocales } from './locales.ts';
 import { measureLink } from './measure-link.ts';
+import { libcVersion, missingPrograms, rsyncMissingHere } from './programs.ts';
+import {
+  formerServer,
+  refuseOtherCluster,
+  refuseSwitchedSource,
+  refuseUnreadable,
+} from './source-identity.ts';
 
 const target = check('target', [], async (run, _seen, { error }) => {
   const { host, spec } = run.plan;
@@ -425,58 +430,6 @@ export const CHECKS: readonly (readonly Check[])[] = [
   [sharing],
 ];
 
-/** What the clone was begun from is another now: its address leads elsewhere, or time has gone on there. */
-async function refuseSwitchedSource(
-  { plan }: CloneRun,
-  {
-    claim: { data },
-    settings,
-    facts: { systemIdentifier, inRecovery, timeline },
-  }: Pick<Seen, 'claim' | 'settings' | 'facts'>,
-): Promise<void> {
-  // Between two attempts nobody watched.
-  if (plan.begunFrom === 'standby' && !inRecovery && plan.source.hosts === null)
-    throw promoted({ settings });
-  const copied = await copiedBefore(data.build);
-  // That of another clone that did not end well makes room for this one.
-  if (copied === null || !(await isOwn(plan, data))) return;
-  const where = formatServer(settings);
-  if (copied.systemIdentifier !== systemIdentifier) {
-    throw new CloneError(
-      'TARGET_OTHER_CLUSTER',
-      `the clone was begun from cluster ${copied.systemIdentifier}, and at ${where} is cluster ${systemIdentifier} now`,
-      {
-        facts: {
-          path: data.build,
-          systemIdentifier: copied.systemIdentifier,
-          systemIdentifierOfSource: systemIdentifier,
-        },
-        hint: 'See where the address of the source leads. If the other cluster is meant, clone again.',
-      },
-    );
-  }
-  // A standby tells the timeline of its last restartpoint, and may be further.
-  if (inRecovery || timeline >= copied.timeline) return;
-  throw new CloneError(
-    'SOURCE_MISMATCH',
-    `the clone was begun on timeline ${String(copied.timeline)}, and at ${where} is a primary on ${String(timeline)} now, which a promotion has left behind`,
-    {
-      facts: { timeline: copied.timeline, timelineOfSource: timeline },
-      hint: 'Stop that one, and see that the address of the source leads to the primary that counts. If it is meant all the same, clone again.',
-    },
-  );
-}
-
-async function isOwn({ id }: CloneRun['plan'], { build }: Claim['data']): Promise<boolean> {
-  return (await readMarker(build, 'data'))?.cloneId === id;
-}
-
-async function formerServer({ plan }: CloneRun, data: Claim['data']): Promise<FormerServer | null> {
-  const copied = await copiedBefore(data.build);
-  if (copied === null) return null;
-  return { name: copied.server, timeline: (await isOwn(plan, data)) ? copied.timeline : null };
-}
-
 async function needsOf(
   { plan }: CloneRun,
   {
@@ -503,26 +456,6 @@ async function needsOf(
   ];
 }
 
-/** Of this host, as PostgreSQL would see it; null if its C library is another one than glibc. */
-async function libcVersion(signal: AbortSignal): Promise<string | null> {
-  const { stdout } = await runProcess(
-    { file: 'getconf', args: ['GNU_LIBC_VERSION'], env: { LC_ALL: 'C' } },
-    { signal, accept: 'any' },
-  );
-  return /^glibc (\S+)/.exec(stdout.toString())?.[1] ?? null;
-}
-
-async function localRsyncVersion(signal: AbortSignal): Promise<string | null> {
-  const version = { file: 'rsync', args: ['--version'], env: { LC_ALL: 'C' } };
-  const { stdout } = await runProcess(version, { signal, accept: 'any' }).catch(
-    (error: unknown) => {
-      if (error instanceof CloneError && error.code === 'TOOL_MISSING') return { stdout: '' };
-      throw error;
-    },
-  );
-  return /^rsync\s+version v?([\d.]+)/.exec(stdout.toString())?.[1] ?? null;
-}
-
 async function openBackupSession(
   { name, signal, cleanup, watch }: CloneRun,
   settings: ConnectionSettings,
@@ -542,88 +475,3 @@ async function openBackupSession(
 
 /** Beside the lock of what tunnels lie. Without the lock another clone of the target would remove them. */
 const ownDirectory = ({ looksOnly }: CloneRun, { data }: Claim) => (looksOnly ? null : data.final);
-
-async function rsyncMissingHere(): Promise<CloneError> {
-  return new CloneError('TOOL_MISSING', 'rsync is not installed on this host', {
-    facts: { program: 'rsync' },
-    hint: 'Install it here, or put its directory on the PATH of the worker.',
-    remedies: install(await installerHere(), 'rsync', 'host'),
-  });
-}
-
-/** The programs that are needed on the source host. */
-function missingPrograms(
-  { plan }: CloneRun,
-  { host: { host }, probe }: Pick<Seen, 'host' | 'probe'>,
-): readonly CloneError[] {
-  const missing = [
-    ...(plan.spec.method === 'rsync' && probe.rsyncVersion === null
-      ? [{ program: 'rsync', packageName: 'rsync' }]
-      : []),
-    ...(probe.hasGnuFind ? [] : [{ program: 'GNU find', packageName: 'findutils' }]),
-  ];
-  return missing.map(
-    ({ program, packageName }) =>
-      new CloneError('TOOL_MISSING', `${program} is not installed on ${host}`, {
-        facts: { program, host },
-        hint: `Install it there: apt-get install ${packageName}.`,
-        remedies: install(probe.installer, packageName, 'source'),
-      }),
-  );
-}
-
-function refuseUnreadable({
-  host: { host },
-  probe,
-  facts,
-}: Pick<Seen, 'host' | 'probe' | 'facts'>): void {
-  if (probe.dataDirectoryReadable) return;
-  throw new CloneError(
-    'SOURCE_RIGHTS_MISSING',
-    `${probe.user} cannot read ${facts.dataDirectory} on ${host}`,
-    {
-      facts: { user: probe.user, dataDirectory: facts.dataDirectory },
-      hint: 'Connect as the operating system user that owns the cluster (ssh.user), usually postgres, and to the right host.',
-    },
-  );
-}
-
-/** Time between the start of the process and the moment that pg_postmaster_start_time() reports (R11.2). */
-const START_TIME_TOLERANCE_SECONDS = 60;
-
-/** R11.2, as far as it can be told before the pin: do SQL and SSH lead to one cluster? */
-async function refuseOtherCluster(
-  { plan }: CloneRun,
-  probe: HostProbe,
-  facts: SourceFacts,
-): Promise<void> {
-  const postmaster = parsePostmasterPid(probe.postmasterPid);
-  // The server names it without a slash at the end.
-  const configured = plan.source.dataDirectory?.replace(/(.)\/+$/, '$1') ?? null;
-  const isConfigured =
-    configured === null ||
-    configured === facts.dataDirectory ||
-    // Of what lies here it counts where a path leads.
-    (plan.source.local && (await realpath(configured)) === (await realpath(facts.dataDirectory)));
-  const startedSecondsApart = Math.abs(
-    Date.parse(facts.startedAt) / 1000 - (postmaster?.startedAtSeconds ?? 0),
-  );
-  const isSame =
-    postmaster?.dataDirectory === facts.dataDirectory &&
-    postmaster.port === facts.port &&
-    startedSecondsApart <= START_TIME_TOLERANCE_SECONDS &&
-    isConfigured;
-  if (isSame) return;
-  throw new CloneError('SOURCE_MISMATCH', 'SQL and SSH lead to different clusters', {
-    facts: {
-      dataDirectoryBySql: facts.dataDirectory,
-      dataDirectoryByPidFile: postmaster?.dataDirectory ?? null,
-      dataDirectoryConfigured: configured,
-      portBySql: facts.port,
-      portByPidFile: postmaster?.port ?? null,
-      startedBySql: facts.startedAt,
-      startedByPidFile: postmaster?.startedAtSeconds ?? null,
-    },
-    hint: 'Check host, port, ssh.host and dataDirectory of the source.',
-  });
-}
