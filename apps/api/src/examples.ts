@@ -1,13 +1,38 @@
 /** Examples for the OpenAPI document. They are made from the schemas, so they cannot be wrong. */
 import { Clone, CloneSpec, Host, newClone, PreflightReport } from '@pgcloned/contract';
 
-const ID = '0193465f0d6d7a7e8f4d3a1c5b6e7f80';
+export const ID = '0193465f0d6d7a7e8f4d3a1c5b6e7f80';
 
-export const SPEC_EXAMPLE = {
+const SPEC_EXAMPLE = {
   source: { name: 'orders' },
   target: { host: 'replica-1', dataDirectory: '/var/lib/postgresql/15/main' },
   replica: { start: true, waitFor: 'streaming' },
   labels: { team: 'billing' },
+};
+
+const TEMPLATE = {
+  source: { name: 'orders' },
+  target: { host: 'ci-1', dataDirectory: '/srv/pg/clones/template' },
+  method: 'reflink',
+  replica: { start: true, profile: 'small' },
+  labels: { template: 'orders' },
+  protected: true,
+};
+
+/** Bodies of `POST /v1/clones` by what they are for. */
+export const SPEC_EXAMPLES = {
+  standby: { summary: 'A standby on another host, which streams', value: SPEC_EXAMPLE },
+  template: { summary: 'A template on the host of its source, at once', value: TEMPLATE },
+  databasePerTestRun: {
+    summary: 'A database for one test run, from the template',
+    value: {
+      source: { clone: ID },
+      target: { host: 'ci-1', dataDirectory: '/srv/pg/clones/run-4711' },
+      method: 'reflink',
+      replica: { start: true, profile: 'small' },
+      ttl: 3600,
+    },
+  },
 };
 
 export const QUEUED_CLONE_EXAMPLE = newClone({
@@ -96,8 +121,8 @@ export const HOST_EXAMPLE = Host.parse({
   filesystems: [
     {
       path: '/var/lib/postgresql',
-      bytesTotal: 107_374_182_400,
-      bytesFree: 85_899_345_920,
+      totalBytes: 107_374_182_400,
+      freeBytes: 85_899_345_920,
       reflink: false,
     },
   ],

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import type { Token } from '@pgcloned/contract';
 import type { CloneStore } from '@pgcloned/queue';
 import { pino } from 'pino';
+import { expect } from 'vitest';
 import { buildApi } from '../src/app.ts';
 
 export const SECRETS = {
@@ -41,6 +42,35 @@ export async function openApi(store: CloneStore) {
     lines,
     [Symbol.asyncDispose]: async () => {
       await app.close();
+      expect(undocumented(lines, app.swagger() as unknown as Document)).toEqual([]);
     },
   };
+}
+
+type Line = Readonly<Record<string, unknown>>;
+interface Document {
+  readonly paths: Readonly<
+    Record<string, Readonly<Record<string, { readonly responses: object }>>>
+  >;
+  readonly components: { readonly responses: Readonly<Record<string, object>> };
+}
+
+/** Refusals, as METHOD PATH CODE, that the document does not tell of the operation which was called. */
+function undocumented(lines: readonly Line[], { paths, components }: Document): readonly string[] {
+  return lines.flatMap(({ reqId, code }) => {
+    const answer = lines.find((line) => line.reqId === reqId && line.status !== undefined);
+    if (typeof code !== 'string' || code === 'METHOD_NOT_ALLOWED' || answer === undefined)
+      return [];
+    const [path, method] = [String(answer.path), String(answer.method).toLowerCase()];
+    const template = Object.keys(paths).find((one) =>
+      new RegExp(`^${one.replace(/\{\w+\}/g, '[^/]+')}$`).test(path),
+    );
+    const operation = template === undefined ? undefined : paths[template]?.[method];
+    if (operation === undefined) return [];
+    const text = JSON.stringify(operation.responses).replace(
+      /"#\/components\/responses\/(\w+)"/g,
+      (_ref, name: string) => JSON.stringify(components.responses[name]),
+    );
+    return text.includes(`"code":"${code}"`) ? [] : [`${method} ${template ?? ''} ${code}`];
+  });
 }

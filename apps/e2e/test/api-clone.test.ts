@@ -234,7 +234,7 @@ test('the host tells what it is, and its allowed settings may be asked for', asy
       dataRoots: [product.at()],
       sources: ['orders'],
       allowedSettings: ['archive_command'],
-      filesystems: [{ path: product.at(), bytesFree: expect.any(Number) }],
+      filesystems: [{ path: product.at(), freeBytes: expect.any(Number) }],
     },
   ]);
   expect((await request('GET', '/v1/hosts/testbed')).body).toMatchObject({ name: 'testbed' });

@@ -74,8 +74,8 @@ async function filesystemsOf(
     const { blocks, bavail, bsize } = found;
     filesystems.push({
       path,
-      bytesTotal: blocks * bsize,
-      bytesFree: bavail * bsize,
+      totalBytes: blocks * bsize,
+      freeBytes: bavail * bsize,
       reflink: await sharing(path).catch(() => null),
       clones: sumOf(clones.filter(({ spec }) => isBelow(spec.target.dataDirectory, path))),
     });

@@ -32,7 +32,7 @@ test('a host tells which versions are installed and how much room its roots have
   expect(HostFacts.parse(facts)).toEqual(facts);
   expect(facts.postgresMajors).toEqual([16]);
   expect(facts.filesystems).toMatchObject([{ path: scratch.path }]);
-  expect(facts.filesystems[0]?.bytesFree).toBeGreaterThan(0);
+  expect(facts.filesystems[0]?.freeBytes).toBeGreaterThan(0);
 });
 
 test('a host tells what its clones take of each root, and not of others', async () => {

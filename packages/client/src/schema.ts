@@ -57,7 +57,13 @@ export interface paths {
          * Create a clone
          * @description Accepts the clone and answers at once; the worker of the target host makes it. Everything but `source`, `target.host` and `target.dataDirectory` has a default. A host that is offline is accepted, and `waitingFor` says why the clone waits. With `Idempotency-Key` the same request can be repeated safely: the first clone made with it is answered again.
          *
-         *     A database per test run: `source: {clone: ID}` with `method: reflink`, `replica: {start: true}` and a `ttl`; `result.connectionString` leads to it once it has succeeded, and `DELETE …?data=true` gives it back.
+         *     **A database per test run**, on XFS or btrfs:
+         *
+         *     1. Once: the example `template`, whose data the SQL files of `onReady` of its source mask. A label makes it found, and `protected` keeps it.
+         *     2. In each job: find it by `GET /v1/clones?label=template=orders&state=succeeded&pageSize=1`, and send the example `databasePerTestRun` with its id as `source.clone`, a directory of your own, and a `ttl` for jobs that are killed.
+         *     3. Read the clone with `Prefer: wait=30` until `state` is `succeeded`: `result.connectionString` leads to it through its socket, `instance.port` on `localhost`. It takes writes.
+         *     4. `DELETE /v1/clones/{id}?data=true` gives it back.
+         *     5. For newer data: `POST /v1/clones/{id}/reset` of the template. It has a new id then, and the same label.
          *
          *     Role: `operator`.
          */
@@ -335,13 +341,13 @@ export interface components {
             target: {
                 /** @description Name of a host, as its worker registered it */
                 host: string;
-                /** @description Where PGDATA shall lie on the host */
+                /** @description Where PGDATA shall lie: an absolute path on the host, below one of its `dataRoots`, without . and .. in it */
                 dataDirectory: string;
-                /** @description Where pg_wal shall lie; null: inside PGDATA */
+                /** @description Where pg_wal shall lie, an absolute path; null: inside PGDATA */
                 walDirectory?: string | null;
-                /** @description Where WAL is collected during the copy; null: beside PGDATA */
+                /** @description Where WAL is collected during the copy, an absolute path, best on the filesystem of pg_wal; null: beside pg_wal */
                 temporaryWalDirectory?: string | null;
-                /** @description Location on the source: location on the host. What is not named keeps its location */
+                /** @description Location on the source: location on the host, both absolute paths. What is not named keeps its location */
                 tablespaces?: {
                     [key: string]: string;
                 };
@@ -397,7 +403,7 @@ export interface components {
             /** @default {} */
             wal?: {
                 /**
-                 * @description pin: a temporary slot keeps the WAL on the source until the clone no longer needs it
+                 * @description pin: a temporary slot keeps the WAL on the source until the clone no longer needs it. none: no slot is taken, and the clone fails if the source removes WAL too early
                  * @default pin
                  * @enum {string}
                  */
@@ -416,13 +422,13 @@ export interface components {
                  */
                 start?: boolean;
                 /**
-                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case
+                 * @description When the clone counts as succeeded. files: once its files are in place; consistent: once its server has reached a consistent state; streaming: once a standby streams; writable: once a detached clone takes writes. Without `start` it is waited for until somebody else starts it, for `hold` seconds. A detached clone that is started is waited for until it takes writes in any case
                  * @default files
                  * @enum {string}
                  */
                 waitFor?: "files" | "consistent" | "streaming" | "writable";
                 /**
-                 * @description Seconds for which WAL is kept for a replica that somebody else starts
+                 * @description Seconds for which WAL is kept, with `waitFor` other than files, for a replica that somebody else starts; at most 7 days
                  * @default 3600
                  */
                 hold?: number;
@@ -437,21 +443,24 @@ export interface components {
                  */
                 profile?: "small" | null;
                 /**
-                 * @description Settings of the clone, from a list of harmless ones
+                 * @description Settings of the clone by name, from a list of harmless ones and what `allowedSettings` of the host adds; a value is written as in postgresql.conf, without quotes, such as 128MB
                  * @default {}
                  */
                 settings?: {
                     [key: string]: string | number | boolean;
                 };
                 /**
-                 * @description A permanent replication slot for the standby, made on the source
+                 * @description A permanent replication slot for the standby, made on the source, which stays there until the files are removed with `DELETE …?data=true`; null: none
                  * @default null
                  */
                 slot?: string | null;
-                /** @default null */
+                /**
+                 * @description cluster_name of the clone, by which the source knows the standby as well; null: name of the host and the end of the id, such as replica-1-6a1b2c3d
+                 * @default null
+                 */
                 clusterName?: string | null;
                 /**
-                 * @description auto: the configuration of the host where it lies outside PGDATA, else that of the source
+                 * @description auto: the configuration of the host where it lies outside PGDATA, else that of the source. source, host: the one of the two
                  * @default auto
                  * @enum {string}
                  */
@@ -476,7 +485,7 @@ export interface components {
                 boot?: boolean;
             };
             /**
-             * @description When a clone that has not ended is given up
+             * @description Time in the future at which a clone that has not ended is given up; null: never
              * @default null
              */
             deadline?: string | null;
@@ -490,11 +499,17 @@ export interface components {
              * @default false
              */
             protected?: boolean;
-            /** @default {} */
+            /**
+             * @description Words of your own by which clones can be listed, at most 32: names of letters, digits and . _ / -, values of up to 256 characters
+             * @default {}
+             */
             labels?: {
                 [key: string]: string;
             };
-            /** @default null */
+            /**
+             * @description Not built yet: anything but null is NOT_SUPPORTED
+             * @default null
+             */
             webhook?: {
                 [key: string]: unknown;
             } | null;
@@ -519,6 +534,7 @@ export interface components {
             type: string;
             /** @description What the code means, whatever the occasion */
             title: string;
+            /** @description The HTTP status, again */
             status: number;
             /**
              * @description What to decide by
@@ -531,8 +547,12 @@ export interface components {
             hint?: string;
             /** @description Whether the same request may succeed later without anybody mending anything */
             retryable: boolean;
-            /** @enum {string} */
+            /**
+             * @description Where it happened, if in a phase
+             * @enum {string}
+             */
             phase?: "preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica";
+            /** @description What was observed, for programs as well */
             facts?: {
                 [key: string]: string | number | boolean | null;
             };
@@ -557,6 +577,7 @@ export interface components {
              * @enum {string}
              */
             contact: "ok" | "lost";
+            /** @description Null unless its contact is lost */
             lostSince: string | null;
             /** @description Where it is, or where it ended */
             phase: ("preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica") | null;
@@ -568,26 +589,38 @@ export interface components {
              * @default null
              */
             resetOf: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was asked for
+             */
             createdAt: string;
+            /** @description When a worker first began it; null: not yet */
             startedAt: string | null;
+            /** @description When its state became one of the last three */
             endedAt: string | null;
             /** @description Whose worker makes it */
             host: string;
             /** @description Why a clone does not move: for its turn, for the next attempt, or for something on a host, such as free space */
             waitingFor: string | null;
             progress: components["schemas"]["Progress"];
+            /** @description Null unless it has succeeded */
             result: components["schemas"]["CloneResult"] | null;
+            /** @description What somebody should know, for people */
             warnings: string[];
             instance: components["schemas"]["Instance"];
+            /** @description Why it failed; null unless it has */
             error: components["schemas"]["CloneFailure"] | null;
+            /** @description What could not be put away */
             leftovers: components["schemas"]["Leftover"][];
         };
         Progress: {
             /** @description What is to be copied; 0 until the files are listed */
             bytesTotal: number;
+            /** @description What is here of that */
             bytesDone: number;
+            /** @description How many files that are */
             filesTotal: number;
+            /** @description How many of them are complete */
             filesDone: number;
             /** @description What went over the network, of all attempts; the files on their way are missing. What had come of a file of which only differences are sent is missing for good if that transfer broke off */
             wireBytes: number;
@@ -597,7 +630,7 @@ export interface components {
             compression: ("none" | "lz4" | "zstd") | null;
             /** @description Of all workers together, as of late */
             bytesPerSecond: number;
-            /** @description How long the rest of the copy will take at this rate */
+            /** @description Seconds that the rest of the copy will take at this rate; null: not known */
             etaSeconds: number | null;
             wal: {
                 /** @description Where the backup starts */
@@ -605,6 +638,7 @@ export interface components {
                 /** @description How far WAL has been received */
                 receivedLsn: string | null;
             };
+            /** @description All eight, in their order. skipped is kept for phases that a later version may leave out */
             phases: {
                 /** @enum {string} */
                 name: "preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica";
@@ -613,6 +647,7 @@ export interface components {
                 startedAt: string | null;
                 endedAt: string | null;
             }[];
+            /** @description Those that copy now */
             workers: {
                 index: number;
                 bytesDone: number;
@@ -620,6 +655,7 @@ export interface components {
             }[];
         };
         CloneResult: {
+            /** @description Where PGDATA lies on the host */
             dataDirectory: string;
             /** @description For libpq on the host, to a database of the clone through its unix socket; null: the clone was not started */
             connectionString: string | null;
@@ -627,14 +663,23 @@ export interface components {
             source: {
                 /** @description HOST:PORT */
                 address: string;
-                /** @enum {string} */
+                /**
+                 * @description What it was then
+                 * @enum {string}
+                 */
                 role: "primary" | "standby";
             };
+            /** @description Of source and clone, as text: it has more digits than a JSON number */
             systemIdentifier: string;
+            /** @description Of the source at the start of the backup */
             timeline: number;
+            /** @description Where the backup starts */
             startLsn: string;
+            /** @description Where it ends */
             stopLsn: string;
+            /** @description Size of all files that were copied, WAL not counted */
             bytes: number;
+            /** @description How many files were copied */
             files: number;
             /** @description What went over the network for them, as in `progress` */
             wireBytes: number;
@@ -642,7 +687,9 @@ export interface components {
             keptBytes: number;
             /** @description What files were compressed with, as in `progress` */
             compression: ("none" | "lz4" | "zstd") | null;
+            /** @description Milliseconds from its start to its end, all attempts together */
             durationMs: number;
+            /** @description The same as of the clone */
             warnings: string[];
             /** @description Which proofs were made, and how they ended. transfer: the digest that rsync makes of each file on both sides, of what was kept the journal of the copy, of reflinks that they share their blocks; wal: every record between start and end was read; pages: the checksum of every page that replay does not write anew, failed if one is corrupt on the source, which a warning names; boot: as `verification.boot` says */
             verification: {
@@ -662,7 +709,7 @@ export interface components {
              * @enum {string}
              */
             state: "absent" | "unfinished" | "stopped" | "running" | "removing" | "removed";
-            /** @description Null unless it is running */
+            /** @description Where its server listens; null unless it is running */
             port: number | null;
             /** @description When its files are removed, unless it is protected then; null: never */
             expiresAt: string | null;
@@ -685,8 +732,12 @@ export interface components {
             error: components["schemas"]["CloneFailure"] | null;
         };
         CloneFailure: {
-            /** @enum {string} */
+            /**
+             * @description What to decide by
+             * @enum {string}
+             */
             code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_NO_SPACE" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL";
+            /** @description What happened this time */
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -706,11 +757,13 @@ export interface components {
             remedy: string;
         };
         CloneList: {
+            /** @description Newest first */
             clones: components["schemas"]["Clone"][];
             /** @description Leads to the next page; null on the last one */
             nextPageToken: string | null;
         };
         LogLineList: {
+            /** @description Oldest first */
             lines: components["schemas"]["LogLine"][];
         };
         LogLine: {
@@ -718,8 +771,11 @@ export interface components {
             time: string;
             /** @enum {string} */
             level: "debug" | "info" | "warn" | "error";
+            /** @description Null: in none */
             phase: ("preflight" | "stream-wal" | "start-backup" | "copy-files" | "stop-backup" | "collect-wal" | "publish" | "start-replica") | null;
+            /** @description For people; its wording may change */
             message: string;
+            /** @description What it is about */
             fields: {
                 [key: string]: string | number | boolean | null;
             };
@@ -736,25 +792,31 @@ export interface components {
                 source: {
                     /** @description Such as 15.18 */
                     version: string;
+                    /** @description As text: it has more digits than a JSON number */
                     systemIdentifier: string;
+                    /** @description The present one */
                     timeline: number;
                     /** @description Of everything that is copied; null: not known */
                     bytes: number | null;
+                    /** @description Those besides pg_default and pg_global, with what they hold */
                     tablespaces: {
                         name: string;
                         location: string;
                         bytes: number | null;
                     }[];
+                    /** @description null: not asked, or there is none */
                     rsyncVersion: string | null;
                 } | null;
                 host: {
+                    /** @description null: not asked, or there is none */
                     rsyncVersion: string | null;
                     /** @description Those that the clone would write; empty if that is not known */
                     filesystems: {
                         /** @description Where it is mounted */
                         path: string;
+                        /** @description What is free there now */
                         freeBytes: number;
-                        /** @description With the reserve */
+                        /** @description What the clone would take, with the reserve */
                         neededBytes: number;
                         /** @description What a clone leaves free there */
                         reserveBytes: number;
@@ -770,6 +832,7 @@ export interface components {
                     probedBytes: number;
                 } | null;
             };
+            /** @description Milliseconds that the preflight took */
             durationMs: number;
         };
         Finding: {
@@ -780,8 +843,12 @@ export interface components {
             severity: "error" | "warning" | "info";
             /** @description Which check found it */
             check: string;
-            /** @enum {string} */
+            /**
+             * @description What to decide by
+             * @enum {string}
+             */
             code: "REQUEST_MALFORMED" | "REQUEST_INVALID" | "NOT_SUPPORTED" | "SETTING_FORBIDDEN" | "HOST_UNKNOWN" | "SOURCE_UNKNOWN" | "IDEMPOTENCY_KEY_REUSED" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "METHOD_NOT_ALLOWED" | "NOT_ACCEPTABLE" | "REQUEST_TOO_LARGE" | "MEDIA_TYPE_UNSUPPORTED" | "RATE_LIMITED" | "TARGET_BUSY" | "TOO_LATE_TO_CANCEL" | "CLONE_ENDED" | "CLONE_NOT_ENDED" | "CLONE_PROTECTED" | "CLONE_EXPIRES" | "INSTANCE_MISSING" | "INSTANCE_CHANGED" | "STATE_DIRECTORY_BUSY" | "HOST_UNAVAILABLE" | "QUEUE_UNAVAILABLE" | "API_UNREACHABLE" | "CONFIGURATION_INVALID" | "RUNNING_AS_ROOT" | "TOOL_MISSING" | "SOURCE_UNREACHABLE" | "SOURCE_AUTHENTICATION_FAILED" | "SOURCE_VERSION_UNSUPPORTED" | "SOURCE_RIGHTS_MISSING" | "SOURCE_SETTINGS_UNSUITABLE" | "SOURCE_NO_WAL_SENDER" | "SOURCE_LAYOUT_UNSUPPORTED" | "SOURCE_MISMATCH" | "SSH_UNREACHABLE" | "SSH_AUTHENTICATION_FAILED" | "SSH_HOST_KEY_UNKNOWN" | "SSH_HOST_KEY_MISMATCH" | "REMOTE_COMMAND_FAILED" | "TARGET_INVALID" | "TARGET_OUTSIDE_DATA_ROOTS" | "TARGET_NOT_EMPTY" | "TARGET_OTHER_CLUSTER" | "TARGET_IN_USE" | "TARGET_NOT_WRITABLE" | "TARGET_NO_SPACE" | "REFLINK_UNSUPPORTED" | "REPLICA_SETTINGS_TOO_LOW" | "PREFLIGHT_FAILED" | "SOURCE_LOST" | "SOURCE_NO_SPACE" | "SOURCE_PROMOTED" | "SOURCE_CHANGED" | "WAL_RECEIVER_FAILED" | "WAL_REMOVED" | "WAL_INCOMPLETE" | "RSYNCD_FAILED" | "TRANSFER_FAILED" | "STALLED" | "CONTROL_FILE_INVALID" | "PUBLISH_FAILED" | "REPLICA_START_FAILED" | "ON_READY_FAILED" | "VERIFICATION_FAILED" | "REMOVAL_FAILED" | "DEADLINE_EXCEEDED" | "PROCESS_FAILED" | "WORKER_STOPPED" | "WORKER_LOST" | "CANCELLED" | "INTERNAL" | "ARCHIVER_FAILING" | "COLLATION_DIFFERS" | "COLLATION_STALE" | "FEW_WAL_SENDERS" | "HOST_KEY_UNCHECKED" | "LIBRARY_MISSING" | "LOCALE_MISSING" | "NO_SLOT_FREE" | "NOT_CHECKED" | "OLD_CONTENTS_LOST" | "REFLINK_FALLBACK" | "REPLICA_HAS_NO_WAY" | "RSYNC_VULNERABLE" | "SLOT_TIMEOUT_SHORT" | "SOURCE_FALLBACK" | "SSLMODE_NOT_IN_TUNNEL" | "STANDBY_SYNCHRONOUS" | "TABLESPACES_SHARED" | "TIMELINE_UNKNOWN" | "WAL_LIMIT_LOW";
+            /** @description What was found */
             message: string;
             /** @description What can be done about it */
             hint: string | null;
@@ -809,29 +876,40 @@ export interface components {
             text: string;
         };
         HostList: {
+            /** @description By name */
             hosts: components["schemas"]["Host"][];
         };
         Host: {
+            /** @description What `target.host` of a request calls it */
             name: string;
+            /** @description Of its pgcloned */
             version: string;
+            /** @description Versions of requests that its worker understands */
             contract: {
                 min: number;
                 max: number;
             };
+            /** @description Major versions of PostgreSQL whose programs it has: of these it can make clones */
             postgresMajors: number[];
+            /** @description Directories below which clones may lie, and nothing else */
             dataRoots: string[];
             /** @description Names of the sources that its worker knows */
             sources: string[];
             /** @description Settings that its worker lets requests set beyond the safe ones */
             allowedSettings?: string[];
+            /** @description One for each of `dataRoots` that is there now */
             filesystems: {
+                /** @description A data root; its filesystem is meant */
                 path: string;
-                bytesTotal: number;
-                bytesFree: number;
+                /** @description Size of the filesystem */
+                totalBytes: number;
+                /** @description What its worker may still write */
+                freeBytes: number;
                 /** @description Whether clones by method `reflink` can be made within it; null if its worker cannot find out */
                 reflink: boolean | null;
                 /** @description The clones within it whose space was measured */
                 clones?: {
+                    /** @description How many */
                     count: number;
                     /** @description What would be free without them */
                     ownBytes: number;
@@ -839,10 +917,16 @@ export interface components {
                     sharedBytes: number;
                 };
             }[];
+            /** @description How many clones it makes at a time */
             concurrency: number;
+            /** @description Ids of those that it makes now */
             runningClones: string[];
+            /** @description Whether its worker is heard of */
             online: boolean;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was last heard of
+             */
             lastSeenAt: string;
         };
         /** @description What is to be cloned, where to, and how */
@@ -856,20 +940,20 @@ export interface components {
             target: {
                 /** @description Name of a host, as its worker registered it */
                 host: string;
-                /** @description Where PGDATA shall lie on the host */
+                /** @description Where PGDATA shall lie: an absolute path on the host, below one of its `dataRoots`, without . and .. in it */
                 dataDirectory: string;
                 /**
-                 * @description Where pg_wal shall lie; null: inside PGDATA
+                 * @description Where pg_wal shall lie, an absolute path; null: inside PGDATA
                  * @default null
                  */
                 walDirectory: string | null;
                 /**
-                 * @description Where WAL is collected during the copy; null: beside PGDATA
+                 * @description Where WAL is collected during the copy, an absolute path, best on the filesystem of pg_wal; null: beside pg_wal
                  * @default null
                  */
                 temporaryWalDirectory: string | null;
                 /**
-                 * @description Location on the source: location on the host. What is not named keeps its location
+                 * @description Location on the source: location on the host, both absolute paths. What is not named keeps its location
                  * @default {}
                  */
                 tablespaces: {
@@ -925,7 +1009,7 @@ export interface components {
             };
             wal: {
                 /**
-                 * @description pin: a temporary slot keeps the WAL on the source until the clone no longer needs it
+                 * @description pin: a temporary slot keeps the WAL on the source until the clone no longer needs it. none: no slot is taken, and the clone fails if the source removes WAL too early
                  * @default pin
                  * @enum {string}
                  */
@@ -943,13 +1027,13 @@ export interface components {
                  */
                 start: boolean;
                 /**
-                 * @description When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case
+                 * @description When the clone counts as succeeded. files: once its files are in place; consistent: once its server has reached a consistent state; streaming: once a standby streams; writable: once a detached clone takes writes. Without `start` it is waited for until somebody else starts it, for `hold` seconds. A detached clone that is started is waited for until it takes writes in any case
                  * @default files
                  * @enum {string}
                  */
                 waitFor: "files" | "consistent" | "streaming" | "writable";
                 /**
-                 * @description Seconds for which WAL is kept for a replica that somebody else starts
+                 * @description Seconds for which WAL is kept, with `waitFor` other than files, for a replica that somebody else starts; at most 7 days
                  * @default 3600
                  */
                 hold: number;
@@ -964,21 +1048,24 @@ export interface components {
                  */
                 profile: "small" | null;
                 /**
-                 * @description Settings of the clone, from a list of harmless ones
+                 * @description Settings of the clone by name, from a list of harmless ones and what `allowedSettings` of the host adds; a value is written as in postgresql.conf, without quotes, such as 128MB
                  * @default {}
                  */
                 settings: {
                     [key: string]: string | number | boolean;
                 };
                 /**
-                 * @description A permanent replication slot for the standby, made on the source
+                 * @description A permanent replication slot for the standby, made on the source, which stays there until the files are removed with `DELETE …?data=true`; null: none
                  * @default null
                  */
                 slot: string | null;
-                /** @default null */
+                /**
+                 * @description cluster_name of the clone, by which the source knows the standby as well; null: name of the host and the end of the id, such as replica-1-6a1b2c3d
+                 * @default null
+                 */
                 clusterName: string | null;
                 /**
-                 * @description auto: the configuration of the host where it lies outside PGDATA, else that of the source
+                 * @description auto: the configuration of the host where it lies outside PGDATA, else that of the source. source, host: the one of the two
                  * @default auto
                  * @enum {string}
                  */
@@ -1002,7 +1089,7 @@ export interface components {
                 boot: boolean;
             };
             /**
-             * @description When a clone that has not ended is given up
+             * @description Time in the future at which a clone that has not ended is given up; null: never
              * @default null
              */
             deadline: string | null;
@@ -1016,18 +1103,43 @@ export interface components {
              * @default false
              */
             protected: boolean;
-            /** @default {} */
+            /**
+             * @description Words of your own by which clones can be listed, at most 32: names of letters, digits and . _ / -, values of up to 256 characters
+             * @default {}
+             */
             labels: {
                 [key: string]: string;
             };
-            /** @default null */
+            /**
+             * @description Not built yet: anything but null is NOT_SUPPORTED
+             * @default null
+             */
             webhook: {
                 [key: string]: unknown;
             } | null;
         };
     };
     responses: {
-        /** @description Redis, or the worker of a host that was asked for a preflight, does not answer. Try again later. */
+        /** @description This is a bug; the log says more under the request id. */
+        Bug: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "type": "urn:problem-type:pgcloned:INTERNAL",
+                 *       "title": "This is a bug in pgcloned",
+                 *       "status": 500,
+                 *       "code": "INTERNAL",
+                 *       "detail": "unexpected error",
+                 *       "retryable": false
+                 *     }
+                 */
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description Redis does not answer. Try again later. */
         Unavailable: {
             headers: {
                 [name: string]: unknown;
@@ -1039,8 +1151,8 @@ export interface components {
                  *       "title": "Redis does not answer",
                  *       "status": 503,
                  *       "code": "QUEUE_UNAVAILABLE",
-                 *       "retryable": true,
-                 *       "detail": "Redis does not answer"
+                 *       "detail": "redis does not answer",
+                 *       "retryable": true
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1366,8 +1478,8 @@ export interface components {
                  *       "title": "The request cannot be read",
                  *       "status": 400,
                  *       "code": "REQUEST_MALFORMED",
-                 *       "retryable": false,
-                 *       "detail": "Body is not valid JSON"
+                 *       "detail": "Body is not valid JSON",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1385,9 +1497,9 @@ export interface components {
                  *       "title": "The token is missing or unknown",
                  *       "status": 401,
                  *       "code": "UNAUTHENTICATED",
-                 *       "retryable": false,
                  *       "detail": "token is missing or unknown",
-                 *       "hint": "Send `Authorization: Bearer TOKEN` (`pgcloned` sends PGCLONED_TOKEN); `pgcloned token create` makes a token."
+                 *       "hint": "Send `Authorization: Bearer TOKEN` (`pgcloned` sends PGCLONED_TOKEN); `pgcloned token create` makes a token.",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1405,32 +1517,12 @@ export interface components {
                  *       "title": "The role of the token does not allow this",
                  *       "status": 403,
                  *       "code": "FORBIDDEN",
-                 *       "retryable": false,
                  *       "detail": "role operator is needed",
+                 *       "retryable": false,
                  *       "facts": {
                  *         "role": "viewer",
                  *         "needed": "operator"
                  *       }
-                 *     }
-                 */
-                "application/problem+json": components["schemas"]["Problem"];
-            };
-        };
-        /** @description Something stands against it, which the code names. */
-        Conflict: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "type": "urn:problem-type:pgcloned:TARGET_BUSY",
-                 *       "title": "Another clone works on this target",
-                 *       "status": 409,
-                 *       "code": "TARGET_BUSY",
-                 *       "retryable": true,
-                 *       "detail": "another clone works on this target",
-                 *       "holder": "0193465f0d6d7a7e8f4d3a1c5b6e7f80"
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1448,8 +1540,8 @@ export interface components {
                  *       "title": "The body is too large",
                  *       "status": 413,
                  *       "code": "REQUEST_TOO_LARGE",
-                 *       "retryable": false,
-                 *       "detail": "Request body is too large"
+                 *       "detail": "Request body is too large",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1467,33 +1559,8 @@ export interface components {
                  *       "title": "The body is not application/json",
                  *       "status": 415,
                  *       "code": "MEDIA_TYPE_UNSUPPORTED",
-                 *       "retryable": false,
-                 *       "detail": "Unsupported Media Type"
-                 *     }
-                 */
-                "application/problem+json": components["schemas"]["Problem"];
-            };
-        };
-        /** @description The request can be read but breaks a rule; `errors` points to each place. */
-        Invalid: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "type": "urn:problem-type:pgcloned:REQUEST_INVALID",
-                 *       "title": "The request breaks a rule",
-                 *       "status": 422,
-                 *       "code": "REQUEST_INVALID",
-                 *       "retryable": false,
-                 *       "detail": "the body breaks a rule",
-                 *       "errors": [
-                 *         {
-                 *           "pointer": "/target/dataDirectory",
-                 *           "message": "must be an absolute path"
-                 *         }
-                 *       ]
+                 *       "detail": "Unsupported Media Type",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1511,27 +1578,8 @@ export interface components {
                  *       "title": "Too many requests",
                  *       "status": 429,
                  *       "code": "RATE_LIMITED",
-                 *       "retryable": true,
-                 *       "detail": "too many requests without a known token"
-                 *     }
-                 */
-                "application/problem+json": components["schemas"]["Problem"];
-            };
-        };
-        /** @description This is a bug; the log says more under the request id. */
-        Bug: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "type": "urn:problem-type:pgcloned:INTERNAL",
-                 *       "title": "This is a bug in pgcloned",
-                 *       "status": 500,
-                 *       "code": "INTERNAL",
-                 *       "retryable": false,
-                 *       "detail": "unexpected error"
+                 *       "detail": "too many requests without a known token",
+                 *       "retryable": true
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -1716,8 +1764,8 @@ export interface components {
                  *       "title": "There is no such thing",
                  *       "status": 404,
                  *       "code": "NOT_FOUND",
-                 *       "retryable": false,
-                 *       "detail": "there is no clone 0193465f0d6d7a7e8f4d3a1c5b6e7f80"
+                 *       "detail": "there is no clone 0193465f0d6d7a7e8f4d3a1c5b6e7f80",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -2965,8 +3013,8 @@ export interface components {
                  *       "title": "The response type is not available",
                  *       "status": 406,
                  *       "code": "NOT_ACCEPTABLE",
-                 *       "retryable": false,
-                 *       "detail": "this resource is an event stream"
+                 *       "detail": "this resource is an event stream",
+                 *       "retryable": false
                  *     }
                  */
                 "application/problem+json": components["schemas"]["Problem"];
@@ -3088,6 +3136,7 @@ export interface operations {
                     };
                 };
             };
+            500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
         };
     };
@@ -3303,24 +3352,6 @@ export interface operations {
         /** @description What is to be cloned, where to, and how */
         requestBody: {
             content: {
-                /**
-                 * @example {
-                 *       "source": {
-                 *         "name": "orders"
-                 *       },
-                 *       "target": {
-                 *         "host": "replica-1",
-                 *         "dataDirectory": "/var/lib/postgresql/15/main"
-                 *       },
-                 *       "replica": {
-                 *         "start": true,
-                 *         "waitFor": "streaming"
-                 *       },
-                 *       "labels": {
-                 *         "team": "billing"
-                 *       }
-                 *     }
-                 */
                 "application/json": components["schemas"]["CloneSpec"];
             };
         };
@@ -3330,10 +3361,26 @@ export interface operations {
             400: components["responses"]["Malformed"];
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
-            409: components["responses"]["Conflict"];
+            /** @description Something stands against it: `TARGET_BUSY`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
-            422: components["responses"]["Invalid"];
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`, `NOT_SUPPORTED`, `SETTING_FORBIDDEN`, `HOST_UNKNOWN`, `SOURCE_UNKNOWN`, `IDEMPOTENCY_KEY_REUSED`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3402,8 +3449,24 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
-            422: components["responses"]["Invalid"];
+            /** @description Something stands against it: `CLONE_NOT_ENDED`, `CLONE_PROTECTED`, `CLONE_EXPIRES`, `TARGET_BUSY`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3432,10 +3495,26 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
+            /** @description Something stands against it: `CLONE_ENDED`, `INSTANCE_MISSING`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
-            422: components["responses"]["Invalid"];
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`, `NOT_SUPPORTED`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3458,8 +3537,24 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
-            422: components["responses"]["Invalid"];
+            /** @description Something stands against it: `CLONE_ENDED`, `TOO_LATE_TO_CANCEL`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3482,8 +3577,24 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
-            422: components["responses"]["Invalid"];
+            /** @description Something stands against it: `CLONE_NOT_ENDED`, `INSTANCE_MISSING`, `TARGET_BUSY`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3506,8 +3617,24 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
-            422: components["responses"]["Invalid"];
+            /** @description Something stands against it: `CLONE_NOT_ENDED`, `INSTANCE_MISSING`, `TARGET_BUSY`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3534,10 +3661,26 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
+            /** @description Something stands against it: `CLONE_NOT_ENDED`, `INSTANCE_MISSING`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
-            422: components["responses"]["Invalid"];
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3563,8 +3706,24 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
-            409: components["responses"]["Conflict"];
-            422: components["responses"]["Invalid"];
+            /** @description Something stands against it: `CLONE_NOT_ENDED`, `INSTANCE_MISSING`, `TARGET_BUSY`. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`, `NOT_SUPPORTED`, `SETTING_FORBIDDEN`, `HOST_UNKNOWN`, `SOURCE_UNKNOWN`, `IDEMPOTENCY_KEY_REUSED`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
             503: components["responses"]["Unavailable"];
@@ -3664,24 +3823,6 @@ export interface operations {
         /** @description What is to be cloned, where to, and how */
         requestBody: {
             content: {
-                /**
-                 * @example {
-                 *       "source": {
-                 *         "name": "orders"
-                 *       },
-                 *       "target": {
-                 *         "host": "replica-1",
-                 *         "dataDirectory": "/var/lib/postgresql/15/main"
-                 *       },
-                 *       "replica": {
-                 *         "start": true,
-                 *         "waitFor": "streaming"
-                 *       },
-                 *       "labels": {
-                 *         "team": "billing"
-                 *       }
-                 *     }
-                 */
                 "application/json": components["schemas"]["CloneSpec"];
             };
         };
@@ -3692,10 +3833,26 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             413: components["responses"]["TooLarge"];
             415: components["responses"]["MediaTypeUnsupported"];
-            422: components["responses"]["Invalid"];
+            /** @description The request can be read but breaks a rule: `REQUEST_INVALID`, `NOT_SUPPORTED`, `SETTING_FORBIDDEN`, `HOST_UNKNOWN`, `SOURCE_UNKNOWN`. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["RateLimited"];
             500: components["responses"]["Bug"];
-            503: components["responses"]["Unavailable"];
+            /** @description It does not answer for now; try again later: `QUEUE_UNAVAILABLE`, `HOST_UNAVAILABLE`. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     listHosts: {
@@ -3736,8 +3893,8 @@ export interface operations {
                      *           "filesystems": [
                      *             {
                      *               "path": "/var/lib/postgresql",
-                     *               "bytesTotal": 107374182400,
-                     *               "bytesFree": 85899345920,
+                     *               "totalBytes": 107374182400,
+                     *               "freeBytes": 85899345920,
                      *               "reflink": false
                      *             }
                      *           ],
@@ -3801,8 +3958,8 @@ export interface operations {
                      *       "filesystems": [
                      *         {
                      *           "path": "/var/lib/postgresql",
-                     *           "bytesTotal": 107374182400,
-                     *           "bytesFree": 85899345920,
+                     *           "totalBytes": 107374182400,
+                     *           "freeBytes": 85899345920,
                      *           "reflink": false
                      *         }
                      *       ],

@@ -16,8 +16,8 @@ export const Facts = z.record(z.string(), z.union([z.string(), z.number(), z.boo
 
 export const RecordError = z
   .object({
-    code: z.enum(ERROR_CODES),
-    message: z.string(),
+    code: z.enum(ERROR_CODES).meta({ description: 'What to decide by' }),
+    message: z.string().meta({ description: 'What happened this time' }),
     hint: z.string().nullable().meta({ description: 'What can be done about it' }),
     facts: Facts.meta({ description: 'What was observed' }),
     retryable: z.boolean().meta({
@@ -38,9 +38,9 @@ export function recordError(error: CloneError): RecordError {
 export const Progress = z
   .object({
     bytesTotal: Bytes.meta({ description: 'What is to be copied; 0 until the files are listed' }),
-    bytesDone: Bytes,
-    filesTotal: Bytes,
-    filesDone: Bytes,
+    bytesDone: Bytes.meta({ description: 'What is here of that' }),
+    filesTotal: Bytes.meta({ description: 'How many files that are' }),
+    filesDone: Bytes.meta({ description: 'How many of them are complete' }),
     wireBytes: Bytes.meta({
       description:
         'What went over the network, of all attempts; the files on their way are missing. What had come of a file of which only differences are sent is missing for good if that transfer broke off',
@@ -55,23 +55,28 @@ export const Progress = z
     }),
     bytesPerSecond: Bytes.meta({ description: 'Of all workers together, as of late' }),
     etaSeconds: Bytes.nullable().meta({
-      description: 'How long the rest of the copy will take at this rate',
+      description: 'Seconds that the rest of the copy will take at this rate; null: not known',
     }),
     wal: z.object({
       startLsn: Lsn.nullable().meta({ description: 'Where the backup starts' }),
       receivedLsn: Lsn.nullable().meta({ description: 'How far WAL has been received' }),
     }),
-    phases: z.array(
-      z.object({
-        name: z.enum(PHASES),
-        state: z.enum(PHASE_STATES),
-        startedAt: Time.nullable(),
-        endedAt: Time.nullable(),
+    phases: z
+      .array(
+        z.object({
+          name: z.enum(PHASES),
+          state: z.enum(PHASE_STATES),
+          startedAt: Time.nullable(),
+          endedAt: Time.nullable(),
+        }),
+      )
+      .meta({
+        description:
+          'All eight, in their order. skipped is kept for phases that a later version may leave out',
       }),
-    ),
-    workers: z.array(
-      z.object({ index: z.int().nonnegative(), bytesDone: Bytes, bytesPerSecond: Bytes }),
-    ),
+    workers: z
+      .array(z.object({ index: z.int().nonnegative(), bytesDone: Bytes, bytesPerSecond: Bytes }))
+      .meta({ description: 'Those that copy now' }),
   })
   .meta({ id: 'Progress' });
 
@@ -83,7 +88,7 @@ export type Verdict = z.output<typeof Verdict>;
 
 export const CloneResult = z
   .object({
-    dataDirectory: z.string(),
+    dataDirectory: z.string().meta({ description: 'Where PGDATA lies on the host' }),
     connectionString: z.string().nullable().meta({
       description:
         'For libpq on the host, to a database of the clone through its unix socket; null: the clone was not started',
@@ -91,23 +96,27 @@ export const CloneResult = z
     source: z
       .object({
         address: z.string().meta({ description: 'HOST:PORT' }),
-        role: z.enum(['primary', 'standby']),
+        role: z.enum(['primary', 'standby']).meta({ description: 'What it was then' }),
       })
       .meta({ description: 'The server that was copied' }),
-    systemIdentifier: z.string(),
-    timeline: z.int().positive(),
-    startLsn: Lsn,
-    stopLsn: Lsn,
-    bytes: Bytes,
-    files: Bytes,
+    systemIdentifier: z
+      .string()
+      .meta({ description: 'Of source and clone, as text: it has more digits than a JSON number' }),
+    timeline: z.int().positive().meta({ description: 'Of the source at the start of the backup' }),
+    startLsn: Lsn.meta({ description: 'Where the backup starts' }),
+    stopLsn: Lsn.meta({ description: 'Where it ends' }),
+    bytes: Bytes.meta({ description: 'Size of all files that were copied, WAL not counted' }),
+    files: Bytes.meta({ description: 'How many files were copied' }),
     wireBytes: Bytes.meta({ description: 'What went over the network for them, as in `progress`' }),
     keptBytes: Bytes.meta({
       description:
         'Of `bytes`: what was there already and was not sent, whole files and parts of files',
     }),
     compression: Sent.meta({ description: 'What files were compressed with, as in `progress`' }),
-    durationMs: Bytes,
-    warnings: z.array(z.string()),
+    durationMs: Bytes.meta({
+      description: 'Milliseconds from its start to its end, all attempts together',
+    }),
+    warnings: z.array(z.string()).meta({ description: 'The same as of the clone' }),
     verification: z
       .object({ transfer: Verdict, wal: Verdict, pages: Verdict, boot: Verdict })
       .meta({
@@ -143,7 +152,10 @@ export const Instance = z
       description:
         'What lies in the data directory, as the worker sees it every few seconds. absent: nothing of this clone; unfinished: a copy that cannot be started; removed: nothing any more, because that was asked for or its time was over',
     }),
-    port: z.int().nullable().meta({ description: 'Null unless it is running' }),
+    port: z
+      .int()
+      .nullable()
+      .meta({ description: 'Where its server listens; null unless it is running' }),
     expiresAt: Time.nullable().meta({
       description: 'When its files are removed, unless it is protected then; null: never',
     }),
@@ -199,7 +211,7 @@ export const Clone = z
     contact: z.enum(['ok', 'lost']).meta({
       description: 'Whether its worker is heard of; a clone whose contact is lost may still run',
     }),
-    lostSince: Time.nullable(),
+    lostSince: Time.nullable().meta({ description: 'Null unless its contact is lost' }),
     phase: z.enum(PHASES).nullable().meta({ description: 'Where it is, or where it ended' }),
     attempt: z.int().positive().meta({
       description: 'Numbers its attempts; each builds upon what the one before has copied',
@@ -209,20 +221,20 @@ export const Clone = z
       description:
         'The clone whose place this one takes: its server is stopped when this one begins, and its files go when this one is there',
     }),
-    createdAt: Time,
-    startedAt: Time.nullable(),
-    endedAt: Time.nullable(),
+    createdAt: Time.meta({ description: 'When it was asked for' }),
+    startedAt: Time.nullable().meta({ description: 'When a worker first began it; null: not yet' }),
+    endedAt: Time.nullable().meta({ description: 'When its state became one of the last three' }),
     host: z.string().meta({ description: 'Whose worker makes it' }),
     waitingFor: z.string().nullable().meta({
       description:
         'Why a clone does not move: for its turn, for the next attempt, or for something on a host, such as free space',
     }),
     progress: Progress,
-    result: CloneResult.nullable(),
-    warnings: z.array(z.string()),
+    result: CloneResult.nullable().meta({ description: 'Null unless it has succeeded' }),
+    warnings: z.array(z.string()).meta({ description: 'What somebody should know, for people' }),
     instance: Instance,
-    error: RecordError.nullable(),
-    leftovers: z.array(Leftover),
+    error: RecordError.nullable().meta({ description: 'Why it failed; null unless it has' }),
+    leftovers: z.array(Leftover).meta({ description: 'What could not be put away' }),
   })
   .meta({ id: 'Clone' });
 

@@ -10,8 +10,9 @@ import { CloneError } from './errors.ts';
 import { SETTING_NAME } from './settings.ts';
 import { LocalSource, SourceConfiguration } from './source.ts';
 
+/** Without the control characters of C0 and C1: either can lead a terminal astray that shows them. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: refusing them is the purpose
-const TEXT = /^[^\u0000-\u001f\u007f]*$/;
+const TEXT = /^[^\u0000-\u001f\u007f-\u009f]*$/;
 
 /** An absolute path without `.` and `..` components. Blanks and other oddities are legal; a NUL or a line break is not. */
 const AbsolutePath = z
@@ -42,16 +43,20 @@ const Label = z.string().max(256).regex(TEXT, 'must not contain control characte
 
 const Target = z.strictObject({
   host: HostName,
-  dataDirectory: AbsolutePath.meta({ description: 'Where PGDATA shall lie on the host' }),
+  dataDirectory: AbsolutePath.meta({
+    description:
+      'Where PGDATA shall lie: an absolute path on the host, below one of its `dataRoots`, without . and .. in it',
+  }),
   walDirectory: AbsolutePath.nullable()
     .default(null)
-    .meta({ description: 'Where pg_wal shall lie; null: inside PGDATA' }),
+    .meta({ description: 'Where pg_wal shall lie, an absolute path; null: inside PGDATA' }),
   temporaryWalDirectory: AbsolutePath.nullable().default(null).meta({
-    description: 'Where WAL is collected during the copy; null: beside PGDATA',
+    description:
+      'Where WAL is collected during the copy, an absolute path, best on the filesystem of pg_wal; null: beside pg_wal',
   }),
   tablespaces: z.record(AbsolutePath, AbsolutePath).default({}).meta({
     description:
-      'Location on the source: location on the host. What is not named keeps its location',
+      'Location on the source: location on the host, both absolute paths. What is not named keeps its location',
   }),
   ifExists: z.enum(['fail', 'replace', 'resync']).default('fail').meta({
     description:
@@ -100,7 +105,7 @@ const Transfer = z.strictObject({
 const Wal = z.strictObject({
   retention: z.enum(['pin', 'none']).default('pin').meta({
     description:
-      'pin: a temporary slot keeps the WAL on the source until the clone no longer needs it',
+      'pin: a temporary slot keeps the WAL on the source until the clone no longer needs it. none: no slot is taken, and the clone fails if the source removes WAL too early',
   }),
 });
 
@@ -149,7 +154,7 @@ const Replica = z
     start: z.boolean().default(false).meta({ description: 'Start the server of the clone' }),
     waitFor: z.enum(['files', 'consistent', 'streaming', 'writable']).default('files').meta({
       description:
-        'When the clone counts as succeeded: once its files are in place, once it is consistent, once a standby streams, or once a detached clone takes writes. A detached clone that is started is waited for until it does in any case',
+        'When the clone counts as succeeded. files: once its files are in place; consistent: once its server has reached a consistent state; streaming: once a standby streams; writable: once a detached clone takes writes. Without `start` it is waited for until somebody else starts it, for `hold` seconds. A detached clone that is started is waited for until it takes writes in any case',
     }),
     hold: z
       .int()
@@ -157,7 +162,8 @@ const Replica = z
       .max(7 * 86_400)
       .default(3600)
       .meta({
-        description: 'Seconds for which WAL is kept for a replica that somebody else starts',
+        description:
+          'Seconds for which WAL is kept, with `waitFor` other than files, for a replica that somebody else starts; at most 7 days',
       }),
     port: z.int().min(1).max(PORT_MAX).nullable().default(null).meta({
       description:
@@ -170,19 +176,27 @@ const Replica = z
     settings: z
       .record(z.string().regex(SETTING_NAME, 'is not the name of a setting'), SettingValue)
       .default({})
-      .meta({ description: 'Settings of the clone, from a list of harmless ones' }),
+      .meta({
+        description:
+          'Settings of the clone by name, from a list of harmless ones and what `allowedSettings` of the host adds; a value is written as in postgresql.conf, without quotes, such as 128MB',
+      }),
     slot: SlotName.nullable().default(null).meta({
-      description: 'A permanent replication slot for the standby, made on the source',
+      description:
+        'A permanent replication slot for the standby, made on the source, which stays there until the files are removed with `DELETE …?data=true`; null: none',
     }),
     clusterName: z
       .string()
       // Also the application_name by which the source knows the standby: PostgreSQL changes anything else in it.
       .regex(/^[\x20-\x7e]{1,63}$/, 'must be 1 to 63 printable ASCII characters')
       .nullable()
-      .default(null),
+      .default(null)
+      .meta({
+        description:
+          'cluster_name of the clone, by which the source knows the standby as well; null: name of the host and the end of the id, such as replica-1-6a1b2c3d',
+      }),
     configuration: z.enum(['auto', 'source', 'host']).default('auto').meta({
       description:
-        'auto: the configuration of the host where it lies outside PGDATA, else that of the source',
+        'auto: the configuration of the host where it lies outside PGDATA, else that of the source. source, host: the one of the two',
     }),
   })
   .refine(isPortAtMostOnce, {
@@ -208,7 +222,7 @@ const specShape = {
   replica: withDefaults(Replica),
   verification: withDefaults(Verification),
   deadline: z.iso.datetime({ offset: true }).nullable().default(null).meta({
-    description: 'When a clone that has not ended is given up',
+    description: 'Time in the future at which a clone that has not ended is given up; null: never',
   }),
   ttl: Ttl.nullable().default(null).meta({
     description:
@@ -221,8 +235,16 @@ const specShape = {
   labels: z
     .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), Label)
     .refine((labels) => Object.keys(labels).length <= 32, 'must be 32 labels at the most')
-    .default({}),
-  webhook: z.record(z.string(), z.unknown()).nullable().default(null),
+    .default({})
+    .meta({
+      description:
+        'Words of your own by which clones can be listed, at most 32: names of letters, digits and . _ / -, values of up to 256 characters',
+    }),
+  webhook: z
+    .record(z.string(), z.unknown())
+    .nullable()
+    .default(null)
+    .meta({ description: 'Not built yet: anything but null is NOT_SUPPORTED' }),
 };
 
 const Source = z

@@ -10,9 +10,11 @@ export const LogLine = z
   .object({
     time: z.iso.datetime(),
     level: z.enum(LOG_LEVELS),
-    phase: z.enum(PHASES).nullable(),
-    message: z.string(),
-    fields: z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()])),
+    phase: z.enum(PHASES).nullable().meta({ description: 'Null: in none' }),
+    message: z.string().meta({ description: 'For people; its wording may change' }),
+    fields: z
+      .record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()]))
+      .meta({ description: 'What it is about' }),
   })
   .meta({ id: 'LogLine' });
 

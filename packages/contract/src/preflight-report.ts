@@ -16,8 +16,8 @@ export const Finding = z
       description: 'error: a clone would fail with `code`; warning: it would warn',
     }),
     check: z.string().meta({ description: 'Which check found it' }),
-    code: z.enum([...ERROR_CODES, ...NOTICE_CODES]),
-    message: z.string(),
+    code: z.enum([...ERROR_CODES, ...NOTICE_CODES]).meta({ description: 'What to decide by' }),
+    message: z.string().meta({ description: 'What was found' }),
     hint: z.string().nullable().meta({ description: 'What can be done about it' }),
     facts: Facts.meta({ description: 'What was observed' }),
     remedies: z.array(Remedy).meta({
@@ -32,23 +32,25 @@ const Bytes = z.int().nonnegative();
 
 const SourceSummary = z.object({
   version: z.string().meta({ description: 'Such as 15.18' }),
-  systemIdentifier: z.string(),
-  timeline: z.int(),
+  systemIdentifier: z
+    .string()
+    .meta({ description: 'As text: it has more digits than a JSON number' }),
+  timeline: z.int().meta({ description: 'The present one' }),
   bytes: Bytes.nullable().meta({ description: 'Of everything that is copied; null: not known' }),
-  tablespaces: z.array(
-    z.object({ name: z.string(), location: z.string(), bytes: Bytes.nullable() }),
-  ),
-  rsyncVersion: z.string().nullable(),
+  tablespaces: z
+    .array(z.object({ name: z.string(), location: z.string(), bytes: Bytes.nullable() }))
+    .meta({ description: 'Those besides pg_default and pg_global, with what they hold' }),
+  rsyncVersion: z.string().nullable().meta({ description: 'null: not asked, or there is none' }),
 });
 
 const HostSummary = z.object({
-  rsyncVersion: z.string().nullable(),
+  rsyncVersion: z.string().nullable().meta({ description: 'null: not asked, or there is none' }),
   filesystems: z
     .array(
       z.object({
         path: z.string().meta({ description: 'Where it is mounted' }),
-        freeBytes: Bytes,
-        neededBytes: Bytes.meta({ description: 'With the reserve' }),
+        freeBytes: Bytes.meta({ description: 'What is free there now' }),
+        neededBytes: Bytes.meta({ description: 'What the clone would take, with the reserve' }),
         reserveBytes: Bytes.meta({ description: 'What a clone leaves free there' }),
       }),
     )
@@ -73,7 +75,7 @@ export const PreflightReport = z
       host: HostSummary,
       estimate: Estimate.nullable().meta({ description: 'null: nothing could be fetched' }),
     }),
-    durationMs: Bytes,
+    durationMs: Bytes.meta({ description: 'Milliseconds that the preflight took' }),
   })
   .meta({ id: 'PreflightReport' });
 

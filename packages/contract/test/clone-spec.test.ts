@@ -79,6 +79,7 @@ test.each([
   ['that ends with a parent component', '/var/lib/..'],
   ['with a dot component', '/var/./lib'],
   ['with a line break', '/var/lib\n/data'],
+  ['with a control character of C1', '/var/lib/\u009bdata'],
   ['with a NUL', '/var/lib\0/data'],
   ['with a DEL', '/var/lib\u007f'],
   ['too long for the kernel', `/${'x'.repeat(4096)}`],
@@ -134,6 +135,8 @@ test.each([
   ['replica.settings.work_mem', { replica: { settings: { work_mem: null } } }],
   ['deadline', { deadline: 'tomorrow' }],
   ['labels.owner', { labels: { owner: 'x'.repeat(257) } }],
+  ['labels.owner', { labels: { owner: 'a\u009b31mred' } }],
+  ['replica.settings.work_mem', { replica: { settings: { work_mem: '4MB\u0085' } } }],
 ])('a value of %s that breaks a rule is refused there', (place, part) => {
   expect(brokenPlaces({ ...minimal, ...part })).toEqual([place]);
 });

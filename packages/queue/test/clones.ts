@@ -53,7 +53,7 @@ function hostFacts(facts: Partial<HostFacts> = {}): HostFacts {
     postgresMajors: [15],
     dataRoots: ['/srv'],
     sources: ['orders'],
-    filesystems: [{ path: '/srv', bytesTotal: 100, bytesFree: 50, reflink: null }],
+    filesystems: [{ path: '/srv', totalBytes: 100, freeBytes: 50, reflink: null }],
     concurrency: 2,
     runningClones: [],
     ...facts,

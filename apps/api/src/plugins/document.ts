@@ -5,7 +5,7 @@ import swaggerUi from '@fastify/swagger-ui';
 import { VERSION } from '@pgcloned/contract';
 import fastifyPlugin from 'fastify-plugin';
 import { fastifyZodOpenApiPlugin, fastifyZodOpenApiTransformers } from 'fastify-zod-openapi';
-import { SPEC_EXAMPLE } from '../examples.ts';
+import { SPEC_EXAMPLES } from '../examples.ts';
 
 const DESCRIPTION = `Physical clones of PostgreSQL clusters.
 
@@ -18,7 +18,8 @@ Every answer carries \`X-Request-Id\`, which leads to its lines in the log.
 
 **Errors** are problems of RFC 9457 (\`application/problem+json\`). Decide by \`code\`; \`detail\` and \`hint\` are for people.
 What cannot be read is answered by 400, what breaks a rule by 422, and \`retryable\` says whether the same request may
-succeed later. A value that is known but not built yet is \`NOT_SUPPORTED\`. Fields and parameters that are not known are refused, and so
+succeed later. A value that is known but not built yet is \`NOT_SUPPORTED\`. Each
+operation lists its codes, each with an example; a path that does not take a method answers 405 \`METHOD_NOT_ALLOWED\`. Fields and parameters that are not known are refused, and so
 is a body that would not be looked at.
 
 **Repeating a request.** \`POST /v1/clones\` and \`…/reset\` make a clone: with an \`Idempotency-Key\` a repeated one answers
@@ -127,7 +128,7 @@ const transformObject: SwaggerTransformObject = (documentObject) => {
   for (const path of Object.values((document as OpenapiDocument).paths ?? {})) {
     for (const { requestBody, responses = {} } of Object.values(path)) {
       const body = requestBody?.content['application/json'];
-      if (body?.schema.$ref === '#/components/schemas/CloneSpec') body.example = SPEC_EXAMPLE;
+      if (body?.schema.$ref === '#/components/schemas/CloneSpec') body.examples = SPEC_EXAMPLES;
       for (const [status, response] of Object.entries(responses)) {
         const $ref = response.content?.['application/json']?.schema?.$ref;
         if ($ref?.startsWith('#/components/responses/') === true) responses[status] = { $ref };
@@ -141,7 +142,7 @@ interface OpenapiDocument {
   paths?: Record<string, Record<string, OpenapiOperation>>;
 }
 interface OpenapiOperation {
-  requestBody?: { content: Record<string, { schema: { $ref?: string }; example?: unknown }> };
+  requestBody?: { content: Record<string, { schema: { $ref?: string }; examples?: object }> };
   responses?: Record<string, OpenapiResponse>;
 }
 interface OpenapiResponse {

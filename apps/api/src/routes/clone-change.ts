@@ -4,7 +4,7 @@ import type { CloneStore } from '@pgcloned/queue';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import { RUNNING_CLONE_EXAMPLE } from '../examples.ts';
 import { refuseNoBody, takeJson } from '../json-body.ts';
-import { BODY_REFUSED, CONFLICT, EVERYWHERE, NOT_FOUND } from '../responses.ts';
+import { BODY_REFUSED, EVERYWHERE, NOT_FOUND, refusedBy } from '../responses.ts';
 import { audit, found, IdParams } from './clones.ts';
 
 /** RFC 7396: what is left out stays as it is. */
@@ -39,8 +39,8 @@ export const cloneChangeRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore
           },
           ...EVERYWHERE,
           ...NOT_FOUND,
-          ...CONFLICT,
           ...BODY_REFUSED,
+          ...refusedBy('CLONE_ENDED', 'INSTANCE_MISSING', 'REQUEST_INVALID', 'NOT_SUPPORTED'),
         },
       } satisfies FastifyZodOpenApiSchema,
       preValidation: (request, _reply, next) => {

@@ -79,7 +79,9 @@ export const cloneEventRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore 
             description: 'The log.',
             content: {
               'application/json': {
-                schema: z.object({ lines: z.array(LogLine) }).meta({ id: 'LogLineList' }),
+                schema: z
+                  .object({ lines: z.array(LogLine).meta({ description: 'Oldest first' }) })
+                  .meta({ id: 'LogLineList' }),
                 example: { lines: [LOG_LINE_EXAMPLE] },
               },
             },

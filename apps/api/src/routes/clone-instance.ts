@@ -17,10 +17,11 @@ import { refuseNoBody } from '../json-body.ts';
 import {
   acceptedClone,
   BODY_REFUSED,
-  CONFLICT,
   EVERYWHERE,
-  INVALID,
   NOT_FOUND,
+  type RouteCode,
+  refusedBy,
+  SPEC_REFUSALS,
 } from '../responses.ts';
 import {
   AcceptedHeaders,
@@ -31,12 +32,11 @@ import {
   sendAccepted,
 } from './clones.ts';
 
-const accepted = (id: string, description: string) => ({
+const accepted = (id: string, description: string, ...codes: readonly RouteCode[]) => ({
   ...acceptedClone(id, description),
   ...EVERYWHERE,
   ...NOT_FOUND,
-  ...CONFLICT,
-  ...INVALID,
+  ...refusedBy('CLONE_NOT_ENDED', 'INSTANCE_MISSING', 'REQUEST_INVALID', ...codes),
 });
 
 export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
@@ -64,7 +64,7 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
             ' `Prefer: wait` of `GET` waits for it.',
           tags: ['clones'],
           params: IdParams,
-          response: accepted(`${does}Accepted`, `It will be, or is, ${server}.`),
+          response: accepted(`${does}Accepted`, `It will be, or is, ${server}.`, 'TARGET_BUSY'),
         } satisfies FastifyZodOpenApiSchema,
       },
       async (request, reply) => {
@@ -137,8 +137,14 @@ export const cloneInstanceRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneSto
           },
           ...EVERYWHERE,
           ...NOT_FOUND,
-          ...CONFLICT,
-          ...INVALID,
+          ...refusedBy(
+            'CLONE_NOT_ENDED',
+            'INSTANCE_MISSING',
+            'TARGET_BUSY',
+            'REQUEST_INVALID',
+            ...SPEC_REFUSALS,
+            'IDEMPOTENCY_KEY_REUSED',
+          ),
         },
       } satisfies FastifyZodOpenApiSchema,
     },

@@ -23,10 +23,10 @@ import { demandRole } from '../plugins/authentication.ts';
 import {
   acceptedClone,
   BODY_REFUSED,
-  CONFLICT,
   EVERYWHERE,
-  INVALID,
   NOT_FOUND,
+  refusedBy,
+  SPEC_REFUSALS,
 } from '../responses.ts';
 
 /** A clone that was just accepted is taken by an idle worker within milliseconds. */
@@ -76,8 +76,15 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           '`source`, `target.host` and `target.dataDirectory` has a default. A host that is offline is ' +
           'accepted, and `waitingFor` says why the clone waits. With `Idempotency-Key` the same request can be ' +
           'repeated safely: the first clone made with it is answered again.\n\n' +
-          'A database per test run: `source: {clone: ID}` with `method: reflink`, `replica: {start: true}` and a ' +
-          '`ttl`; `result.connectionString` leads to it once it has succeeded, and `DELETE …?data=true` gives it back.',
+          '**A database per test run**, on XFS or btrfs:\n\n' +
+          '1. Once: the example `template`, whose data the SQL files of `onReady` of its source mask. A label makes it ' +
+          'found, and `protected` keeps it.\n' +
+          '2. In each job: find it by `GET /v1/clones?label=template=orders&state=succeeded&pageSize=1`, and send the example ' +
+          '`databasePerTestRun` with its id as `source.clone`, a directory of your own, and a `ttl` for jobs that are killed.\n' +
+          '3. Read the clone with `Prefer: wait=30` until `state` is `succeeded`: `result.connectionString` leads to it through ' +
+          'its socket, `instance.port` on `localhost`. It takes writes.\n' +
+          '4. `DELETE /v1/clones/{id}?data=true` gives it back.\n' +
+          '5. For newer data: `POST /v1/clones/{id}/reset` of the template. It has a new id then, and the same label.',
         tags: ['clones'],
         body: CloneSpec,
         querystring: z.strictObject({
@@ -97,8 +104,13 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
             content: { 'application/json': { schema: Clone, example: QUEUED_CLONE_EXAMPLE } },
           },
           ...EVERYWHERE,
-          ...CONFLICT,
           ...BODY_REFUSED,
+          ...refusedBy(
+            'TARGET_BUSY',
+            'REQUEST_INVALID',
+            ...SPEC_REFUSALS,
+            'IDEMPOTENCY_KEY_REUSED',
+          ),
         },
       } satisfies FastifyZodOpenApiSchema,
       preValidation: (request, _reply, next) => {
@@ -164,7 +176,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
               'application/json': {
                 schema: z
                   .object({
-                    clones: z.array(Clone),
+                    clones: z.array(Clone).meta({ description: 'Newest first' }),
                     nextPageToken: z.string().nullable().meta({
                       description: 'Leads to the next page; null on the last one',
                     }),
@@ -264,8 +276,7 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           ),
           ...EVERYWHERE,
           ...NOT_FOUND,
-          ...CONFLICT,
-          ...INVALID,
+          ...refusedBy('CLONE_ENDED', 'TOO_LATE_TO_CANCEL', 'REQUEST_INVALID'),
         },
       } satisfies FastifyZodOpenApiSchema,
     },
@@ -305,8 +316,13 @@ export const cloneRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = 
           204: { id: 'Forgotten', description: 'It is forgotten.' },
           ...EVERYWHERE,
           ...NOT_FOUND,
-          ...CONFLICT,
-          ...INVALID,
+          ...refusedBy(
+            'CLONE_NOT_ENDED',
+            'CLONE_PROTECTED',
+            'CLONE_EXPIRES',
+            'TARGET_BUSY',
+            'REQUEST_INVALID',
+          ),
         },
       } satisfies FastifyZodOpenApiSchema,
     },

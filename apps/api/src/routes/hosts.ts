@@ -24,7 +24,9 @@ export const hostRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = a
             description: 'The hosts by name.',
             content: {
               'application/json': {
-                schema: z.object({ hosts: z.array(Host) }).meta({ id: 'HostList' }),
+                schema: z
+                  .object({ hosts: z.array(Host).meta({ description: 'By name' }) })
+                  .meta({ id: 'HostList' }),
                 example: { hosts: [HOST_EXAMPLE] },
               },
             },

@@ -12,7 +12,7 @@ import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fast
 import { admitClone, refuseSpelledOutSource } from '../admit-clone.ts';
 import { PREFLIGHT_EXAMPLE } from '../examples.ts';
 import { refuseNoBody } from '../json-body.ts';
-import { BODY_REFUSED, EVERYWHERE } from '../responses.ts';
+import { BODY_REFUSED, EVERYWHERE, refusedBy, SPEC_REFUSALS } from '../responses.ts';
 
 export const preflightRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }> = async (
   app,
@@ -41,6 +41,12 @@ export const preflightRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore }
           },
           ...EVERYWHERE,
           ...BODY_REFUSED,
+          ...refusedBy(
+            'REQUEST_INVALID',
+            ...SPEC_REFUSALS,
+            'QUEUE_UNAVAILABLE',
+            'HOST_UNAVAILABLE',
+          ),
         },
       } satisfies FastifyZodOpenApiSchema,
       preValidation: (request, _reply, next) => {

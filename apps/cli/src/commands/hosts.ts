@@ -23,7 +23,7 @@ export async function listHosts(
           host.postgresMajors.join(' '),
           `${String(host.runningClones.length)} of ${String(host.concurrency)}`,
           host.filesystems
-            .map(({ path, bytesFree }) => `${formatBytes(bytesFree)} in ${path}`)
+            .map(({ path, freeBytes }) => `${formatBytes(freeBytes)} in ${path}`)
             .join(', '),
           host.sources.join(' '),
           host.lastSeenAt,
