@@ -198,6 +198,21 @@ test('a detached clone that somebody else starts promotes itself all the same', 
   expect(await one(clone, 'pg_walfile_name(pg_current_wal_lsn())')).toMatch(/^00000002/);
 });
 
+test('a detached clone that is published needs its source no more', async () => {
+  const running = await startClone(source, {
+    target: { dataDirectory: at('alone', 'main') },
+    replica: { role: 'detached', waitFor: 'writable' },
+  });
+  await running.reached('start-replica');
+  await source.primary.stop();
+  await source.primary.start();
+  await using _clone = await startCluster(at('alone', 'main'));
+
+  const ended = await running.ended;
+
+  expect(ended.error).toBeUndefined();
+});
+
 test('what its source has by its command line and by files of other names, a clone has as well', async () => {
   await using primary = await startPrimary();
   const { dataDirectory } = primary;

@@ -85,8 +85,11 @@ export async function publish(
   const mode = ready.facts.dataDirectoryMode;
   const fileMode = (mode & 0o040) === 0 ? 0o600 : 0o640;
   const directory = ready.data.build;
-  // All WAL that a detached clone will ever need is here.
-  if (isDetached(run.plan)) await stream.pin?.release();
+  // All that a detached clone will ever need of its source is here: what becomes of that is nothing to it any more.
+  if (isDetached(run.plan)) {
+    await stream.pin?.release();
+    await ready.session[Symbol.asyncDispose]();
+  }
   try {
     await placeWal(ready, {
       ...{ stream, start, mode, fileMode },
