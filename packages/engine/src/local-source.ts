@@ -5,7 +5,7 @@ import { realpath, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CloneError, type ServerAddress } from '@pgcloned/contract';
 import { isServerRunning } from '@pgcloned/postgres';
-import { codeOf } from '@pgcloned/process';
+import { codeOf, ifMissing } from '@pgcloned/process';
 import { pathBesideLock } from './target/locks.ts';
 import { readMarker } from './target/marker.ts';
 import { isUnready } from './target/unready.ts';
@@ -20,15 +20,15 @@ const EVERYWHERE: Readonly<Record<string, string>> = {
 /**
  * @param o.originClone The clone that must lie there; null: whatever lies there.
  * @returns The directory of its socket, or an address if it has none.
- * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_MISMATCH` if it is another clone by now,
+ * @throws {CloneError} `SOURCE_UNREACHABLE` if no server runs there, `SOURCE_UNKNOWN` if that clone is gone,
  *   `SOURCE_RIGHTS_MISSING` if the files are not ours: the server of the clone has to own them.
  */
 export async function findLocalServer(
   dataDirectory: string,
   { originClone }: { readonly originClone: string | null },
 ): Promise<ServerAddress> {
-  await refuseForeignFiles(dataDirectory);
   if (originClone !== null) await refuseOtherContents(dataDirectory, originClone);
+  await refuseForeignFiles(dataDirectory);
   if (await isStillMade(dataDirectory)) throw stillMade(dataDirectory);
   const server = await isServerRunning(dataDirectory);
   if (server === null) throw noServer(`no server runs on ${dataDirectory}`, dataDirectory);
@@ -59,9 +59,11 @@ async function refuseForeignFiles(dataDirectory: string): Promise<void> {
 }
 
 async function refuseOtherContents(dataDirectory: string, cloneId: string): Promise<void> {
-  const found = (await readMarker(await realpath(dataDirectory), 'data'))?.cloneId ?? null;
+  const real = await realpath(dataDirectory).catch(ifMissing(null));
+  const found = real === null ? null : ((await readMarker(real, 'data'))?.cloneId ?? null);
   if (found === cloneId) return;
-  throw new CloneError('SOURCE_MISMATCH', `${dataDirectory} is not clone ${cloneId} any more`, {
+  // Nobody waits for it: it does not come back.
+  throw new CloneError('SOURCE_UNKNOWN', `${dataDirectory} is not clone ${cloneId} any more`, {
     facts: { dataDirectory, clone: cloneId, found },
     hint: 'It was removed, moved or replaced. Name a clone that is still there.',
   });

@@ -29,11 +29,20 @@ test('what has replaced a clone is not copied in its place', async () => {
   });
 
   await expect(findLocalServer(directory, { originClone: NAMED })).rejects.toMatchObject({
-    code: 'SOURCE_MISMATCH',
+    code: 'SOURCE_UNKNOWN',
     facts: { clone: NAMED, found: OTHER },
   });
   await expect(findLocalServer(directory, { originClone: OTHER })).rejects.toMatchObject({
     code: 'SOURCE_UNREACHABLE',
+  });
+});
+
+test('a clone that is gone is not waited for', async () => {
+  const gone = findLocalServer(join(directory, 'gone'), { originClone: NAMED });
+
+  await expect(gone).rejects.toMatchObject({
+    code: 'SOURCE_UNKNOWN',
+    facts: { clone: NAMED, found: null },
   });
 });
 
