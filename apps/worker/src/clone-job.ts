@@ -21,7 +21,7 @@ import {
   type FilledDirectory,
   type runClone,
 } from '@pgcloned/engine';
-import { codeOf, isDiskFull } from '@pgcloned/process';
+import { codeOf, isDiskFull, unlessAborted } from '@pgcloned/process';
 import type { HostQueue } from '@pgcloned/queue';
 import type { Logger } from 'pino';
 import { planClone } from './clone-plan.ts';
@@ -59,6 +59,7 @@ export interface CloneJobContext extends PutAwayContext {
   readonly slots: Slots;
   readonly workerId: string;
   readonly runClone: typeof runClone;
+  readonly makeRoom: Instances['makeRoom'];
   readonly giveWay: Instances['giveWay'];
   readonly takeBack: Instances['takeBack'];
 }
@@ -200,6 +201,7 @@ export function startCloneJob(
     const journalTicker = setInterval(keepJournalSoon, JOURNAL_MS);
     try {
       const { signal } = controller;
+      await unlessAborted(context.makeRoom(clone.spec.target.dataDirectory), signal);
       const port = await portGiven(signal);
       const plan = withPort(
         { ...(await planOf(record.snapshot(), contract, context)), begunFrom },

@@ -51,6 +51,9 @@ const LOOK_MS = 5_000;
 /** What failed is tried again, but not with every look. */
 const RETRY_MS = 30_000;
 
+/** With Redis away nobody can wish for anything, and a clone need not wait for it. */
+const WISHES_MS_MAX = 5_000;
+
 const REMOVING = { state: 'removing', port: null, space: null, error: null } as const;
 
 export interface InstanceEngine {
@@ -80,6 +83,11 @@ export interface InstancesContext {
 export interface Instances extends AsyncDisposable {
   /** The clone has ended, or something is wished for it. */
   readonly attend: (id: string) => void;
+  /**
+   * A clone is about to be made: what is wished for those that have ended in its directory comes first, since it was asked for
+   * before. Settles when that is done, as far as it can be.
+   */
+  readonly makeRoom: (dataDirectory: string) => Promise<void>;
   /**
    * The clone is about to be made again in its place: its server is stopped, and until `takeBack` its time is not over.
    *
@@ -260,10 +268,12 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     });
     const said = say(runs.get(clone.id) ?? run, null).catch(() => {});
     let leftovers: readonly Leftover[] = [];
+    const gone = new Set<string>();
     const error = await tryTo(clone.id, 'be removed', async () => {
       leftovers = await engine.removeInstance(plan, {
         source: await sourceOf(clone, context),
         copiedServer: clone.result?.source.address ?? null,
+        onGone: (what) => gone.add(what),
         signal,
       });
     });
@@ -275,7 +285,7 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
           ...clone,
           instance: { ...removing, state: isThere ? 'removed' : 'absent' },
           leftovers: [
-            ...clone.leftovers,
+            ...clone.leftovers.filter(({ what }) => !gone.has(what)),
             ...leftovers.filter(({ what }) => !clone.leftovers.some((one) => one.what === what)),
           ],
         },
@@ -343,13 +353,16 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     busy.set(id, entry);
   };
 
-  const lookAround = async (): Promise<void> => {
-    clock.look();
-    for (const [id, { clone }] of runs) if (mayChange(clone) && !busy.has(id)) attend(id);
+  const attendWished = async (): Promise<void> => {
     for (const id of await patiently(queue.wishedInstances())) {
       wished.add(id);
       attend(id);
     }
+  };
+  const lookAround = async (): Promise<void> => {
+    clock.look();
+    for (const [id, { clone }] of runs) if (mayChange(clone) && !busy.has(id)) attend(id);
+    await attendWished();
   };
 
   for (const run of await journal.list())
@@ -381,6 +394,22 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     attend: (id) => {
       wished.add(id);
       attend(id);
+    },
+    makeRoom: async (dataDirectory) => {
+      const waited = delay(WISHES_MS_MAX, undefined, { signal, ref: false });
+      // Whatever keeps them from being heard, the clone is not to fail by it.
+      await Promise.race([attendWished(), waited]).catch(() => {});
+      const isThere = async (id: string) =>
+        (runs.get(id) ?? (await journal.read(id)))?.clone.spec.target.dataDirectory ===
+        dataDirectory;
+      // A step that was told of something more is followed by another one, which is there when it ends.
+      for (const seen = new Set<unknown>(); ; ) {
+        const next = [...busy].find(([, entry]) => !seen.has(entry));
+        if (next === undefined) return;
+        const [id, entry] = next;
+        seen.add(entry);
+        if (await isThere(id)) await entry.done;
+      }
     },
     giveWay: async (id, o) => {
       const run = await runOf(id);

@@ -114,6 +114,9 @@ export async function startWorker(
         host: options,
         runClone: engine.runClone,
         sweepClone: engine.sweepClone,
+        makeRoom: async (dataDirectory) => {
+          await ended().makeRoom(dataDirectory);
+        },
         giveWay: async (id, o) => await ended().giveWay(id, o),
         takeBack: async (id, o) => {
           await ended().takeBack(id, o);

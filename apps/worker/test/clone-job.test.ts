@@ -32,6 +32,7 @@ test('a state directory that is full for a moment costs a clone nothing', async 
     { clone, contract: CONTRACT_VERSION, before: null },
     {
       ...engine,
+      makeRoom: () => Promise.resolve(),
       giveWay: () => Promise.reject(new Error('no test asks for it')),
       takeBack: () => Promise.reject(new Error('no test asks for it')),
       queue: {

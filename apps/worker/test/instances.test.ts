@@ -97,6 +97,26 @@ test('a removal that was begun is brought to its end by the next worker', async 
   expect(engine.removed).toEqual([clone.id]);
 });
 
+test('a clone begins when what was asked for before of the one in its place is done', async () => {
+  const removal = Promise.withResolvers<readonly []>();
+  const engine = engineWithFiles({ removeInstance: async () => await removal.promise });
+  await using _worker = await startWorker(options(), engine);
+  const old = someClone();
+  await succeed(engine, old);
+  const { dataDirectory } = old.spec.target;
+  const clone = someClone({ target: { host: 'replica-1', dataDirectory } });
+
+  await store.changeInstance(old.id, { remove: true });
+  await store.create(clone);
+  await eventually(async () => (await store.get(clone.id))?.state === 'running');
+  await delay(300);
+  const early = engine.calls.length;
+  removal.resolve([]);
+
+  await eventually(() => engine.calls.length === 2);
+  expect(early).toBe(1);
+});
+
 test('whoever protects a clone at the moment when its time is over keeps it', async () => {
   const made = someClone({ ttl: 1 });
   const instance = { ...made.instance, state: 'stopped', expiresAt: made.createdAt } as const;

@@ -2,14 +2,14 @@
  * What a worker that died by `kill -9` left of a clone is put away: an interrupted swap, temporary directories, the
  * sockets of its tunnel, the standby's slot.
  *
- * What a published clone has replaced is named, and nobody but the user removes it.
+ * What a published clone has replaced is named, unless it was about to go.
  *
  * Everything else ended by itself: children by the kernel, sessions and temporary slots with their connections, the
  * rsync daemon with its lease. The unfinished copy of a clone that was not cancelled stays, marked and unstartable: the
  * next attempt, or the next clone into it, builds upon it.
  */
 import type { Leftover } from '@pgcloned/contract';
-import { isWithin, quoteForShell } from '@pgcloned/process';
+import { isWithin } from '@pgcloned/process';
 import { removeDeadTunnels } from './database-tunnel.ts';
 import type { ClonePlan } from './plan.ts';
 import { removeBootDirectory } from './replica/private-run.ts';
@@ -17,7 +17,7 @@ import { dropNotedSlot, notedSlot } from './replica/slot.ts';
 import { guardPath } from './target/guard.ts';
 import { makePlace, temporaryWalPath } from './target/layout.ts';
 import { makeLockSet } from './target/locks.ts';
-import { exists, hasControlFile, isPublished, isStartable, readMarker } from './target/marker.ts';
+import { hasControlFile, isPublished, isStartable, readMarker } from './target/marker.ts';
 import { forgetPorts } from './target/ports.ts';
 import {
   type FilledDirectory,
@@ -25,6 +25,7 @@ import {
   removePrepared,
   removeStrays,
 } from './target/prepare.ts';
+import { findReplaced, leftoversOf, removeReplaced } from './target/replaced.ts';
 import { recoverSwap } from './target/swap.ts';
 
 export interface SweepReport {
@@ -94,12 +95,40 @@ export async function sweepClone(
     await removeStrays({ kind, final }, becomes === 'queued' ? [build] : []);
   }
 
-  for (const final of finals) {
-    const { old } = makePlace('data', final, { cloneId: id, replaces: true });
-    if (old !== null && (await exists(old)))
-      leftovers.push({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
-  }
+  leftovers.push(...(await putAwayReplaced(plan, { dataDirectory, filled, published })));
   return { published, leftovers };
+}
+
+/**
+ * A removal that was begun is brought to its end. What a published clone has replaced goes if nothing was to follow but that;
+ * else nobody knows whether the clone serves, and it is named.
+ */
+async function putAwayReplaced(
+  { id, spec }: ClonePlan,
+  {
+    dataDirectory,
+    filled,
+    published,
+  }: {
+    readonly dataDirectory: string;
+    readonly filled: readonly FilledDirectory[];
+    readonly published: boolean;
+  },
+): Promise<readonly Leftover[]> {
+  const wasLast = () =>
+    published && !spec.replica.start && spec.replica.waitFor === 'files' && !spec.verification.boot;
+  const leftovers: Leftover[] = [];
+  for (const set of await findReplaced(dataDirectory, filled)) {
+    const isOwn = set.cloneId === id;
+    try {
+      if (set.removalHasBegun || (isOwn && wasLast())) await removeReplaced(set);
+      else if (isOwn) leftovers.push(...leftoversOf(set));
+    } catch {
+      // It cannot be started any more, or is as it was, and whoever reads of it can remove it.
+      if (isOwn) leftovers.push(...leftoversOf(set));
+    }
+  }
+  return leftovers;
 }
 
 /**

@@ -1,5 +1,6 @@
 /** What is removed of a clone that has ended, and what is not; with directories as clones leave them, and no server. */
 import {
+  cp,
   mkdir,
   mkdtemp,
   readdir,
@@ -25,7 +26,8 @@ const OTHER = '0193465f0d6d7a7e8f4d3a1c5b6e7f81';
 const VERSION = 'PG_15_202209061';
 const binDirectory = findPostgres();
 const major = /(\d+)\/bin$/.exec(binDirectory)?.[1] ?? '';
-const options = { source: null, copiedServer: null, signal: new AbortController().signal };
+const { signal } = new AbortController();
+const options = { source: null, copiedServer: null, onGone: () => {}, signal };
 
 let root: string;
 
@@ -100,6 +102,23 @@ test('what a crash has left of a removal cannot be started, counts as empty, and
   expect(await lookAtInstance(plan)).toEqual({ state: 'unfinished', port: null });
   expect(await removeInstance(plan, options)).toEqual([]);
   expect(await readdir(root)).toEqual([]);
+});
+
+test('what the clone had replaced goes with it if that was a clone, and stays if nobody knows what it was', async () => {
+  const { data, wal, plan } = await arrange({ cloneId: OTHER });
+  for (const path of [data, wal]) await rename(path, `${path}.pgcloned-old-${ID}`);
+  const foreign = `${data}.pgcloned-old-${OTHER}`;
+  await cp(`${data}.pgcloned-old-${ID}`, foreign, { recursive: true });
+  await rm(join(root, 'fast'), { recursive: true });
+  await arrange();
+  const gone: string[] = [];
+
+  await removeInstance(plan, { ...options, onGone: (what) => gone.push(what) });
+
+  expect(gone).toEqual([data, wal].map((path) => `replaced directory ${path}.pgcloned-old-${ID}`));
+  expect(await readdir(root)).toEqual(['clone']);
+  expect(await readdir(join(root, 'clone'))).toEqual([`main.pgcloned-old-${OTHER}`]);
+  expect(await readFile(join(foreign, 'global', 'pg_control'), 'utf8')).toBe('control');
 });
 
 test('a removal that died when only the empty directory was left is brought to its end', async () => {
@@ -213,7 +232,6 @@ test.skipIf(!runsAsRoot)(
       'ENOSPC',
     );
 
-    const { signal } = options;
     const given = giveWay(plan, { beforeStop: () => Promise.resolve(), signal });
     await expect(given).rejects.toMatchObject({
       code: 'TARGET_NO_SPACE',

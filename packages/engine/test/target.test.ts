@@ -1,7 +1,7 @@
 /** What may be written, who may write it, and what a crash in the middle of a swap leaves: with real directories. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, renameSync, rmSync, symlinkSync, watch } from 'node:fs';
+import { existsSync, readdirSync, renameSync, rmSync, symlinkSync, watch } from 'node:fs';
 import {
   chown,
   cp,
@@ -37,6 +37,7 @@ import {
   refuseUnfitContents,
 } from '../src/target/old-cluster.ts';
 import { prepareDirectory, removeMarked, removePrepared } from '../src/target/prepare.ts';
+import { findReplaced } from '../src/target/replaced.ts';
 import { recoverSwap, swapIntoPlace } from '../src/target/swap.ts';
 
 const signal = new AbortController().signal;
@@ -521,26 +522,56 @@ describe('a swap', () => {
     expect(await readdir(wal)).not.toContain('old');
   });
 
-  test('whose clone was published before its worker died leaves the old set, which a sweep names', async () => {
+  async function sweepPublished({ start }: { readonly start: boolean }, crash = async () => {}) {
     const { data, wal, places } = await arrange();
     await swapIntoPlace(data, { cloneId, places });
     await writeFile(join(data, 'global/pg_control'), 'new');
+    await crash();
     const plan = {
       id: cloneId,
-      spec: { target: { dataDirectory: data, walDirectory: wal, temporaryWalDirectory: null } },
+      spec: {
+        target: { dataDirectory: data, walDirectory: wal, temporaryWalDirectory: null },
+        replica: { start, waitFor: 'files' },
+        verification: { boot: false },
+      },
       host: { dataRoots: [root], protectedPaths: [] },
     };
-
-    const { published, leftovers } = await sweepClone(plan as unknown as ClonePlan, {
-      becomes: 'queued',
-      filled: [],
-      signal,
-    });
-
+    const filled = places.map(({ kind, build, final }) => ({
+      ...{ kind, final, path: build },
+      madeFrom: null,
+    }));
+    const options = { becomes: 'queued', filled, signal } as const;
+    const { published, leftovers } = await sweepClone(plan as unknown as ClonePlan, options);
     expect(published).toBe(true);
+    return { places, leftovers };
+  }
+
+  test('whose clone was published before its worker died leaves the old set, which a sweep names', async () => {
+    const { places, leftovers } = await sweepPublished({ start: true });
+
     expect(leftovers.map(({ remedy }) => remedy)).toEqual(
       places.map(({ old }) => `rm -r ${old ?? ''}`),
     );
+  });
+
+  test.each([
+    ['that was to go next', false, async () => {}],
+    [
+      'whose removal was cut short',
+      true,
+      async () => {
+        const [set] = await findReplaced(join(root, 'main'), []);
+        if (set === undefined) throw new Error('nothing was replaced');
+        const dataDirectory = join(root, 'main');
+        const marker = { cloneId, dataDirectory, finished: false };
+        await writeMarker(set.directories.at(-1)?.path ?? '', 'data', marker);
+      },
+    ],
+  ])('whose worker died leaves no old set %s', async (_case, start, crash) => {
+    const { places, leftovers } = await sweepPublished({ start }, crash);
+
+    expect(leftovers).toEqual([]);
+    for (const { old } of places) expect(existsSync(old ?? '')).toBe(false);
   });
 
   test('makes the directories of a published clone its own: none counts as unfinished', async () => {

@@ -24,6 +24,7 @@ import {
   removePrepared,
   removeStrays,
 } from '../target/prepare.ts';
+import { findReplaced, leftoversOf, removeReplaced } from '../target/replaced.ts';
 import { recoverSwap } from '../target/swap.ts';
 import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 import { binDirectoryOf } from './serve.ts';
@@ -33,10 +34,15 @@ export interface RemoveOptions {
   readonly source: ClonePlan | null;
   /** `HOST:PORT` of the server that was copied, if that is known. */
   readonly copiedServer: string | null;
+  /** Hears of each leftover of the clone that has gone with it, by its `what`. */
+  readonly onGone: (what: string) => void;
   readonly signal: AbortSignal;
 }
 
 /**
+ * What the clone had replaced and could not remove goes, too, if that was a clone of ours: whoever has asked for another one in
+ * its place, and removes that now, wants neither.
+ *
  * Settles when nothing of the clone is left but what it returns. An abort leaves something that the next call removes.
  *
  * @throws {CloneError} `INSTANCE_CHANGED` if another thing lies there, `TARGET_BUSY` while a clone works on the directory,
@@ -92,6 +98,17 @@ export async function removeInstance(
   } else await refuseRunningServer(dataDirectory);
   leftovers.push(...(await dropSlot(plan, options, dataDirectory)));
 
+  const places = [...filled, ...parts.map(({ kind, path }) => ({ kind, final: path }))];
+  for (const set of await findReplaced(dataDirectory, places)) {
+    if (set.was === 'foreign' && !set.removalHasBegun) continue;
+    signal.throwIfAborted();
+    try {
+      await removeReplaced(set);
+    } catch (error) {
+      throw asRemovalError(error, set.dataDirectory);
+    }
+    for (const { what } of leftoversOf(set)) options.onGone(what);
+  }
   for (const part of [...parts, data]) {
     signal.throwIfAborted();
     try {

@@ -6,7 +6,7 @@
  * the clone is needed. A replica that was started is nobody's child: it survives us, and a failure here leaves it as it
  * is, with its directory named.
  */
-import { readFile, rm } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
@@ -18,7 +18,6 @@ import {
   standbyStatus,
   walBytesBetween,
 } from '@pgcloned/postgres';
-import { quoteForShell } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { sharedTablespaces } from '../replica/beside-source.ts';
@@ -27,7 +26,7 @@ import { isDetached, settleDetached } from '../replica/detached.ts';
 import { type Recovery, readRecovery, startupActivity } from '../replica/recovery.ts';
 import { startLogOf, startReplicaServer } from '../replica/start-server.ts';
 import { tryPrivately, unpromoted } from '../replica/try-privately.ts';
-import { refuseMountsBelow } from '../target/mounts.ts';
+import { findReplaced, leftoversOf, type ReplacedSet, removeReplaced } from '../target/replaced.ts';
 import type { Copy } from './copy-files.ts';
 import type { Published } from './publish.ts';
 import type { Stop } from './stop-backup.ts';
@@ -70,11 +69,13 @@ export async function startReplica(run: CloneRun, ready: Ready, done: Done): Pro
     else if (replica.waitFor !== 'files') await waitForReplica(run, ready, done);
   } catch (error) {
     // It may be wanted back now.
-    for (const { old } of done.published.places) if (old !== null) leaveReplaced(run, old);
+    const { places } = done.published;
+    for (const set of await findReplaced(ready.data.final, places).catch(() => []))
+      if (set.cloneId === run.plan.id) leaveReplaced(run.observer, set);
     throw error;
   }
   await done.stream.pin?.release();
-  await removeReplaced(run, done.published);
+  await removeOldSets(run, done.published, ready.data.final);
   return { boot, connectionString };
 }
 
@@ -182,25 +183,33 @@ function isReached(
   return replayed || recovery.isConsistent;
 }
 
-/** The old set goes when the new one serves, and not before. */
-async function removeReplaced(run: CloneRun, { places }: Published): Promise<void> {
-  for (const { old } of places) {
-    if (old === null) continue;
+/**
+ * The old set goes when the new one serves, and not before. So does what an earlier clone had replaced here and could not
+ * remove, if it was a clone of ours: twice somebody has asked for another one in its place.
+ */
+async function removeOldSets(
+  { plan, observer }: CloneRun,
+  { places }: Published,
+  dataDirectory: string,
+): Promise<void> {
+  if (places.every(({ old }) => old === null)) return;
+  for (const set of await findReplaced(dataDirectory, places)) {
+    const isOwn = set.cloneId === plan.id;
+    if (!isOwn && set.was === 'foreign' && !set.removalHasBegun) continue;
     try {
-      await refuseMountsBelow(old);
-      await rm(old, { recursive: true });
+      await removeReplaced(set);
     } catch (error) {
-      run.observer.log('warn', 'what was replaced could not be removed', {
-        path: old,
+      observer.log('warn', 'what was replaced could not be removed', {
+        path: set.dataDirectory,
         reason: String(error),
       });
-      leaveReplaced(run, old);
+      if (isOwn) leaveReplaced(observer, set);
     }
   }
 }
 
-function leaveReplaced({ observer }: CloneRun, old: string): void {
-  observer.leftover({ what: `replaced directory ${old}`, remedy: `rm -r ${quoteForShell(old)}` });
+function leaveReplaced(observer: CloneRun['observer'], set: ReplacedSet): void {
+  for (const leftover of leftoversOf(set)) observer.leftover(leftover);
 }
 
 async function died(ready: Ready): Promise<CloneError> {

@@ -33,7 +33,9 @@ export interface TablespacePlace extends Place {
 export const besidePrefix = (path: string) => `${basename(path)}.pgcloned-`;
 
 const buildPath = (path: string, cloneId: string) => `${path}.pgcloned-${cloneId}`;
-const oldPath = (path: string, cloneId: string) => `${path}.pgcloned-old-${cloneId}`;
+/** What precedes the id of a clone in the name of what it has replaced. */
+export const oldPrefix = (path: string) => `${path}.pgcloned-old-`;
+const oldPath = (path: string, cloneId: string) => `${oldPrefix(path)}${cloneId}`;
 export const swapJournalPath = (dataDirectory: string) => `${dataDirectory}.pgcloned-swap.json`;
 
 /** A place that is built aside if there is something to replace, else where it will lie. */

@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { codeOf, ifMissing, quoteForShell, unfinishedWrites } from '@pgcloned/process';
 import type { Place } from './layout.ts';
-import { besidePrefix } from './layout.ts';
+import { besidePrefix, oldPrefix } from './layout.ts';
 import {
   type DirectoryKind,
   exists,
@@ -145,6 +145,8 @@ export async function removeStrays(
   for (const name of names) {
     if (!name.startsWith(besidePrefix(place.final))) continue;
     const path = join(parent, name);
+    // What was replaced goes as a whole (`replaced.ts`).
+    if (path.startsWith(oldPrefix(place.final))) continue;
     if (spared.includes(path)) continue;
     for (const kind of [place.kind, 'temporary-wal'] as const) {
       if ((await unfinishedCloneIn(path, kind)) !== null) await removeMarked(path, kind);
