@@ -145,8 +145,8 @@ describe.skipIf(!runsAsRoot).each(['xfs', 'btrfs'] as const)('on %s (needs root)
 
   test('after a failure or a cancel no file is being made any more', async () => {
     const source = await write('1', 8_192);
-    await writeFile(join(to, '20'), '');
-    // Some threads make batches of them.
+    // Each of the threads meets one in its first batch of 200, however the others get on.
+    for (let index = 20; index < 2_000; index += 200) await writeFile(join(to, String(index)), '');
     const files = Array.from({ length: 4_000 }, (_, index) => ({
       from: source,
       to: join(to, String(index)),
