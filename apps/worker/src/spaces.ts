@@ -15,6 +15,9 @@ const LOOK_MS = 2_000;
 
 const AGE_MS_MAX = 600_000;
 
+const hasFiles = ({ clone: { instance } }: Run) =>
+  instance.state === 'running' || instance.state === 'stopped';
+
 type Space = Instance['space'];
 
 export interface Spaces {
@@ -39,8 +42,8 @@ export function watchSpaces(o: {
   const measured = new Map<string, { readonly space: Space; readonly atMs: number }>();
 
   const measureOne = async (run: Run): Promise<void> => {
-    const { id, instance } = run.clone;
-    if (instance.state !== 'running' && instance.state !== 'stopped') return;
+    const { id } = run.clone;
+    if (!hasFiles(run)) return;
     const { atMs = Number.NEGATIVE_INFINITY } = measured.get(id) ?? {};
     if (performance.now() - atMs < AGE_MS_MAX) return;
     try {
@@ -54,10 +57,14 @@ export function watchSpaces(o: {
   };
   const watch = async (): Promise<void> => {
     while (!signal.aborted) {
-      for (const run of [...o.runs()]) {
+      const runs = [...o.runs()];
+      for (const run of runs) {
         if (signal.aborted) return;
         await measureOne(run);
       }
+      // Of what has no files any more there is nothing to tell.
+      const withFiles = new Set(runs.filter(hasFiles).map(({ clone }) => clone.id));
+      for (const id of measured.keys()) if (!withFiles.has(id)) measured.delete(id);
       await delay(LOOK_MS, undefined, { signal }).catch(() => {});
     }
   };

@@ -70,3 +70,26 @@ test('one that cannot be measured keeps no other from it, and has no figure', as
   expect(spaces.of(other ?? '')).toEqual({ ownBytes: 1, sharedBytes: 2 });
   expect(spaces.of(broken ?? '')).toBeNull();
 });
+
+test('what a clone took is forgotten with its files', async () => {
+  const runs = [runThatIs('stopped')];
+  const id = runs[0]?.clone.id ?? '';
+  const ending = new AbortController();
+  const spaces = watchSpaces({
+    runs: () => runs,
+    measure: async () => ({ ownBytes: 1, sharedBytes: 2 }),
+    onMeasured: () => {},
+    log: pino({ level: 'silent' }),
+    signal: ending.signal,
+  });
+  await eventually(() => spaces.of(id) !== undefined);
+
+  runs.splice(0, 1, {
+    ...runs[0],
+    clone: { ...runs[0]?.clone, instance: { state: 'removed' } },
+  } as Run);
+
+  await eventually(() => spaces.of(id) === undefined);
+  ending.abort();
+  await spaces.ended;
+});
