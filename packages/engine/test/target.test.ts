@@ -188,6 +188,23 @@ describe('a directory', () => {
     }
   });
 
+  test.each([
+    ['is no object', () => null],
+    ['names what does not lie above it', (marker: object) => ({ ...marker, madeFrom: '/srv' })],
+    ['names no path', (marker: object) => ({ ...marker, madeFrom: 42 })],
+  ])('whose marker %s is not ours, and nothing is removed for it', async (_case, broken) => {
+    const path = join(root, 'place');
+    await mkdir(path);
+    await writeMarker(path, 'data', { cloneId: 'a', dataDirectory: path, finished: false });
+    const file = join(path, '.pgcloned-marker');
+    const marker = JSON.parse(await readFile(file, 'utf8')) as object;
+    await writeFile(file, JSON.stringify(broken(marker)));
+
+    expect(await readMarker(path, 'data')).toBeNull();
+    expect(await inspectDirectory(path, 'data')).toBe('foreign');
+    await expect(removeMarked(path, 'data')).rejects.toThrow('no marker');
+  });
+
   test('that was renamed or copied is no longer ours', async () => {
     const path = join(root, 'clone');
     await mkdir(path);

@@ -10,7 +10,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, lstat, open } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { codeOf, isMissing, readPlainFile, writeDurably } from '@pgcloned/process';
+import { codeOf, isMissing, isWithin, readPlainFile, writeDurably } from '@pgcloned/process';
 import { isUnready } from './unready.ts';
 
 /** What a directory of a clone is for. */
@@ -80,10 +80,13 @@ export async function readMarkerOf(
   );
   if (found?.isOurs !== true) return null;
   try {
-    const stored = JSON.parse(found.text) as Partial<StoredMarker>;
-    const { cloneId, dataDirectory, finished, madeFrom = null } = stored;
-    if (!isSame(stored, await identityOf(directory, opened))) return null;
+    const stored = JSON.parse(found.text) as Partial<StoredMarker> | null;
+    const { cloneId, dataDirectory, finished, madeFrom = null } = stored ?? {};
+    if (!isSame(stored ?? {}, await identityOf(directory, opened))) return null;
     if (typeof cloneId !== 'string' || typeof dataDirectory !== 'string') return null;
+    // From there on all that is empty goes with the directory: nothing but what lies above it.
+    if (madeFrom !== null && !(typeof madeFrom === 'string' && isWithin(directory, madeFrom)))
+      return null;
     return { cloneId, dataDirectory, finished: finished === true, madeFrom };
   } catch (error) {
     // None that can be read: not ours.
