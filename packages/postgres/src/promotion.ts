@@ -20,6 +20,6 @@ export async function isInRecovery(session: Session, signal: AbortSignal): Promi
 export function promoted({ settings: { host, port } }: Pick<Session, 'settings'>): CloneError {
   return new CloneError('SOURCE_PROMOTED', 'the source was promoted while it was copied', {
     facts: { host, port },
-    hint: 'Clone again into the same directory, from what is a primary now or from one of its standbys: what was copied is kept, and only what differs is sent.',
+    hint: 'Clone again into the same directory, from what is a primary now or from one of its standbys. A copy by rsync is kept, and only what differs is sent.',
   });
 }

@@ -90,7 +90,7 @@ function refuseOtherTimelines(
   if (other === undefined) return;
   throw new CloneError('SOURCE_CHANGED', 'the source changed its timeline during the copy', {
     facts: { timeline, timelineNow: other },
-    hint: 'Clone again: what was copied is kept. If this happens again, run CHECKPOINT on the primary of the source first.',
+    hint: 'Clone again: a copy by rsync is kept. If this happens again, run CHECKPOINT on the primary of the source first.',
   });
 }
 
