@@ -228,7 +228,7 @@ describe('replace', () => {
 
     expect(error).toMatchObject({
       code: 'TARGET_INVALID',
-      message: `${filesystem.path} is a mount point and cannot be replaced`,
+      message: `${filesystem.path} is a mount point or a subvolume and cannot be replaced`,
       hint: expect.stringContaining('ifExists: resync'),
     });
     expect(status).toBe(7);

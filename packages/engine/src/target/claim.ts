@@ -26,6 +26,7 @@ import {
   refuseProtected,
   refuseRunningServer,
 } from './old-cluster.ts';
+import { whyUnmovable } from './rename-trial.ts';
 import { recoverSwap } from './swap.ts';
 
 /** The directories that the caller names, as the request calls them. */
@@ -222,19 +223,32 @@ const freePlace = ({ plan }: CloneRun, kind: DirectoryKind, final: string): Plac
   makePlace(kind, final, { cloneId: plan.id, replaces: false });
 
 async function placeToReplace(run: CloneRun, kind: DirectoryKind, final: string): Promise<Place> {
-  if (await isMountPoint(final)) {
-    throw new CloneError('TARGET_INVALID', `${final} is a mount point and cannot be replaced`, {
-      facts: { path: final },
-      hint: 'Clone with ifExists: resync if it is of the same cluster. Else stop its server, empty the directory by hand and clone with ifExists: fail.',
-    });
-  }
+  if (await isMountPoint(final))
+    throw unmovable(final, 'is a mount point or a subvolume and cannot be replaced');
   if (!(await isWritable(dirname(final)))) {
     throw new CloneError('TARGET_NOT_WRITABLE', `${dirname(final)} cannot be written`, {
       facts: { path: final, directory: dirname(final) },
       hint: 'To replace a cluster, a directory is made beside it: make the parent belong to the user that runs the worker.',
     });
   }
+  const reason = await whyUnmovable(final);
+  if (reason === 'EBUSY') throw unmovable(final, 'is a mount point and cannot be replaced', reason);
+  if (reason !== null)
+    throw unmovable(
+      final,
+      reason === 'EXDEV'
+        ? 'cannot be moved aside: it belongs to a layer of a container image, or to another quota project'
+        : `cannot be moved aside: ${reason}`,
+      reason,
+    );
   return makePlace(kind, final, { cloneId: run.plan.id, replaces: true });
+}
+
+function unmovable(path: string, why: string, reason: string | null = null): CloneError {
+  return new CloneError('TARGET_INVALID', `${path} ${why}`, {
+    facts: { path, reason },
+    hint: 'Clone with method rsync and ifExists: resync if it is of the same cluster. Else stop its server, empty the directory by hand and clone with ifExists: fail, or choose another directory.',
+  });
 }
 
 function notEmpty(
