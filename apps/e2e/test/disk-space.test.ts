@@ -234,6 +234,8 @@ describe.skipIf(!runsAsRoot)('a filesystem that a local source and its clones sh
     using held = gate.catchAt(from);
     const clone = await startClone(sourceHere(), reflinked(replica), { env });
     await held.held;
+    // Makes the next segment, which a full disk would deny the source: that would end it, and not the clone.
+    await primary.query("SELECT pg_logical_emit_message(true, 'test', '')");
     const ballast = join(shared.path, 'ballast');
     // To the last byte first, or XFS would find more when it needs some: what it has set aside for files that grow.
     const script = `dd if=/dev/zero of=${ballast} bs=1M; truncate --size=-${String(bytes)} ${ballast}`;
