@@ -32,11 +32,11 @@ import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
+import { explainFilesystemFailure } from './target/filesystem-failure.ts';
 import { resolveReal } from './target/guard.ts';
 import { makeLockSet } from './target/locks.ts';
 import { isPublished } from './target/marker.ts';
 import { reservePort } from './target/ports.ts';
-import { explainFullTarget } from './target/space.ts';
 import { controlTransfer, type TransferControl } from './transfer-control.ts';
 
 export interface RunCloneOptions {
@@ -222,20 +222,20 @@ async function runAttempt(
       signal.aborted
         ? signal.reason
         : // What failed stays the reason, also where the target cannot be looked at.
-          await explainFull(error, plan, options.filled).catch(() => error),
+          await explain(error, plan, options.filled).catch(() => error),
     );
     failure.phase = current;
     throw failure;
   }
 }
 
-async function explainFull(
+async function explain(
   error: unknown,
   { id, spec }: ClonePlan,
   filled: ReadonlySet<string>,
 ): Promise<unknown> {
   const { real } = await resolveReal(spec.target.dataDirectory);
-  return await explainFullTarget(error, {
+  return await explainFilesystemFailure(error, {
     directories: [real, ...filled],
     next: (await isPublished(real, id))
       ? `start the clone in ${real}, which is complete, or clone again`

@@ -1,9 +1,22 @@
 /** What the system says when a call fails, as Node passes it on. */
+import { constants } from 'node:os';
+
+/** What a filesystem that finds itself damaged answers; it stands in no table of Node's. */
+const EUCLEAN = 117;
+
+const NAMES: ReadonlyMap<number, string> = new Map(
+  Object.entries({ ...constants.errno, EUCLEAN }).map(([name, errno]) => [errno, name]),
+);
+
+/** How Node begins the code of what libuv has no name for, such as EDQUOT. */
+const UNNAMED = 'Unknown system error';
 
 /** `ENOENT` and the like, or the code of any other error that has one; else null. */
 export function codeOf(error: unknown): string | null {
-  const code = error instanceof Error && 'code' in error ? error.code : null;
-  return typeof code === 'string' ? code : null;
+  if (!(error instanceof Error)) return null;
+  const { code, errno = 0 } = error as NodeJS.ErrnoException;
+  if (typeof code !== 'string') return null;
+  return (code.startsWith(UNNAMED) ? NAMES.get(-errno) : null) ?? code;
 }
 
 /** Whether nothing has this name. That something cannot be looked at does not mean that it is not there. */

@@ -29,9 +29,15 @@ export async function explainFailure(
   if (refusesToShare(error)) return await explainRefusal(code ?? '', { from, to, cause: error });
   const facts = { from, to };
   if (isDiskFull(error)) {
-    return new CloneError('TARGET_NO_SPACE', `there is no space left for ${to}`, {
-      facts,
-      hint: 'Make room on this filesystem: what is shared takes none, but its table of extents does.',
+    const isQuota = code === 'EDQUOT';
+    const message = isQuota
+      ? `a quota leaves no room for ${to}`
+      : `there is no space left for ${to}`;
+    return new CloneError('TARGET_NO_SPACE', message, {
+      facts: { ...facts, reason: code },
+      hint: isQuota
+        ? 'Raise the quota, or remove what counts towards it: what is shared may count as if it were not.'
+        : 'Make room on this filesystem: what is shared takes none, but its table of extents does.',
       cause: error,
     });
   }
@@ -52,7 +58,10 @@ export async function explainFailure(
   if (code === 'EROFS' || code === 'EACCES' || code === 'EPERM') {
     return new CloneError('TARGET_NOT_WRITABLE', `${to} cannot be made`, {
       facts: { ...facts, reason: code },
-      hint: 'Let the user that pgcloned runs as write there.',
+      hint:
+        code === 'EROFS'
+          ? 'Mount the filesystem read-write; the log of the kernel says why it is not.'
+          : 'Let the user that pgcloned runs as write there.',
       cause: error,
     });
   }

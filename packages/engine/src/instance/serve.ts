@@ -15,10 +15,11 @@ import { refuseTablespacesSince } from '../replica/beside-source.ts';
 import { isToSettle, settleDetached, settleOncePromoted } from '../replica/detached.ts';
 import { findHostConfiguration } from '../replica/host-configuration.ts';
 import { startReplicaServer } from '../replica/start-server.ts';
+import { explainFilesystemFailure } from '../target/filesystem-failure.ts';
 import { makeLockSet } from '../target/locks.ts';
 import { exists, isPublished } from '../target/marker.ts';
 import { hasReservedPort, reserveAgain } from '../target/ports.ts';
-import { explainFullTarget, refuseIfTooLarge } from '../target/space.ts';
+import { refuseIfTooLarge } from '../target/space.ts';
 import { cloneIn, guardedDataDirectory, type InstancePlan, instanceChanged } from './look.ts';
 
 /**
@@ -46,7 +47,7 @@ export async function startInstance(plan: InstancePlan, signal: AbortSignal): Pr
       await settleOncePromoted(dataDirectory, { stallMs: plan.host.stallMs, signal });
     } catch (error) {
       signal.throwIfAborted();
-      throw await explainFullTarget(error, {
+      throw await explainFilesystemFailure(error, {
         directories: [dataDirectory, ...plan.filled.map(({ final }) => final)],
         next: 'start it again',
       });

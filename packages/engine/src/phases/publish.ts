@@ -282,7 +282,7 @@ async function renameControlFile(dataDirectory: string): Promise<void> {
 
 function asPublishError(error: unknown, { data }: Ready): unknown {
   const code = codeOf(error);
-  // A full filesystem is told of like everywhere (`target/space.ts`).
+  // A full filesystem is told of like everywhere (`target/filesystem-failure.ts`).
   if (error instanceof CloneError || code === null || isDiskFull(error)) return error;
   return new CloneError('PUBLISH_FAILED', `the clone could not be put into place: ${code}`, {
     facts: { dataDirectory: data.final, reason: code },

@@ -7,8 +7,7 @@
  */
 import { stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { CloneError, type ErrorCode, formatBytes } from '@pgcloned/contract';
-import { isDiskFull } from '@pgcloned/process';
+import { CloneError, formatBytes } from '@pgcloned/contract';
 
 const RESERVE_BYTES_MAX = 1024 ** 3;
 const RESERVE_SHARE = 0.05;
@@ -106,95 +105,6 @@ export async function refuseIfTooLarge(
 ): Promise<void> {
   const [shortage] = shortagesIn(await roomFor(needs, walSegmentBytes));
   if (shortage !== undefined) throw shortage;
-}
-
-/** What fails because a server on the clone has failed, with its own words among the facts. */
-const OF_A_SERVER_HERE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
-  'REPLICA_START_FAILED',
-  'VERIFICATION_FAILED',
-  'ON_READY_FAILED',
-  'PROCESS_FAILED',
-]);
-
-/** In English, which a private server speaks. */
-const NO_SPACE = /No space left on device|Disk quota exceeded/;
-
-/** With less a server that somebody else looks after could not even write down why it does not start. */
-const LOG_BYTES_MIN = 1024 ** 2;
-
-interface Written {
-  /** Of those on several filesystems the fullest counts. */
-  readonly directories: readonly string[];
-  /** What to do once there is room. */
-  readonly next: string;
-}
-
-/**
- * What a full filesystem has made fail, as what it is: with the filesystem and what is left there. Any other error as it
- * came, and one that tells this already.
- */
-export async function explainFullTarget(error: unknown, o: Written): Promise<unknown> {
-  if (!mayBeOfFull(error)) return error;
-  try {
-    return await explain(error, o);
-  } catch {
-    // A filesystem that cannot be asked is none that is full.
-    return error;
-  }
-}
-
-function mayBeOfFull(error: unknown): boolean {
-  if (!(error instanceof CloneError)) return isDiskFull(error);
-  const { code, facts } = error;
-  return !('freeBytes' in facts) && (code === 'TARGET_NO_SPACE' || OF_A_SERVER_HERE.has(code));
-}
-
-async function explain(error: unknown, { directories, next }: Written): Promise<unknown> {
-  if (error instanceof CloneError) {
-    const { code, message, facts, hint } = error;
-    const full = await fullestOf(directories);
-    const { path, freeBytes } = full;
-    const options = { facts: { ...facts, ...full }, cause: error };
-    const left = `${formatBytes(freeBytes)} left on ${path} now`;
-    if (code === 'TARGET_NO_SPACE')
-      return new CloneError(code, `${message}: ${left}`, {
-        ...options,
-        hint: hint ?? toMakeRoom(path, next),
-      });
-    const words = Object.values(facts).join('\n');
-    const isMute = code === 'REPLICA_START_FAILED' && freeBytes < LOG_BYTES_MIN;
-    if (!isMute && !NO_SPACE.test(words)) return error;
-    return new CloneError('TARGET_NO_SPACE', `${message}, for want of space: ${left}`, {
-      ...options,
-      hint: toMakeRoom(path, next),
-    });
-  }
-  const { code, path: file } = error as NodeJS.ErrnoException;
-  const full = await fullestOf(file === undefined ? directories : [file]);
-  const { path, freeBytes } = full;
-  return new CloneError(
-    'TARGET_NO_SPACE',
-    `the target had no space left: ${formatBytes(freeBytes)} on ${path} now`,
-    {
-      facts: { reason: code ?? null, file: file ?? null, ...full },
-      hint: toMakeRoom(path, next),
-      cause: error,
-    },
-  );
-}
-
-const toMakeRoom = (path: string, next: string) =>
-  `Make room on ${path} (its quotas and inodes count as well, see df -i), then ${next}.`;
-
-async function fullestOf(
-  directories: readonly string[],
-): Promise<{ readonly path: string; readonly freeBytes: number }> {
-  const filesystems = await Promise.all(
-    directories.map(async (directory) => await filesystemOf(directory, 0)),
-  );
-  const [fullest] = filesystems.toSorted((one, other) => one.freeBytes - other.freeBytes);
-  if (fullest === undefined) throw new Error('no directory was written');
-  return { path: fullest.path, freeBytes: fullest.freeBytes };
 }
 
 /** Where `path` is, or the directory that it will be made in. */
