@@ -220,6 +220,8 @@ async function runDetached({
   readonly signal: AbortSignal;
 }): Promise<number | null> {
   await using log = await open(logFile, 'a', 0o600);
+  // From here to the listener nothing is awaited, or a cancel in between would be heard by nobody.
+  signal.throwIfAborted();
   const child = spawn(file, args, {
     cwd: '/',
     env: { PATH, ...env },

@@ -12,7 +12,9 @@ import {
   adoptServer,
   asPartsUser,
   configuredPostgresBin,
+  descendantsOf,
   findPostgres,
+  listProcesses,
   makeDirectory,
   type PostgresServer,
   partsEnvironment,
@@ -285,7 +287,10 @@ test.runIf(runsAsRoot)('a data directory of another user is refused by name', as
   });
 });
 
-test('an aborted start ends the command', async () => {
+test.each([
+  ['before it has begun', () => {}],
+  ['while it runs', untilSleeping],
+])('a start that is aborted %s ends, and its command with it', async (_when, until) => {
   await using scratch = await scratchDirectory();
   const { server, options } = await stoppedCluster();
   await using _ = server;
@@ -296,10 +301,21 @@ test('an aborted start ends the command', async () => {
     method: { command: ['sleep', '600'] },
     signal: controller.signal,
   });
-  setTimeout(() => controller.abort(new Error('the user cancelled')), 50);
+  const failing = expect(starting).rejects.toThrow('the user cancelled');
+  await until();
 
-  await expect(starting).rejects.toThrow('the user cancelled');
+  controller.abort(new Error('the user cancelled'));
+
+  await failing;
+  expect(await sleepers()).toEqual([]);
 });
+
+const sleepers = async () =>
+  descendantsOf(process.pid, await listProcesses()).filter(({ args }) => args === 'sleep 600');
+
+async function untilSleeping(): Promise<void> {
+  await expect.poll(sleepers).toHaveLength(1);
+}
 
 test('a directory that Debian knows no cluster of is refused with what to write', async () => {
   const { server, options } = await stoppedCluster();
