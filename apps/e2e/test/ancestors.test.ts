@@ -296,7 +296,7 @@ describe('what breaks in the middle', () => {
           if (rsync !== undefined) process.kill(rsync.pid, 'SIGTERM');
           return rsync !== undefined;
         },
-        { interval: 20, timeout: 10_000 },
+        { interval: 20 },
       )
       .toBe(true);
 
@@ -357,12 +357,10 @@ describe('the rsync daemon', () => {
     });
     await running.reached('copy-files');
     await expect
-      .poll(
-        async () =>
-          (await listProcesses()).some(({ args }) =>
-            new RegExp(`^rsync --daemon .*${running.name()}.* --port=${String(port)}$`).test(args),
-          ),
-        { timeout: 10_000 },
+      .poll(async () =>
+        (await listProcesses()).some(({ args }) =>
+          new RegExp(`^rsync --daemon .*${running.name()}.* --port=${String(port)}$`).test(args),
+        ),
       )
       .toBe(true);
 

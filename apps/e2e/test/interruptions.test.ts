@@ -45,7 +45,7 @@ const specOf = (name: string, transfer: object = {}) => ({
 
 async function expectNothingLeft(
   { name }: Ended,
-  { home, withinMs = 3_000 }: { readonly home: string; readonly withinMs?: number },
+  { home, withinMs = 10_000 }: { readonly home: string; readonly withinMs?: number },
 ): Promise<void> {
   const options = {
     servers: [source.primary],

@@ -564,7 +564,7 @@ test.each(['killed', 'stopped'])(
 test('a clone whose deadline passed while its worker was stopped has failed, and does not go on', async () => {
   const engine = playedEngine();
   const worker = await startWorker(options(), engine);
-  const clone = someClone({ deadline: new Date(Date.now() + 1_000).toISOString() });
+  const clone = someClone({ deadline: new Date(Date.now() + 4_000).toISOString() });
   await store.create(clone);
   await eventually(() => engine.calls.length === 1);
   await worker[Symbol.asyncDispose]();

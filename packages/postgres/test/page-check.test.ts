@@ -1,8 +1,8 @@
 /** Page checksums of the files of a real cluster, beside what PostgreSQL's own program says of them. */
-import { open, readdir, readFile, writeFile } from 'node:fs/promises';
+import { open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { findPostgres, type PostgresServer, runAsPartsUser, startPrimary } from '@pgcloned/testbed';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { type FileToCheck, openPageChecker } from '../src/index.ts';
 
 const PAGE_BYTES = 8192;
@@ -25,6 +25,11 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await primary[Symbol.asyncDispose]();
+});
+afterEach(async () => {
+  // What a test has put beside the relations is not sound.
+  for (const name of ['900001', '900002', '900003', '900004'])
+    await rm(at(`base/1/${name}`), { force: true });
 });
 
 const at = (name: string) => join(primary.dataDirectory, name);

@@ -288,7 +288,7 @@ test.runIf(runsAsRoot)('a data directory of another user is refused by name', as
 });
 
 test.each([
-  ['before it has begun', () => {}],
+  ['before it has begun', async () => await Promise.resolve()],
   ['while it runs', untilSleeping],
 ])('a start that is aborted %s ends, and its command with it', async (_when, until) => {
   await using scratch = await scratchDirectory();

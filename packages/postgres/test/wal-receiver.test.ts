@@ -249,7 +249,7 @@ test('progress is what the source has sent, and only complete segments count as 
   await receiver.waitUntilComplete(lsn, signal);
 
   await expect
-    .poll(async () => parseLsn((await receiver.receivedLsn(signal)) ?? '0/0'), { timeout: 10_000 })
+    .poll(async () => parseLsn((await receiver.receivedLsn(signal)) ?? '0/0'))
     .toBeGreaterThan(parseLsn(lsn));
   const complete = parseLsn((await receiver.completeUpTo()) ?? '0/0');
   expect(complete % BigInt(segmentBytes)).toBe(0n);

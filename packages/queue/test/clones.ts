@@ -92,7 +92,7 @@ export async function openWorker(
 
 /** Asks until the answer is true; a bounded poll, for what nobody announces. */
 export async function eventually(holds: () => Promise<boolean> | boolean): Promise<void> {
-  const deadlineMs = performance.now() + 20_000;
+  const deadlineMs = performance.now() + 60_000;
   while (!(await holds())) {
     if (performance.now() > deadlineMs) throw new Error('it never came true');
     await delay(20);

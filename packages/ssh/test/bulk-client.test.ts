@@ -6,6 +6,7 @@ import { connect as connectSocket } from 'node:net';
 import { join } from 'node:path';
 import { runProcess } from '@pgcloned/process';
 import {
+  descendantsOf,
   listProcesses,
   makeDirectory,
   partsUser,
@@ -166,7 +167,12 @@ test('a key that only an agent has is used from there', async () => {
 
 test('an sshd that lets nobody else in for now is not reachable, and the hint says what decides it', async () => {
   await using busy = await startSshd({ settings: ['MaxStartups 1:100:1'] });
+  // Whoever has just looked whether it is there counts until sshd has noticed that he is gone.
+  const isAlone = async () =>
+    await expect.poll(async () => descendantsOf(busy.pid, await listProcesses())).toEqual([]);
+  await isAlone();
   const { address, port, ...others } = await termsOf(busy);
+  await isAlone();
   await using client = await open(others);
   // They do not say who they are.
   const guests = [1, 2, 3].map(() => connectSocket(port, address));

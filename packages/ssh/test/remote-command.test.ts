@@ -166,8 +166,9 @@ test('a started command that is aborted loses its input', async () => {
 test('a server that is killed is lost for everyone who waits on it', async () => {
   await using sshd = await startSshd();
   await using connection = await connectTo(sshd);
-  const run = connection.run('sleep 2', { signal });
-  const process = await connection.start('sleep 2', { signal, onLine: () => {} });
+  // Without input of its own it would end at once; so it lasts as long as its sshd.
+  const run = connection.run('while kill -0 $PPID; do sleep 0.1; done', { signal });
+  const process = await connection.start('cat', { signal, onLine: () => {} });
 
   await sshd.kill();
 

@@ -12,7 +12,7 @@ import type { PostgresServer } from './postgres-server.ts';
 import { listProcesses } from './process-list.ts';
 
 /** A server notices only a moment later that its client has gone. */
-const WITHIN_MS = 3_000;
+const WITHIN_MS = 10_000;
 const POLL_MS = 100;
 
 export interface LeftBehindOptions {
@@ -26,7 +26,7 @@ export interface LeftBehindOptions {
   readonly slotsKept?: readonly string[];
   /** Processes that are there on purpose, with all their descendants: a replica that was started. */
   readonly pidsKept?: readonly number[];
-  /** How long things may take to vanish. Default: 3 s. */
+  /** How long things may take to vanish. Default: 10 s. */
   readonly withinMs?: number;
 }
 

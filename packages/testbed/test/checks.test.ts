@@ -132,9 +132,9 @@ test('a secret is found in a command line, a log and a file that others may read
   const search = { secrets: { password: 'hunter2' }, hiddenIn: [scratch.path] };
   const found = await findSecrets({ ...search, nowhereIn: [at('log')] });
   await using watch = watchForSecrets(search);
+  const watched = await watch.stop();
   process.kill();
   await once(process, 'exit');
-  const watched = await watch.stop();
 
   expect(found).toHaveLength(4);
   expect(watched.length).toBeGreaterThanOrEqual(2);
