@@ -41,6 +41,8 @@ export interface CloneJob {
   readonly cancel: () => void;
   /** Holds for what is still to be copied, in this attempt and in those to come; without effect once all is. */
   readonly changeTransfer: (limits: TransferLimits) => void;
+  /** Whether it shall stay, once it is there. The wish itself is carried out at its end; until then Redis may lose it. */
+  readonly protect: (isProtected: boolean) => void;
   /** The worker stops: the clone goes on when it is started again. */
   readonly suspend: () => void;
   /** Its record belongs to somebody else: it ends. */
@@ -282,6 +284,11 @@ export function startCloneJob(
     record.changeTransfer(limits);
     keepJournalSoon();
   };
+  const protect = (isProtected: boolean) => {
+    if (!isClaimed || hasEnded(record.snapshot().state)) return;
+    record.observer.instance({ protected: isProtected });
+    keepJournalSoon();
+  };
   if (clone.state === 'cancelling') cancel();
   const reported = work()
     .catch((error: unknown) => {
@@ -301,6 +308,7 @@ export function startCloneJob(
     },
     cancel,
     changeTransfer,
+    protect,
   };
 }
 

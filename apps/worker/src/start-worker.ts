@@ -168,7 +168,8 @@ export async function startWorker(
       onTransferWished: (id, wish) => {
         jobs.get(id)?.changeTransfer(wish);
       },
-      onInstanceWished: (id) => {
+      onInstanceWished: (id, wish) => {
+        if (wish.protected !== undefined) jobs.get(id)?.protect(wish.protected);
         instances?.attend(id);
       },
       onRedisEmpty: () => {

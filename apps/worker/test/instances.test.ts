@@ -117,6 +117,28 @@ test('a clone begins when what was asked for before of the one in its place is d
   expect(early).toBe(1);
 });
 
+test('a clone that is protected while it is made is so although Redis forgets it', async () => {
+  const engine = engineWithFiles();
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone({ ttl: 3600 });
+  await store.create(clone);
+  await eventually(() => engine.calls.length === 1);
+
+  await store.changeInstance(clone.id, { protected: true });
+  const journal = join(scratch.path, 'state', 'runs', `${clone.id}.json`);
+  await eventually(
+    async () => JSON.parse(await readFile(journal, 'utf8')).clone.instance.protected === true,
+  );
+  await redis.flush();
+  const [call] = engine.calls;
+  if (call !== undefined) publishNow(call.observer);
+  call?.observer.instance({ state: 'stopped' });
+  call?.succeed();
+
+  await eventually(async () => (await store.get(clone.id))?.state === 'succeeded');
+  expect((await store.get(clone.id))?.instance.protected).toBe(true);
+});
+
 test('whoever protects a clone at the moment when its time is over keeps it', async () => {
   const made = someClone({ ttl: 1 });
   const instance = { ...made.instance, state: 'stopped', expiresAt: made.createdAt } as const;

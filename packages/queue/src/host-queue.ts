@@ -79,7 +79,7 @@ export interface HostQueueOptions {
   /** Somebody wants its transfer to go on like this. Said again and again, until it has ended. */
   readonly onTransferWished: (id: string, wish: TransferLimits) => void;
   /** Somebody wants something of the instance of this clone, which may or may not have ended. */
-  readonly onInstanceWished: (id: string) => void;
+  readonly onInstanceWished: (id: string, wish: InstanceWish) => void;
   /** Redis knows nothing of this host: it is new, or Redis has lost everything. */
   readonly onRedisEmpty: () => void;
   /** What stands against a clone; what it throws is told to the asker. Several may be asked for at a time. */
@@ -213,7 +213,7 @@ export async function openHostQueue(options: HostQueueOptions): Promise<HostQueu
     const stored = await readOwn(id);
     if (stored?.cancelRequested === true) options.onCancelRequested(id);
     if (stored?.wishedTransfer) options.onTransferWished(id, stored.wishedTransfer);
-    if (stored?.wishedInstance) options.onInstanceWished(id);
+    if (stored?.wishedInstance) options.onInstanceWished(id, stored.wishedInstance);
   };
   const newWorker = (queue: string, take: (job: Job) => Promise<void>) => {
     const worker = new Worker<CloneJob>(queue, take, {
