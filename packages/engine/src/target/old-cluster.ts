@@ -38,9 +38,12 @@ const CONTROL_FILE_BYTES = 8192;
 export async function refuseRunningServer(dataDirectory: string): Promise<void> {
   const server = await isServerRunning(dataDirectory);
   if (server === null) return;
+  const marker = await readMarker(dataDirectory, 'data');
+  const clone = marker?.finished === true ? marker.cloneId : null;
+  const how = clone === null ? '' : `pgcloned clone stop ${clone}, or `;
   throw new CloneError('TARGET_IN_USE', `a PostgreSQL server runs on ${dataDirectory}`, {
-    facts: { path: dataDirectory, pid: server.pid },
-    hint: `Stop it (pg_ctl stop -D ${dataDirectory}) if it may be replaced, or choose another directory.`,
+    facts: { path: dataDirectory, pid: server.pid, clone },
+    hint: `Stop it (${how}pg_ctl stop -D ${dataDirectory}) if it may be replaced, or choose another directory.`,
   });
 }
 
