@@ -1,5 +1,6 @@
 /** Nothing that writes a clone runs as root: PostgreSQL would refuse its files, and a mistake could reach everything. */
 import { CloneError } from '@pgcloned/contract';
+import { quoteForShell } from '@pgcloned/process';
 
 /**
  * @param words Behind `pgcloned`, to be repeated in the remedy.
@@ -8,10 +9,6 @@ import { CloneError } from '@pgcloned/contract';
 export function refuseRoot(words: readonly string[]): void {
   if (process.getuid?.() !== 0) return;
   throw new CloneError('RUNNING_AS_ROOT', `pgcloned ${words[0] ?? ''} may not run as root`, {
-    hint: `Run it as the user that shall own the clones: runuser -u postgres -- pgcloned ${words.map(quote).join(' ')}`,
+    hint: `Run it as the user that shall own the clones: runuser -u postgres -- pgcloned ${words.map(quoteForShell).join(' ')}`,
   });
-}
-
-function quote(word: string): string {
-  return /^[\w./:=@%+,-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }

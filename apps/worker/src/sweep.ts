@@ -13,6 +13,7 @@ import {
   expiring,
   hasEnded,
   type Instance,
+  isPublished,
   nextState,
   type Progress,
   recordError,
@@ -49,7 +50,8 @@ export async function sweepInterruptedRuns(context: SweepContext): Promise<reado
     interrupted.map(async (run) => {
       const { published, leftovers } = await putAway(run, 'queued', context);
       // What could not be put away now the next attempt puts away, or its end names.
-      if (!published && !hasPublished(run.clone)) return run;
+      // Also if its directory could not be looked at: what was published is never made again.
+      if (!published && !isPublished(run.clone)) return run;
       context.log.warn({ cloneId: run.clone.id }, 'ended a published clone whose worker died');
       const clone = lostClone(run.clone, { published: true, leftovers });
       await context.journal.write({ ...run, clone, reported: false });
@@ -57,11 +59,6 @@ export async function sweepInterruptedRuns(context: SweepContext): Promise<reado
     }),
   );
   return goOn.filter((run) => run !== undefined);
-}
-
-/** Also if its directory could not be looked at: what was published is never made again. */
-function hasPublished({ progress }: Clone): boolean {
-  return progress.phases.some(({ name, state }) => name === 'publish' && state === 'done');
 }
 
 /** Claims the next attempt of each run in Redis. @returns Those to be made, or brought to their end as cancelled. */

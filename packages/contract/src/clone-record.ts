@@ -137,7 +137,7 @@ export const Leftover = z
 
 export type Leftover = z.output<typeof Leftover>;
 
-export const INSTANCE_STATES = [
+const INSTANCE_STATES = [
   'absent',
   'unfinished',
   'stopped',
@@ -239,6 +239,11 @@ export const Clone = z
   .meta({ id: 'Clone' });
 
 export type Clone = z.output<typeof Clone>;
+
+/** Whether the directory of the clone can be started: from there a cancel comes too late. */
+export function isPublished({ progress }: Pick<Clone, 'progress'>): boolean {
+  return progress.phases.some(({ name, state }) => name === 'publish' && state === 'done');
+}
 
 /** The progress of a clone that has not begun. */
 export function noProgress(): Progress {

@@ -20,8 +20,9 @@ import {
   serversOf,
 } from '@pgcloned/contract';
 import { readServerState, type ServerState, walBytesBetween } from '@pgcloned/postgres';
+import { together } from '@pgcloned/process';
 import { withCleanup } from './cleanup.ts';
-import { type CloneRun, together } from './clone-run.ts';
+import type { CloneRun } from './clone-run.ts';
 import { reachDatabase } from './reach-database.ts';
 import { openSourceHost } from './source-host.ts';
 

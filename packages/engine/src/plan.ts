@@ -21,9 +21,9 @@ export interface HostPolicy {
   readonly noSpaceMs: number;
   /** How long the rsync daemon outlives our last sign of life, in milliseconds. */
   readonly leaseMs: number;
-  /** Directories and files of ours that no clone may touch: the state directory, keys, passfiles. */
   /** From which a clone gets a port where none is asked for, the last one included. */
   readonly ports: { readonly first: number; readonly last: number };
+  /** Directories and files of ours that no clone may touch: the state directory, keys, passfiles. */
   readonly protectedPaths: readonly string[];
   readonly defaultSshKeyFiles: readonly string[];
   readonly defaultKnownHostsFiles: readonly string[];

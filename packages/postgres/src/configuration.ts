@@ -6,7 +6,7 @@
  */
 import { join } from 'node:path';
 import type { ServerAddress } from '@pgcloned/contract';
-import { runProcess } from '@pgcloned/process';
+import { runProcess, together } from '@pgcloned/process';
 import type { ConnectionSettings } from './connection-settings.ts';
 
 const SETTING_NAME = /^[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*$/;
@@ -126,7 +126,7 @@ export async function effectiveSettings<Name extends string>({
       values[name] = stdout.toString().replace(/\n$/, '');
     }
   };
-  await settleAll(Array.from({ length: QUERIES_AT_ONCE }, ask));
+  await together(Array.from({ length: QUERIES_AT_ONCE }, ask));
   return values as Record<Name, string>;
 }
 
@@ -157,10 +157,4 @@ export async function canUseIoUring({
     { signal, accept: 'any' },
   );
   return !stderr.includes('io_uring');
-}
-
-/** Like `Promise.all`, but settles only after the last of them has. */
-async function settleAll(promises: readonly Promise<void>[]): Promise<void> {
-  await Promise.allSettled(promises);
-  await Promise.all(promises);
 }

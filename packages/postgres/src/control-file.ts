@@ -7,6 +7,8 @@
  *
  * Only little-endian images are understood: a physical copy cannot cross that border anyway.
  */
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { crc32c } from '@node-rs/crc32';
 import { CloneError } from '@pgcloned/contract';
@@ -24,6 +26,9 @@ const CRC_OFFSET_MAX = 508;
 const TORN_READ_PAUSE_MS = 50;
 /** Torn images that differ from each other prove a busy writer, not a broken file; but not for ever. */
 const TORN_READS_MAX = 100;
+
+/** What of it is read, in the length of the file. */
+export const CONTROL_FILE_BYTES = 8192;
 
 export interface ControlFile {
   readonly systemIdentifier: string;
@@ -79,7 +84,7 @@ export function parseControlFile(image: Buffer): ControlFile | null {
 /**
  * Reads until an image is whole (R2.3).
  *
- * @param read One read of the first 8192 bytes, by a single read(2) where the file lies.
+ * @param read One read of the first `CONTROL_FILE_BYTES`, by a single read(2) where the file lies.
  * @returns The bytes with what they say.
  * @throws {CloneError} `CONTROL_FILE_INVALID` if two reads give the same bad bytes: that is not a race.
  * @throws Whatever `read` throws; the signal's reason if `signal` aborts.
@@ -104,6 +109,24 @@ export async function readControlFile(
     facts: { bytes: previous.length },
     hint: 'Check the source with pg_controldata; its storage may be damaged.',
   });
+}
+
+/** That of a cluster on this host, whose server may be writing it. */
+export async function readLocalControlFile(
+  dataDirectory: string,
+  signal: AbortSignal,
+): Promise<ControlFile> {
+  const { controlFile } = await readControlFile(
+    async () => {
+      await using file = await open(join(dataDirectory, 'global', 'pg_control'), 'r');
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(CONTROL_FILE_BYTES), {
+        position: 0,
+      });
+      return buffer.subarray(0, bytesRead);
+    },
+    { signal },
+  );
+  return controlFile;
 }
 
 function hasValidChecksum(image: Buffer): boolean {

@@ -28,10 +28,12 @@ export {
   resolveConnection,
 } from './connection-settings.ts';
 export {
+  CONTROL_FILE_BYTES,
   CONTROL_STATE,
   type ControlFile,
   parseControlFile,
   readControlFile,
+  readLocalControlFile,
 } from './control-file.ts';
 export { formatLsn, parseLsn, walBytesBetween } from './lsn.ts';
 export {
@@ -57,6 +59,7 @@ export { probeReplication, type ReplicationIdentity } from './replication-probe.
 export { parseSegmentHeader, SEGMENT_HEADER_BYTES } from './segment-header.ts';
 export {
   checkStartMethod,
+  logTail,
   type StartServerOptions,
   startServer,
   stopServer,

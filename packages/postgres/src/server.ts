@@ -85,7 +85,7 @@ export async function startServer(options: StartServerOptions): Promise<Postmast
             dataDirectory,
             exitStatus: status,
             logFile,
-            log: await logSince(logFile, logOffset),
+            log: await logTail(logFile, logOffset),
           },
           hint: `Read the end of ${logFile}, mend what it names, and start the server on ${dataDirectory}.`,
         });
@@ -254,8 +254,8 @@ async function sizeOf(path: string): Promise<number> {
   return await withLog(path, async (log) => (await log.stat()).size, 0);
 }
 
-/** The last lines that were written after `offset`, in bytes. */
-async function logSince(path: string, offset: number): Promise<string> {
+/** The last lines that were written after `offset`, in bytes; none if there is no log. */
+export async function logTail(path: string, offset = 0): Promise<string> {
   return await withLog(
     path,
     async (log) => {

@@ -24,4 +24,5 @@ export { isWithin } from './path.ts';
 export { readPlainFile } from './plain-file.ts';
 export { findProgram } from './program.ts';
 export { codeOf, ifMissing, isDiskFull, isMissing } from './system-error.ts';
+export { together } from './together.ts';
 export { unlessAborted } from './unless-aborted.ts';

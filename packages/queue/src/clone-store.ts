@@ -17,6 +17,7 @@ import {
   type Host,
   hasEnded,
   type InstanceWish,
+  isPublished,
   type LogLine,
   type PreflightReport,
   refuseUnsupported,
@@ -47,7 +48,6 @@ import {
 } from './scripts.ts';
 import {
   directoriesOf,
-  isPublished,
   notFound,
   presentClone,
   presentQueued,

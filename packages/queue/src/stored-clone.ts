@@ -11,6 +11,7 @@ import {
   CloneError,
   type CloneSpec,
   type InstanceWish,
+  isPublished,
   type TransferLimits,
   withTransfer,
 } from '@pgcloned/contract';
@@ -151,11 +152,6 @@ function reasonToWait(clone: Clone, host: KnownHost | undefined): string | null 
   const { concurrency, runningClones } = host.facts;
   if (runningClones.length < concurrency) return null;
   return `${String(runningClones.length)} of ${String(concurrency)} clones run on host ${clone.host}`;
-}
-
-/** Whether the directory of the clone can be started: from there a cancel comes too late. */
-export function isPublished(clone: Clone): boolean {
-  return clone.progress.phases.some(({ name, state }) => name === 'publish' && state === 'done');
 }
 
 /** Every directory that the clone names as one to be written. */

@@ -69,7 +69,7 @@ export const streams = fastifyPlugin(async (app) => {
  *
  * @fastify/sse waits for a slow client to read on, for ever if the client goes away meanwhile.
  */
-export async function unlessAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
+export async function orAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   using _ = addAbortListener(signal, () => {
     resolve();

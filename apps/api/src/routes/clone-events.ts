@@ -4,7 +4,7 @@ import type { CloneStore } from '@pgcloned/queue';
 import type { FastifyPluginAsyncZodOpenApi, FastifyZodOpenApiSchema } from 'fastify-zod-openapi';
 import * as z from 'zod';
 import { LOG_LINE_EXAMPLE, RUNNING_CLONE_EXAMPLE } from '../examples.ts';
-import { unlessAborted } from '../plugins/streams.ts';
+import { orAborted } from '../plugins/streams.ts';
 import { EVERYWHERE, NOT_ACCEPTABLE, NOT_FOUND } from '../responses.ts';
 import { found, IdParams } from './clones.ts';
 
@@ -59,7 +59,7 @@ export const cloneEventRoutes: FastifyPluginAsyncZodOpenApi<{ store: CloneStore 
       const lastEventId = request.headers['last-event-id'] ?? null;
       for await (const event of store.watch(id, { lastEventId, signal })) {
         if (signal.aborted) break;
-        await unlessAborted(reply.sse.send(event), signal);
+        await orAborted(reply.sse.send(event), signal);
       }
     },
   });

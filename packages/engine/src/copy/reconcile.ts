@@ -9,7 +9,7 @@
 import { chmod, lstat, readdir, rm, utimes } from 'node:fs/promises';
 import { ifMissing, isWithin } from '@pgcloned/process';
 import type { ByteName, SourceEntry } from '@pgcloned/rsync';
-import { refuseMountsBelow } from '../target/mounts.ts';
+import { LOST_AND_FOUND, refuseMountsBelow } from '../target/mounts.ts';
 import { bytePath } from './directories.ts';
 import { bytesOf, type SelectedFile, type Selection } from './select.ts';
 
@@ -97,9 +97,6 @@ export async function bytesIn(root: string): Promise<number> {
   const local = await listLocal(root);
   return bytesOf([...local.values()]);
 }
-
-/** Of the filesystem, where `root` is a mount point: root alone may look into it. */
-const LOST_AND_FOUND = 'lost+found';
 
 /** Everything below `root` but `lost+found`, by name; nothing if it does not exist. Links are not followed. */
 export async function listLocal(root: string): Promise<ReadonlyMap<ByteName, LocalEntry>> {

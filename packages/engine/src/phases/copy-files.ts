@@ -16,6 +16,7 @@ import {
   type Verdict,
 } from '@pgcloned/contract';
 import type { BackupStart } from '@pgcloned/postgres';
+import { together } from '@pgcloned/process';
 import {
   listFiles,
   type SourceEntry,
@@ -23,7 +24,7 @@ import {
   type TransferOutcome,
   type TransferRequest,
 } from '@pgcloned/rsync';
-import { type CloneRun, together } from '../clone-run.ts';
+import type { CloneRun } from '../clone-run.ts';
 import { type Batch, type BatchQueue, queueBatches } from '../copy/batches.ts';
 import {
   alwaysCompress,

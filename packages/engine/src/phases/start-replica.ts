@@ -6,12 +6,12 @@
  * the clone is needed. A replica that was started is nobody's child: it survives us, and a failure here leaves it as it
  * is, with its directory named.
  */
-import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CloneError, type Verdict } from '@pgcloned/contract';
 import {
   type BackupStart,
   isServerRunning,
+  logTail,
   type PostmasterPid,
   readTablespaces,
   type StandbyStatus,
@@ -252,12 +252,4 @@ function connectionStringOf({ socketDirectory, port }: PostmasterPid, database: 
     ...(port !== null && { port: String(port) }),
   });
   return `postgresql:///${encodeURIComponent(database)}?${query.toString().replaceAll('+', '%20')}`;
-}
-
-const LOG_LINES_SHOWN = 20;
-
-async function logTail(path: string): Promise<string> {
-  // Without a log there is nothing to quote; the error says enough without it.
-  const text = await readFile(path, 'utf8').catch(() => '');
-  return text.trimEnd().split('\n').slice(-LOG_LINES_SHOWN).join('\n');
 }

@@ -10,6 +10,7 @@ import { CloneError } from '@pgcloned/contract';
 import {
   type BackupStart,
   type BackupStop,
+  CONTROL_FILE_BYTES,
   CONTROL_STATE,
   type ControlFile,
   isInRecovery,
@@ -25,8 +26,6 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { makeReplicaSlot } from '../replica/slot.ts';
 import type { Copy } from './copy-files.ts';
-
-const CONTROL_FILE_BYTES = 8192;
 
 export interface Stop {
   /** The copy becomes consistent here: all WAL up to this position is needed. */

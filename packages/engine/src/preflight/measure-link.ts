@@ -12,6 +12,7 @@ import { listFiles, type SourceEntry } from '@pgcloned/rsync';
 import type { CloneRun } from '../clone-run.ts';
 import { openTransport, type Transport } from '../copy/transport.ts';
 import { makeTemporaryDirectory } from '../temporary-directory.ts';
+import { withRemedies } from './another-place.ts';
 import type { LinkSpeed, Seen } from './check.ts';
 
 const PROBE_BYTES_MAX = 64 * 2 ** 20;
@@ -49,7 +50,7 @@ export async function measureLink(
     { host, temporaryWalDirectory: temporary.path },
     [from],
   ).catch((error: unknown) => {
-    throw overSsh(error);
+    throw offerSsh(error);
   });
   const measured = await fetchSome(run, { transport, from, files, destination: temporary.path });
   if (measured.probedBytes === 0) return null;
@@ -131,12 +132,7 @@ function someOf(entries: readonly SourceEntry[]): readonly SourceEntry[] {
 }
 
 /** Where no port is open, the connection that we have serves as well. */
-function overSsh(error: unknown): unknown {
+function offerSsh(error: unknown): unknown {
   if (!(error instanceof CloneError) || error.code !== 'RSYNCD_FAILED') return error;
-  return new CloneError(error.code, error.message, {
-    facts: error.facts,
-    ...(error.hint !== null && { hint: error.hint }),
-    remedies: [changeRequest({ transfer: { transport: 'ssh' } })],
-    cause: error,
-  });
+  return withRemedies(error, [changeRequest({ transfer: { transport: 'ssh' } })]);
 }

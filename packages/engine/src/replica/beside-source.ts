@@ -8,8 +8,8 @@
 import { lstat, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
+import { readLocalControlFile } from '@pgcloned/postgres';
 import { ifMissing } from '@pgcloned/process';
-import { readControl } from './recovery.ts';
 
 const NOTE = 'pgcloned.source';
 
@@ -49,9 +49,9 @@ export function sharedTablespaces(
 
 /** What lies there may have gone, or be another cluster by now. */
 async function isSameCluster(source: string, clone: string, signal: AbortSignal): Promise<boolean> {
-  const there = await readControl(source, signal).catch(() => null);
+  const there = await readLocalControlFile(source, signal).catch(() => null);
   signal.throwIfAborted();
-  const here = await readControl(clone, signal);
+  const here = await readLocalControlFile(clone, signal);
   return there?.systemIdentifier === here.systemIdentifier;
 }
 

@@ -23,7 +23,7 @@ import { isOwnAddress } from '../own-address.ts';
 import type { Ready } from '../ready.ts';
 import { exists } from '../target/marker.ts';
 import { AUTO_CONF, detachedSettings, isDetached, untilReady } from './detached.ts';
-import { actsForSource, librariesIn } from './libraries.ts';
+import { actsForSource, listIn } from './libraries.ts';
 import { settingsOf } from './profile.ts';
 import { configuredSettings } from './required-settings.ts';
 import {
@@ -121,7 +121,7 @@ async function harmlessLibraries(
           configFile: null,
         })
       : await configuredSettings(ready, [name], run.signal);
-  const libraries = librariesIn(setting);
+  const libraries = listIn(setting);
   const kept = libraries.filter((library) => actsForSource(library) === null);
   if (kept.length === libraries.length) return {};
   for (const library of libraries) {
@@ -187,15 +187,15 @@ async function workableSettings(
   };
 
   const detached = isDetached(run.plan);
-  const addresses = listOf(source('listen_addresses'));
+  const addresses = listIn(source('listen_addresses'));
   if (!detached && !addresses.every(isListenable))
     replace(
       'listen_addresses',
       run.plan.source.local ? 'localhost' : `localhost, ${ready.host.ssh().localAddress}`,
     );
-  const sockets = listOf(source('unix_socket_directories'));
+  const sockets = listIn(source('unix_socket_directories'));
   const isOwn = ready.sameHost || detached;
-  const own = isOwn ? socketDirectoryOf(ready.data.final) : null;
+  const own = isOwn ? ownSocketDirectory(ready.data.final) : null;
   if (own !== null) replaced.unix_socket_directories = own;
   const usable =
     own !== null || (await Promise.all(sockets.map(isWritableDirectory))).every(Boolean);
@@ -295,17 +295,11 @@ const SOCKET_PATH_BYTES = 108;
  * The data directory itself: its socket goes when it goes, and nobody gets near it who may not read the files. Null where its
  * path is too long for a socket.
  */
-function socketDirectoryOf(dataDirectory: string): string | null {
+function ownSocketDirectory(dataDirectory: string): string | null {
   const isFit = Buffer.byteLength(`${dataDirectory}/.s.PGSQL.65535`) < SOCKET_PATH_BYTES;
   // A comma parts two directories, and no quotes are needed for a blank.
   return isFit && !/[,"]/.test(dataDirectory) ? dataDirectory : null;
 }
-
-const listOf = (setting: string) =>
-  setting
-    .split(',')
-    .map((one) => one.trim().replace(/^"(.*)"$/, '$1'))
-    .filter((one) => one !== '');
 
 const isListenable = (address: string) =>
   ['*', '0.0.0.0', '::', 'localhost', '127.0.0.1', '::1'].includes(address) ||

@@ -8,7 +8,7 @@
 import { openSession, type Session } from '@pgcloned/postgres';
 import type { CloneRun } from '../clone-run.ts';
 import type { Findings, Seen } from '../preflight/check.ts';
-import { librariesIn, missingLibraries } from './libraries.ts';
+import { listIn, missingLibraries } from './libraries.ts';
 import { configuredSettings } from './required-settings.ts';
 
 /** A source of thousands of databases must not be asked for minutes. */
@@ -38,7 +38,7 @@ export async function checkDatabaseLibraries(
     await missingLibraries(libraries, { binDirectory: seen.binDirectory, searchPath, signal });
 
   for (const setting of OF_SESSIONS) {
-    for (const { library, paths } of await lookFor(librariesIn(configured[setting] ?? '')))
+    for (const { library, paths } of await lookFor(listIn(configured[setting] ?? '')))
       notice({
         code: 'LIBRARY_MISSING',
         message: `the library ${library} is not installed on this host: no session can begin on the replica without it (${setting})`,

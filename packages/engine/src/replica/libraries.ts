@@ -20,12 +20,12 @@ interface MissingLibrary {
   readonly paths: readonly string[];
 }
 
-/** The names in a setting such as `shared_preload_libraries`. */
-export function librariesIn(setting: string): readonly string[] {
+/** What a setting such as `shared_preload_libraries` or `listen_addresses` lists. */
+export function listIn(setting: string): readonly string[] {
   return setting
     .split(',')
     .map((quoted) => quoted.trim().replace(/^"(.*)"$/, '$1'))
-    .filter((library) => library !== '');
+    .filter((one) => one !== '');
 }
 
 /**

@@ -1,10 +1,8 @@
 /** How far recovery of a clone is, from its own pg_control: no login is needed for that, and no server need run. */
-import { open, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CONTROL_STATE, type ControlFile, readControlFile } from '@pgcloned/postgres';
+import { CONTROL_STATE, readLocalControlFile } from '@pgcloned/postgres';
 import { exists } from '../target/marker.ts';
-
-const CONTROL_FILE_BYTES = 8192;
 
 export interface Recovery {
   /** The end of the backup was replayed. */
@@ -18,10 +16,8 @@ export async function readRecovery(dataDirectory: string, signal: AbortSignal): 
   // The server puts the label away when what it says stands in pg_control, so it is looked for first. Before that pg_control
   // is the one that was copied, and that of a standby looks like the end.
   const hasBegun = !(await exists(join(dataDirectory, 'backup_label')));
-  const { state, backupStartLsn, backupEndRequired, minRecoveryLsn, timeline } = await readControl(
-    dataDirectory,
-    signal,
-  );
+  const { state, backupStartLsn, backupEndRequired, minRecoveryLsn, timeline } =
+    await readLocalControlFile(dataDirectory, signal);
   return {
     // Once recovery has begun pg_control names the backup until its end.
     isConsistent:
@@ -32,24 +28,6 @@ export async function readRecovery(dataDirectory: string, signal: AbortSignal): 
     promotedTo: hasBegun && state === CONTROL_STATE.inProduction ? timeline : null,
     minRecoveryLsn,
   };
-}
-
-/** Of a cluster on this host, whose server may be writing it. */
-export async function readControl(
-  dataDirectory: string,
-  signal: AbortSignal,
-): Promise<ControlFile> {
-  const { controlFile } = await readControlFile(
-    async () => {
-      await using file = await open(join(dataDirectory, 'global', 'pg_control'), 'r');
-      const { buffer, bytesRead } = await file.read(Buffer.alloc(CONTROL_FILE_BYTES), {
-        position: 0,
-      });
-      return buffer.subarray(0, bytesRead);
-    },
-    { signal },
-  );
-  return controlFile;
 }
 
 /**

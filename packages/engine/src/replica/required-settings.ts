@@ -9,7 +9,7 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Findings, Seen } from '../preflight/check.ts';
 import type { Ready } from '../ready.ts';
 import { isDetached } from './detached.ts';
-import { actsForSource, librariesIn, missingLibraries } from './libraries.ts';
+import { actsForSource, listIn, missingLibraries } from './libraries.ts';
 
 /**
  * Finds `REPLICA_SETTINGS_TOO_LOW`, `TOOL_MISSING` (a preloaded library, what starts it) and `REPLICA_START_FAILED` (it cannot
@@ -57,7 +57,7 @@ export async function checkSettings(
       }),
     );
   }
-  const libraries = librariesIn(effective('shared_preload_libraries'));
+  const libraries = listIn(effective('shared_preload_libraries'));
   const loaded = libraries.filter((library) => !detached || actsForSource(library) === null);
   const missing = await missingLibraries(loaded, {
     binDirectory: ready.binDirectory,

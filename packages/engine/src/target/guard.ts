@@ -9,6 +9,7 @@ import { basename, dirname, join, relative } from 'node:path';
 import { CloneError } from '@pgcloned/contract';
 import { codeOf, isWithin, unfinishedWrites } from '@pgcloned/process';
 import { type DirectoryKind, exists, markerPath, unfinishedCloneIn } from './marker.ts';
+import { LOST_AND_FOUND } from './mounts.ts';
 
 /** What a server makes in the location of a tablespace: all that lies in it is removed with a database. */
 const VERSION_DIRECTORY = /^PG_\d{2}_\d{9}$/;
@@ -91,7 +92,7 @@ export async function inspectDirectory(path: string, kind: DirectoryKind): Promi
   // A clone that is killed while it marks the directory leaves this and nothing else.
   const begun = await unfinishedWrites(markerPath(path, kind));
   const isUnfinished = (await unfinishedCloneIn(path, kind)) !== null;
-  if (names.every((name) => name === 'lost+found' || begun.includes(join(path, name))))
+  if (names.every((name) => name === LOST_AND_FOUND || begun.includes(join(path, name))))
     // An empty directory of a tablespace is the server's, unless it is ours: its marker stands beside it.
     return kind === 'tablespace' && (isUnfinished || begun.length > 0) ? 'unfinished' : 'empty';
   if (isUnfinished) return 'unfinished';

@@ -3,6 +3,9 @@ import { readFile } from 'node:fs/promises';
 import { CloneError } from '@pgcloned/contract';
 import { isWithin, quoteForShell } from '@pgcloned/process';
 
+/** Of the filesystem, where a directory is a mount point: root alone may look into it, and it counts as nothing. */
+export const LOST_AND_FOUND = 'lost+found';
+
 /**
  * @param counts Whether what is mounted on a path below the directory is in the way. Default: always.
  * @throws {CloneError} `REMOVAL_FAILED` for the first one; what is mounted on the directory itself does not count.

@@ -6,22 +6,13 @@
  * else of it is changed. So a crash at any moment leaves either the old cluster, whole and startable, or an unfinished
  * clone that the next one takes up.
  */
-import {
-  access,
-  constants,
-  lstat,
-  open,
-  readdir,
-  readFile,
-  realpath,
-  rename,
-} from 'node:fs/promises';
+import { access, constants, lstat, readdir, readFile, realpath, rename } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CloneError, type Leftover, type Notice } from '@pgcloned/contract';
 import {
   type ControlFile,
   isServerRunning,
-  readControlFile,
+  readLocalControlFile,
   type SourceFacts,
 } from '@pgcloned/postgres';
 import { ifMissing, isWithin, quoteForShell, syncDirectory } from '@pgcloned/process';
@@ -30,9 +21,6 @@ import { listLocal } from '../copy/reconcile.ts';
 import type { ClonePlan } from '../plan.ts';
 import type { Place } from './layout.ts';
 import { exists, hasControlFile, readMarker, unfinishedCloneIn, writeMarker } from './marker.ts';
-
-/** The server reads and writes this much at a time. */
-const CONTROL_FILE_BYTES = 8192;
 
 /** @throws {CloneError} `TARGET_IN_USE` if a server runs on the directory. */
 export async function refuseRunningServer(dataDirectory: string): Promise<void> {
@@ -132,13 +120,7 @@ async function readOwnControlFile(
 ): Promise<ControlFile> {
   const path = join(dataDirectory, 'global', 'pg_control');
   try {
-    await using file = await open(path, 'r');
-    const read = async () => {
-      const buffer = Buffer.alloc(CONTROL_FILE_BYTES);
-      const { bytesRead } = await file.read(buffer, 0, buffer.length, 0);
-      return buffer.subarray(0, bytesRead);
-    };
-    return (await readControlFile(read, { signal })).controlFile;
+    return await readLocalControlFile(dataDirectory, signal);
   } catch (cause) {
     signal.throwIfAborted();
     throw new CloneError('TARGET_INVALID', `${path} does not tell which cluster this is`, {

@@ -17,10 +17,7 @@ import {
   unfinishedCloneIn,
   writeMarker,
 } from './marker.ts';
-import { refuseMountsBelow } from './mounts.ts';
-
-/** Made by a filesystem, owned by root, no content. */
-const LOST_AND_FOUND = 'lost+found';
+import { LOST_AND_FOUND, refuseMountsBelow } from './mounts.ts';
 
 export interface PreparedDirectory {
   readonly path: string;

@@ -18,7 +18,7 @@ interface SwapJournal {
   readonly places: readonly Place[];
 }
 
-/** Renames old away and new into place. Call `revertSwap` if anything after it fails before pg_control is in place. */
+/** Renames old away and new into place. Call {@link recoverSwap} if anything after it fails before pg_control is in place. */
 export async function swapIntoPlace(
   dataDirectory: string,
   { cloneId, places }: SwapJournal,
