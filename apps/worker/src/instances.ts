@@ -295,8 +295,9 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
     // Once it cannot be started any more, it goes to its end.
     const goesOn =
       seen.state === 'unfinished' && (isBegun || clone.instance.state !== 'unfinished');
-    // Its time is over, but somebody works on its directory: that is no fault, and it goes later.
-    const isFault = isAsked || error.code !== 'TARGET_BUSY';
+    // Its time is over, but somebody works on its directory, and it goes later; or another clone has taken its place.
+    const hasSuccessor = error.code === 'INSTANCE_CHANGED' && error.facts.found !== null;
+    const isFault = isAsked || !(error.code === 'TARGET_BUSY' || hasSuccessor);
     const instance: Instance = {
       ...removing,
       ...(goesOn ? {} : seen),

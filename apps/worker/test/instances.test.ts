@@ -139,6 +139,26 @@ test('a clone that is protected while it is made is so although Redis forgets it
   expect((await store.get(clone.id))?.instance.protected).toBe(true);
 });
 
+test('a clone whose time is over when another one has taken its place is absent, and that is no error', async () => {
+  let isReplaced = false;
+  const engine = engineWithFiles({
+    removeInstance: ({ id }) => {
+      isReplaced = true;
+      const facts = { clone: id, found: 'f'.repeat(32) };
+      return Promise.reject(new CloneError('INSTANCE_CHANGED', 'it holds another', { facts }));
+    },
+    lookAtInstance: () =>
+      Promise.resolve({ state: isReplaced ? 'absent' : 'stopped', port: null } as const),
+  });
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone({ ttl: 1 });
+  await succeed(engine, clone);
+
+  await eventually(async () => (await stateOf(clone.id)) === 'absent');
+
+  expect((await store.get(clone.id))?.instance.error).toBeNull();
+});
+
 test('whoever protects a clone at the moment when its time is over keeps it', async () => {
   const made = someClone({ ttl: 1 });
   const instance = { ...made.instance, state: 'stopped', expiresAt: made.createdAt } as const;
