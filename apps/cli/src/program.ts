@@ -31,6 +31,8 @@ export function buildProgram(invocation: Invocation): Command {
     // Set before the commands, which take it over.
     .exitOverride()
     .configureOutput({ outputError: () => {} })
+    // They may stand behind every command.
+    .configureHelp({ showGlobalOptions: true })
     .addHelpText('after', examples('up', 'run --host db1 --data-directory /srv/pg/15 --start'))
     .addHelpText('after', '\nSee also: pgcloned help exit-statuses, pgcloned help variables');
 
@@ -63,6 +65,8 @@ ${examples('up', 'up --config /etc/pgcloned/pgcloned.yaml')}`,
   program
     .command('api')
     .description('the API alone; many may run beside one Redis')
+    .addHelpText('after', REDIS_HELP)
+    .addHelpText('after', examples('api --config /etc/pgcloned/pgcloned.yaml'))
     .action(async (_options, command: Command) => {
       const { api } = await import('./commands/daemons.ts');
       await api(invocation, command.optsWithGlobals());
@@ -70,6 +74,8 @@ ${examples('up', 'up --config /etc/pgcloned/pgcloned.yaml')}`,
   program
     .command('worker')
     .description('the worker alone: it makes the clones of this host')
+    .addHelpText('after', REDIS_HELP)
+    .addHelpText('after', examples('worker --config /etc/pgcloned/pgcloned.yaml'))
     .action(async (_options, command: Command) => {
       refuseRoot(invocation.words);
       const { worker } = await import('./commands/daemons.ts');
@@ -137,9 +143,13 @@ function addClones(program: Command, invocation: Invocation): void {
     .description('list clones, newest first')
     .addOption(new Option('--state <state>', 'only those in this state').choices(STATES))
     .option('--host <name>', 'only those of this host')
-    .option('--label <name=value>', 'only those with this label')
+    .option('--label <name=value>', 'only those with this label; NAME alone: with any value of it')
     .addOption(
       new Option('--limit <number>', 'at most so many').argParser(positiveInteger).default(50),
+    )
+    .addHelpText(
+      'after',
+      examples('clone list --state running', '--json clone list --label template=orders --limit 1'),
     )
     .action(async (_options, command: Command) => {
       const { listClones } = await import('./commands/clones.ts');
@@ -148,6 +158,7 @@ function addClones(program: Command, invocation: Invocation): void {
   clone
     .command('show <id>')
     .description('show one clone')
+    .addHelpText('after', examples('clone show ID', '--json clone show ID'))
     .action(async (id: string, _options, command: Command) => {
       const { showClone } = await import('./commands/clones.ts');
       await showClone(invocation, command.optsWithGlobals(), id);
@@ -155,7 +166,8 @@ function addClones(program: Command, invocation: Invocation): void {
   addProgressOptions(
     clone
       .command('watch <id>')
-      .description('follow a clone to its end; the exit status says how it ended'),
+      .description('follow a clone to its end; the exit status says how it ended')
+      .addHelpText('after', examples('clone watch ID', 'clone watch --progress none ID')),
   ).action(async (id: string, _options, command: Command) => {
     const { watchClone } = await import('./commands/clones.ts');
     await watchClone(invocation, command.optsWithGlobals(), id);
@@ -188,6 +200,7 @@ function addClones(program: Command, invocation: Invocation): void {
   clone
     .command('cancel <id>')
     .description('cancel a clone; it is cancelled once everything is tidied up')
+    .addHelpText('after', examples('clone cancel ID'))
     .action(async (id: string, _options, command: Command) => {
       const { cancelClone } = await import('./commands/clones.ts');
       await cancelClone(invocation, command.optsWithGlobals(), id);
@@ -196,6 +209,7 @@ function addClones(program: Command, invocation: Invocation): void {
     clone
       .command(`${action} <id>`)
       .description(`${action} the server of a clone that has ended`)
+      .addHelpText('after', examples(`clone ${action} ID`))
       .action(async (id: string, _options, command: Command) => {
         const { serveClone } = await import('./commands/clones.ts');
         await serveClone(invocation, command.optsWithGlobals(), { id, action });
@@ -205,7 +219,12 @@ function addClones(program: Command, invocation: Invocation): void {
     clone
       .command('reset <id>')
       .description("make a clone again in its place, from the source's state of now")
-      .option('--wait', 'follow the new clone to its end; the exit status says how it ended'),
+      .option('--wait', 'follow the new clone to its end; the exit status says how it ended')
+      .addHelpText(
+        'after',
+        '\nThe new clone has an id of its own, and the port, labels and protection of the old one.',
+      )
+      .addHelpText('after', examples('clone reset --wait ID')),
   ).action(async (id: string, _options, command: Command) => {
     const { resetClone } = await import('./commands/clones.ts');
     await resetClone(invocation, command.optsWithGlobals(), id);
@@ -231,6 +250,7 @@ function addClones(program: Command, invocation: Invocation): void {
     .description('forget a clone that has ended; its files stay')
     .option('--data', 'the other way round: stop its server and remove its files')
     .option('--force', 'also one whose host is gone (role admin)')
+    .addHelpText('after', examples('clone delete --data ID', 'clone delete ID'))
     .action(async (id: string, _options, command: Command) => {
       const { deleteClone } = await import('./commands/clones.ts');
       await deleteClone(invocation, command.optsWithGlobals(), id);
@@ -247,6 +267,7 @@ function addPreflight(program: Command, invocation: Invocation): void {
       'after',
       '\nWithout an API: pgcloned run --preflight. Nothing is changed in either case.',
     )
+    .addHelpText('after', examples('preflight -f clone.yaml'))
     .action(async (_options, command: Command) => {
       const { preflight } = await import('./commands/preflight.ts');
       await preflight(invocation, command.optsWithGlobals());
@@ -260,6 +281,7 @@ function addHosts(program: Command, invocation: Invocation): void {
     .addHelpText('after', API_HELP)
     .command('list')
     .description('list the hosts whose workers have registered')
+    .addHelpText('after', examples('host list'))
     .action(async (_options, command: Command) => {
       const { listHosts } = await import('./commands/hosts.ts');
       await listHosts(invocation, command.optsWithGlobals());
@@ -338,6 +360,9 @@ const STATUS_MEANINGS: Readonly<Record<keyof typeof EXIT_STATUS, string>> = {
   failed: 'the clone was begun and failed',
   cancelled: 'cancelled, by a signal or by somebody else',
 };
+
+const REDIS_HELP = `
+\`redis\` of the configuration names the Redis of all; without it the one of \`pgcloned up\` on this machine is used.`;
 
 const API_HELP = `
 PGCLONED_URL names the API and PGCLONED_TOKEN the token for it. Without them the API of this machine is used, with the

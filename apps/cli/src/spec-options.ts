@@ -117,7 +117,11 @@ export const SPEC_OPTIONS: Readonly<Record<string, readonly SpecOption[]>> = {
     ),
   ],
   'Replica:': [
-    option('--role <role>', 'replica.role', 'standby or detached (standby)'),
+    option(
+      '--role <role>',
+      'replica.role',
+      'standby or detached (standby; detached for method reflink)',
+    ),
     option('--start', 'replica.start', 'start it', { constant: true }),
     option(
       '--wait-for <what>',

@@ -4,7 +4,10 @@ import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { EXIT_STATUS, VERSION } from '@pgcloned/contract';
 import { runsAsRoot } from '@pgcloned/testbed';
+import type { Command } from 'commander';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { Invocation } from '../src/invocation.ts';
+import { buildProgram } from '../src/program.ts';
 import { COMMAND, makeWorkplace, type Workplace } from './pgcloned.ts';
 
 let workplace: Workplace;
@@ -32,6 +35,26 @@ test('every command has a help with its options', async () => {
   expect(run.status).toBe(0);
   expect(run.stdout).toContain('--temporary-wal-directory');
   expect(run.stdout).toContain('Examples:');
+});
+
+test('every help has examples, and the options that may stand behind every command', () => {
+  const topics = ['exit-statuses', 'variables'];
+  const leaves = leavesOf(buildProgram({} as Invocation)).filter(
+    (command) => !topics.includes(command.name()),
+  );
+
+  const helps = leaves.map((command) => {
+    let text = '';
+    command.configureOutput({ writeOut: (part) => (text += part) });
+    command.outputHelp();
+    return text;
+  });
+
+  expect(helps.length).toBeGreaterThan(15);
+  for (const help of helps) {
+    expect(help).toContain('Examples:\n  pgcloned ');
+    expect(help).toContain('--config <file>');
+  }
 });
 
 test('the help publishes every exit status', async () => {
@@ -164,3 +187,7 @@ test.skipIf(!runsAsRoot)('as root nothing is cloned: the remedy repeats the comm
     expect(stderr).toContain(`runuser -u postgres -- pgcloned ${command} --config 'it'\\''s.yaml'`);
   }
 });
+
+function leavesOf(command: Command): readonly Command[] {
+  return command.commands.length === 0 ? [command] : command.commands.flatMap(leavesOf);
+}
