@@ -2,8 +2,10 @@
 import { chmod, mkdir, mkdtemp, realpath, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { CloneError } from '@pgcloned/contract';
 import { expect, test } from 'vitest';
 import { checkOnReadyFiles } from '../src/replica/on-ready.ts';
+import { asOfClone } from '../src/replica/private-run.ts';
 
 test('a file of onReady counts only if nobody else can change where its name leads', async () => {
   await using undo = new AsyncDisposableStack();
@@ -35,4 +37,23 @@ test('a file of onReady counts only if nobody else can change where its name lea
     at('directory', 'mask.sql'),
     at('sticky', 'link.sql'),
   ]);
+});
+
+test('what the server of a clone lacks is not said of its source', () => {
+  const facts = { sqlState: '53100', reason: 'could not extend file: No space left on device' };
+  const full = new CloneError('SOURCE_NO_SPACE', 'the source has no space left', { facts });
+  const lost = new CloneError('SOURCE_LOST', 'the session was lost', { facts: { reason: 'gone' } });
+  const failed = new CloneError('ON_READY_FAILED', 'a file failed');
+
+  expect(asOfClone(full, 'its log')).toMatchObject({
+    code: 'TARGET_NO_SPACE',
+    message: 'the clone has no space left',
+    hint: null,
+    facts: { ...facts, log: 'its log' },
+  });
+  expect(asOfClone(lost, 'PANIC')).toMatchObject({
+    code: 'REPLICA_START_FAILED',
+    facts: { reason: 'gone', log: 'PANIC' },
+  });
+  expect(asOfClone(failed, '')).toBe(failed);
 });

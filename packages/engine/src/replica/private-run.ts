@@ -6,6 +6,7 @@
 import { lstat, mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { CloneError } from '@pgcloned/contract';
 import { isServerRunning, type PrivateServer, startPrivateServer } from '@pgcloned/postgres';
 import { ifMissing } from '@pgcloned/process';
 import type { CloneRun } from '../clone-run.ts';
@@ -50,12 +51,24 @@ export async function runPrivately<Result>(
   } catch (error) {
     await server.abandon();
     await forgetOptions(dataDirectory);
-    throw error;
+    throw run.signal.aborted ? error : asOfClone(error, server.log());
   }
   await server.stop();
   await space.stop();
   await forgetOptions(dataDirectory);
   return result;
+}
+
+/** A session with it speaks of every server as of a source: here it is that of the clone. */
+export function asOfClone(error: unknown, log: string): unknown {
+  if (!(error instanceof CloneError) || !error.code.startsWith('SOURCE_')) return error;
+  const options = { facts: { ...error.facts, log }, cause: error };
+  if (error.code === 'SOURCE_NO_SPACE')
+    return new CloneError('TARGET_NO_SPACE', 'the clone has no space left', options);
+  return new CloneError('REPLICA_START_FAILED', 'a private server on the clone failed', {
+    ...options,
+    hint: 'Read the end of its log in the facts, mend what it names, and clone again.',
+  });
 }
 
 /** What a killed process has left. Whoever calls holds the lock on the data directory. */
