@@ -11,6 +11,7 @@ import {
   leftBehind,
   type PostgresServer,
   partsEnvironment,
+  runAsPartsUser,
   type Source,
   scratchDirectory,
   startCluster,
@@ -254,6 +255,46 @@ test('what its source has by its command line and by files of other names, a clo
   expect(await clone.query('SELECT gid FROM pg_prepared_xacts')).toEqual([{ gid: 'one' }]);
   // The log of the source lies beside its data directory, and would be that of all clones there.
   expect(await readdir(at('by line'))).toEqual(['main']);
+});
+
+test('of what lies in the directory of its source a clone has its own, and nothing that its source has not started with', async () => {
+  await using primary = await startPrimary();
+  const { dataDirectory } = primary;
+  const inSource = (name: string) => join(dataDirectory, name);
+  const request = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=testbed'];
+  const files = ['-keyout', inSource('server.key'), '-out', inSource('server.crt')];
+  await runAsPartsUser(['openssl', ...request, ...files]);
+  for (const name of ['ssl_cert_file', 'ssl_ca_file'])
+    await primary.query(`ALTER SYSTEM SET ${name} = '${inSource('server.crt')}'`);
+  await primary.query(`ALTER SYSTEM SET ssl_key_file = '${inSource('server.key')}'`);
+  await primary.query('ALTER SYSTEM SET ssl = on');
+  await primary.query('SELECT pg_reload_conf()');
+  await expect.poll(async () => await one(primary, "current_setting('ssl')")).toBe('on');
+  // No host of a test has pages set aside for that.
+  await primary.query("ALTER SYSTEM SET huge_pages = 'on'");
+
+  const { error } = await runClone(
+    { configuration: { local: true, dataDirectory, user: 'postgres' } as never },
+    {
+      method: 'reflink',
+      target: { dataDirectory: at('with-ssl', 'main') },
+      transfer: { fallback: 'copy' },
+      replica: detached,
+    },
+  );
+
+  expect(error).toBeUndefined();
+  await using clone = await adoptServer(at('with-ssl', 'main'));
+  const settings = await clone.query<{ name: string; setting: string }>(
+    "SELECT name, setting FROM pg_settings WHERE name IN ('huge_pages', 'ssl') OR name LIKE 'ssl_%_file'",
+  );
+  expect(Object.fromEntries(settings.map(({ name, setting }) => [name, setting]))).toMatchObject({
+    huge_pages: 'try',
+    ssl: 'on',
+    ssl_ca_file: 'server.crt',
+    ssl_cert_file: 'server.crt',
+    ssl_key_file: 'server.key',
+  });
 });
 
 test.skipIf(newestMajor < 18)(

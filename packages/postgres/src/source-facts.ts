@@ -157,6 +157,8 @@ const SETTINGS_READ = [
   'ssl',
   'ssl_ca_file',
   'ssl_cert_file',
+  'ssl_crl_dir',
+  'ssl_crl_file',
   'ssl_key_file',
   'synchronous_standby_names',
   'unix_socket_directories',

@@ -7,7 +7,7 @@
  */
 import { lookup } from 'node:dns/promises';
 import { access, constants, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { isAbsolute, join, resolve } from 'node:path';
+import { isAbsolute, join, relative, resolve } from 'node:path';
 import { type ServerAddress, serversOf } from '@pgcloned/contract';
 import {
   appendSettings,
@@ -54,6 +54,8 @@ const HARMLESS: Readonly<Record<string, string>> = {
   // The copy is synced already; a look at every single file would only delay the first start (R8.1).
   recovery_init_sync_method: 'syncfs',
 };
+
+const SSL_FILES = ['ssl_cert_file', 'ssl_key_file', 'ssl_ca_file', 'ssl_crl_file', 'ssl_crl_dir'];
 
 /** Writes the configuration into the directory that is being built. `fileMode` is that of all files there. */
 export async function configureReplica(
@@ -207,6 +209,8 @@ async function workableSettings(
   // The files have lost it (`neutralizePaths`); set to nothing, each start would complain that it cannot write it.
   if (source('external_pid_file') !== '') tell('external_pid_file', '');
   if (source('huge_pages') === 'on' && isOwn) replace('huge_pages', 'try');
+  // What it is to have from its next start on, the files say already, and nobody has tried it.
+  else if (isOwn) replaced.huge_pages = source('huge_pages');
   const logDirectory = resolve(ready.data.final, source('log_directory'));
   // Also `../log`: beside its source, that is the directory of the source.
   if (!isWithin(logDirectory, ready.data.final)) {
@@ -214,11 +218,13 @@ async function workableSettings(
     if (!mayShare) replace('log_directory', 'log');
   }
   if (source('ssl') === 'on') {
-    const files = [source('ssl_cert_file'), source('ssl_key_file'), source('ssl_ca_file')];
-    const readable = await Promise.all(
-      files.filter((file) => isAbsolute(file)).map(isReadableFile),
-    );
-    if (!readable.every(Boolean)) replace('ssl', 'off');
+    const absolute = SSL_FILES.filter((name) => isAbsolute(source(name)));
+    const isCopied = (name: string) => isWithin(source(name), ready.facts.dataDirectory);
+    // What is copied with the data directory is taken from the copy: the source may go, or lie elsewhere.
+    for (const name of absolute.filter(isCopied))
+      replaced[name] = relative(ready.facts.dataDirectory, source(name));
+    const elsewhere = absolute.filter((name) => !isCopied(name)).map(source);
+    if (!(await Promise.all(elsewhere.map(isReadableFile))).every(Boolean)) replace('ssl', 'off');
   }
   return replaced;
 }
