@@ -183,7 +183,8 @@ test('a Redis that is emptied gets the record again, and the host takes new clon
 });
 
 test('an API that is killed costs a clone nothing, nor those who watch it an event', async () => {
-  const clone = await copying('no api', SLOW);
+  // Longer than an API takes to start on a busy machine.
+  const clone = await copying('no api', { ...SLOW, maxRate: 2_000_000 });
   const watching = collectEvents(clone.id);
 
   await product.pgcloned.stop('SIGKILL', 'api');
@@ -229,7 +230,7 @@ test('a clone waits for its worker that was stopped, can be cancelled meanwhile,
 
   await product.pgcloned.stop('SIGTERM', 'worker');
   const suspended = (await request('GET', `/v1/clones/${clone.id}`)).body;
-  const deadline = new Date(Date.now() + 1_000).toISOString();
+  const deadline = new Date(Date.now() + 3_000).toISOString();
   const overdue = await product.ended((await product.create('overdue', { deadline })).id);
   const cancel = await request('POST', `/v1/clones/${clone.id}/cancel`);
   expect(existsSync(clone.spec.target.dataDirectory)).toBe(true);

@@ -227,7 +227,7 @@ test('a clone whose removal the next worker brought to its end is removed, and n
 });
 
 test('a reset that its worker died in goes on before the time of the old clone is over, and starts its server again if nothing comes of it', async () => {
-  const old = someClone({ ttl: 1 });
+  const old = someClone({ ttl: 3 });
   const reset = { ...someClone(), resetOf: old.id };
   const dying = engineWithFiles({
     giveWay: async (_plan, { beforeStop }) => {
