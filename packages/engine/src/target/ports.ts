@@ -94,18 +94,24 @@ export async function reserveAgain(
 
 /** What was reserved for a data directory whose clone is gone. Whoever calls holds the lock on it. Never rejects. */
 export async function forgetPorts(dataDirectory: string): Promise<void> {
+  const isItsOwn = async (file: string) => {
+    const reserved = await readReserved(file);
+    return reserved?.dataDirectory === dataDirectory && (await holderOf(reserved)) === null;
+  };
   try {
     const directory = await findLockDirectory();
+    const found: string[] = [];
+    for (const name of await readdir(directory)) {
+      const file = join(directory, name);
+      if (name.startsWith(PREFIX) && (await isItsOwn(file))) found.push(file);
+    }
+    // All others wait for the common lock, and need not while hundreds of files are read.
+    if (found.length === 0) return;
     const signal = AbortSignal.timeout(DISPOSE_MS_MAX);
     await using _ = await takeCommonLock(directory, signal);
-    for (const name of await readdir(directory)) {
-      if (!name.startsWith(PREFIX)) continue;
-      const file = join(directory, name);
-      const reserved = await readReserved(file);
-      if (reserved?.dataDirectory !== dataDirectory || (await holderOf(reserved)) !== null)
-        continue;
+    for (const file of found) {
       await using lock = await lockIfOurs(file, signal);
-      if (lock !== null) await rm(file, { force: true });
+      if (lock !== null && (await isItsOwn(file))) await rm(file, { force: true });
     }
   } catch {
     // A file that names no clone is in nobody's way.
