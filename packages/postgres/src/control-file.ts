@@ -34,11 +34,9 @@ export interface ControlFile {
   readonly systemIdentifier: string;
   /** `pg_control_version`: 1300 in PostgreSQL 15 and 16, then 1700, 1800. */
   readonly versionNum: number;
-  readonly catalogVersion: number;
   /** See `CONTROL_STATE`. */
   readonly state: number;
   readonly checkpointLsn: string;
-  readonly redoLsn: string;
   /** The timeline of the last checkpoint. */
   readonly timeline: number;
   readonly minRecoveryLsn: string;
@@ -46,9 +44,6 @@ export interface ControlFile {
   /** Not `0/0` while the end of a backup has not been replayed yet. */
   readonly backupStartLsn: string;
   readonly backupEndRequired: boolean;
-  readonly walSegmentBytes: number;
-  /** 0: the cluster has no page checksums. */
-  readonly dataChecksumVersion: number;
 }
 
 /**
@@ -67,17 +62,13 @@ export function parseControlFile(image: Buffer): ControlFile | null {
   return {
     systemIdentifier: image.readBigUInt64LE(0).toString(),
     versionNum,
-    catalogVersion: image.readUInt32LE(12),
     state: image.readUInt32LE(16),
     checkpointLsn: lsnAt(image, 32),
-    redoLsn: lsnAt(image, 40),
     timeline: image.readUInt32LE(48),
     minRecoveryLsn: lsnAt(image, 136),
     minRecoveryTimeline: image.readUInt32LE(144),
     backupStartLsn: lsnAt(image, 152),
     backupEndRequired: image.readUInt8(168) !== 0,
-    walSegmentBytes: image.readUInt32LE(228),
-    dataChecksumVersion: image.readUInt32LE(252),
   };
 }
 

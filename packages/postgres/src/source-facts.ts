@@ -22,12 +22,8 @@ export interface SourceFacts {
   readonly systemIdentifier: string;
   /** The timeline that the source writes, or on a standby that of its last restartpoint. */
   readonly timeline: number;
-  readonly catalogVersion: number;
   /** What the cluster calls its directory below a tablespace's location: `PG_15_202209061` (R1.8). */
   readonly tablespaceDirectoryName: string;
-  /** Where recovery would begin now; the oldest WAL that is certain to be there. */
-  readonly redoLsn: string;
-  readonly redoTimeline: number;
   readonly inRecovery: boolean;
   /** ISO 8601 in UTC with microseconds; changes with every start of the server (R11.4). */
   readonly startedAt: string;
@@ -182,8 +178,6 @@ const READ_FACTS = `
   )
   SELECT control.system_identifier::text AS "systemIdentifier",
          control.catalog_version_no AS "catalogVersion",
-         checkpoint.redo_lsn::text AS "redoLsn",
-         checkpoint.timeline_id AS "redoTimeline",
          CASE WHEN pg_is_in_recovery() THEN checkpoint.timeline_id
               ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS "timeline",
          pg_is_in_recovery() AS "inRecovery",
@@ -242,9 +236,6 @@ interface FactsRow
   extends Pick<
     SourceFacts,
     | 'systemIdentifier'
-    | 'catalogVersion'
-    | 'redoLsn'
-    | 'redoTimeline'
     | 'timeline'
     | 'inRecovery'
     | 'fullPageWrites'
@@ -261,6 +252,7 @@ interface FactsRow
     | 'locales'
     | 'commandLineSettings'
   > {
+  readonly catalogVersion: number;
   readonly walSenders: number;
   readonly slots: number;
   readonly settings: Readonly<
@@ -285,7 +277,7 @@ const UNIT_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, min: 60_000 
 export async function readSourceFacts(session: Session, signal: AbortSignal): Promise<SourceFacts> {
   const [row] = await session.query<FactsRow>(READ_FACTS, [SETTINGS_READ, ITS_OWN_PATHS], signal);
   if (row === undefined) throw new Error('the server answered nothing');
-  const { settings, walSenders, slots, tablespaces, ...asTheyAre } = row;
+  const { settings, walSenders, slots, tablespaces, catalogVersion, ...asTheyAre } = row;
   const value = (name: string): string => settings[name]?.value ?? '';
   const major = requireSupportedVersion(session.versionNum);
 
@@ -298,7 +290,7 @@ export async function readSourceFacts(session: Session, signal: AbortSignal): Pr
     ...asTheyAre,
     versionNum: session.versionNum,
     major,
-    tablespaceDirectoryName: `PG_${String(major)}_${String(row.catalogVersion)}`,
+    tablespaceDirectoryName: `PG_${String(major)}_${String(catalogVersion)}`,
     dataDirectory: value('data_directory'),
     // It prints in octal, as chmod takes it.
     dataDirectoryMode: Number.parseInt(value('data_directory_mode'), 8),

@@ -16,16 +16,11 @@ export interface HostProbe {
   /** What installs packages there: `/usr/bin/apt-get`; null if we know none. */
   readonly installer: string | null;
   readonly user: string;
-  readonly uid: number;
   /** The clock of the source host, in nanoseconds since 1970: times of its files compare with this one only. */
   readonly now: bigint;
   readonly dataDirectoryReadable: boolean;
   /** The lines of postmaster.pid; empty if there is none. */
   readonly postmasterPid: readonly string[];
-  /** Our address as the source host sees it; null if the command did not come by SSH. */
-  readonly clientAddress: string | null;
-  /** The address of the source host that we reached; null if the command did not come by SSH. */
-  readonly serverAddress: string | null;
 }
 
 /** @throws {CloneError} `REMOTE_COMMAND_FAILED` if the script cannot run there, and what the runner throws. */
@@ -46,18 +41,14 @@ export async function probeHost(
     }),
   );
   const fact = (name: string) => facts.get(name) ?? '';
-  const [clientAddress, , serverAddress] = fact('connection').split(' ');
   return {
     rsyncVersion: fact('rsync') || null,
     compressions: compressionsIn(fact('compressions')),
     hasGnuFind: fact('find').includes('GNU'),
     installer: fact('installer') || null,
     user: fact('user'),
-    uid: Number(fact('uid')),
     now: BigInt(/^\d+$/.exec(fact('now'))?.[0] ?? 0),
     dataDirectoryReadable: fact('readable') === 'yes',
     postmasterPid: lines.slice(heading + 1, lines.at(-1) === '' ? -1 : undefined),
-    clientAddress: clientAddress || null,
-    serverAddress: serverAddress ?? null,
   };
 }

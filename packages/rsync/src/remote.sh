@@ -32,12 +32,10 @@ probe() { # DATA_DIRECTORY
   # shellcheck disable=SC2185 # this find looks for nothing
   printf '%s\n' \
     "user=$(id -un 2>/dev/null || id -u)" \
-    "uid=$(id -u)" \
     "now=$(date +%s%N)" \
     "rsync=$(printf '%s\n' "$version" | sed -n '1s/^rsync  *version v*\([0-9.]*\).*/\1/p')" \
     "compressions=$(printf '%s\n' "$version" | sed -n '/^Compress list:/{n;p;}')" \
     "find=$(find --version 2>/dev/null | sed -n 1p)" \
-    "connection=${SSH_CONNECTION:-}" \
     "installer=$(command -v apt-get || command -v dnf || command -v zypper)" \
     "readable=$readable" \
     'postmaster.pid'

@@ -69,12 +69,9 @@ describe.each(['dash', 'bash'] as const)('with %s', (shell) => {
     expect(probe).toMatchObject({
       hasGnuFind: true,
       user: partsUser.name,
-      uid: partsUser.uid,
       dataDirectoryReadable: true,
       postmasterPid: ['4711', '/data', '1700000000', '5432'],
       compressions: await localCompressions(signal),
-      clientAddress: '127.0.0.1',
-      serverAddress: '127.0.0.1',
     });
     expect(probe.rsyncVersion).toMatch(/^3\.\d+\.\d+$/);
     expect(probe.compressions).toContain('zstd');
