@@ -29,7 +29,11 @@ the clone that the first has made, for a day. All other requests ask for a state
 **Following a clone.** \`POST /v1/clones\` answers 202 at once. Follow \`Location\` with \`Prefer: wait=30\`, or read the events,
 until \`state\` is \`succeeded\`, \`failed\` or \`cancelled\`. Those are for ever; what becomes of its files and its server
 afterwards is in \`instance\`. A start, stop, reset, change of its time or removal is answered by 202, too: it is done when
-\`waitingFor\` is null and \`instance.state\` is not \`removing\`, and has failed if \`instance.error\` is not null.`;
+\`waitingFor\` is null and \`instance.state\` is not \`removing\`, and has failed if \`instance.error\` is not null.
+
+**Limits.** Records of ended clones without files are kept for 90 days, 2000 of them at most; of each clone about the last 1000 log lines
+and changes. 1000 clones may wait or run for one host, and 500 event streams be open at an API; one more is 429 \`RATE_LIMITED\`. A body has
+256 KiB at most.`;
 
 export const document = fastifyPlugin(async (app) => {
   await app.register(fastifyZodOpenApiPlugin, { documentOpts: { override: withoutNoise } });
