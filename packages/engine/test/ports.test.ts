@@ -78,6 +78,24 @@ test('clones that are being made get different ports, until there is none', asyn
   expect(await one.reservation.pick(range, { ...one, signal })).toBe(ports[0]);
 });
 
+test('a port that was asked for is nobody else’s, although somebody listens there just now', async () => {
+  const { first } = await twoPorts();
+  const range = { first, last: first };
+  const [asking, other] = [await newClone(), await newClone()];
+  const listener = createServer();
+  await new Promise<void>((resolve) =>
+    listener.listen({ port: first, host: '127.0.0.1' }, resolve),
+  );
+
+  const port = await asking.reservation.pick(range, { ...asking, isAsked: true, signal });
+  await asking.fill();
+  await asking.reservation[Symbol.asyncDispose]();
+  await new Promise((resolve) => listener.close(resolve));
+
+  expect(port).toBe(first);
+  expect(await other.reservation.pick(range, { ...other, signal })).toBeNull();
+});
+
 test('a clone that is there keeps its port until its directory goes, and its directory gets the same again', async () => {
   const range = await twoPorts();
   const [stopped, other] = [await newClone(), await newClone()];

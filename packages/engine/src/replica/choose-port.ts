@@ -2,7 +2,7 @@
 import { CloneError, changeRequest } from '@pgcloned/contract';
 import type { CloneRun } from '../clone-run.ts';
 import type { Seen } from '../preflight/check.ts';
-import { isFree, type PickOptions } from '../target/ports.ts';
+import { isFree, lookForPort, type PickOptions } from '../target/ports.ts';
 import { isDetached } from './detached.ts';
 import { configuredSettings } from './required-settings.ts';
 
@@ -18,7 +18,7 @@ export async function choosePort(
   if (asked !== undefined) {
     const port = Number(asked);
     // Whose port it is else does not matter: it was asked for. But nobody else shall be given it.
-    await run.port.pick({ first: port, last: port }, options);
+    await run.port.pick({ first: port, last: port }, { ...options, isAsked: true });
     if (replica.start) await refuseTaken(run, seen, port);
     return { port };
   }
@@ -39,12 +39,12 @@ export async function choosePort(
 }
 
 async function refuseTaken(
-  { plan, port: reservation, signal }: CloneRun,
+  { plan, signal }: CloneRun,
   { claim }: Pick<Seen, 'claim'>,
   port: number,
 ): Promise<void> {
   if (await isFree(port)) return;
-  const free = await reservation.pick(plan.host.ports, {
+  const free = await lookForPort(plan.id).pick(plan.host.ports, {
     dataDirectory: claim.data.final,
     signal,
   });

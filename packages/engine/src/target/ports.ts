@@ -33,13 +33,15 @@ interface PortRange {
 
 export interface PickOptions {
   readonly dataDirectory: string;
+  /** The port is that of the clone whoever listens there just now: nobody else shall be given it. Default: false. */
+  readonly isAsked?: boolean;
   readonly signal: AbortSignal;
 }
 
 export function reservePort(cloneId: string): PortReservation {
   let held: Held | null = null;
   return {
-    pick: async (range, { dataDirectory, signal }) => {
+    pick: async (range, { dataDirectory, isAsked = false, signal }) => {
       if (held !== null) return held.port;
       const directory = await findLockDirectory();
       await using _ = await takeCommonLock(directory, signal);
@@ -52,7 +54,7 @@ export function reservePort(cloneId: string): PortReservation {
           cloneIds: before === null ? [cloneId] : [cloneId, before.holder],
           ...{ dataDirectory, port },
         };
-        if ((await isFree(port)) && (await write(lock, reservation))) {
+        if ((isAsked || (await isFree(port))) && (await write(lock, reservation))) {
           held = { ...reservation, lock };
           return port;
         }
