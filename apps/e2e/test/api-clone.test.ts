@@ -40,7 +40,7 @@ const request: Product['pgcloned']['request'] = async (...call) =>
 
 async function eventsOf(id: string): Promise<readonly CloneEvent[]> {
   const { url, token } = product.pgcloned;
-  const signal = AbortSignal.timeout(60_000);
+  const signal = AbortSignal.timeout(110_000);
   const events: CloneEvent[] = [];
   for await (const event of connectApi({ url, token }).watch(id, { signal })) events.push(event);
   return events;

@@ -108,7 +108,7 @@ async function contentsOf(path: string): Promise<string> {
       args: [path, '(', '-type', 'd', '-printf', '%p %m\n', ')', '-o', '-printf', '%p %m %s %T@\n'],
       env: {},
     },
-    { signal: AbortSignal.timeout(10_000) },
+    { signal: AbortSignal.timeout(60_000) },
   );
   return stdout.toString().split('\n').toSorted().join('\n');
 }

@@ -60,7 +60,7 @@ describe.skipIf(!runsAsRoot)('a configuration of the host', () => {
     const madeFrom = await mkdir(home, { recursive: true });
     await runProcess(
       { file: 'chown', args: [`${String(partsUser.uid)}:${String(partsUser.gid)}`, home], env: {} },
-      { signal: AbortSignal.timeout(10_000) },
+      { signal: AbortSignal.timeout(60_000) },
     );
     const lines = {
       data_directory: dataDirectory,

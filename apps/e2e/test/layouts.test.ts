@@ -396,7 +396,7 @@ describe('of an idle cluster with something of every kind in it', () => {
         args: ['-R', '--reference', join(dataDirectory, 'PG_VERSION'), dataDirectory, at('fast')],
         env: {},
       },
-      { signal: AbortSignal.timeout(10_000) },
+      { signal: AbortSignal.timeout(60_000) },
     );
     await primary.query('CHECKPOINT');
 
@@ -510,7 +510,7 @@ async function find(
       args: [path, '-mindepth', '1', '-maxdepth', String(depthMax), ...tests, '-printf', format],
       env: {},
     },
-    { signal: AbortSignal.timeout(10_000) },
+    { signal: AbortSignal.timeout(60_000) },
   );
   return stdout.toString('latin1').split('\0').slice(0, -1).toSorted();
 }

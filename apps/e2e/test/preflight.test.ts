@@ -99,7 +99,7 @@ test.runIf(runsAsRoot)(
     const [remedy] = finding.remedies;
     await runProcess(
       { file: 'sh', args: ['-c', remedy.text], env: {} },
-      { signal: AbortSignal.timeout(10_000) },
+      { signal: AbortSignal.timeout(60_000) },
     );
 
     expect(finding).toMatchObject({ severity: 'error', code: 'TARGET_NOT_WRITABLE' });

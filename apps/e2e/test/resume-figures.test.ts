@@ -79,7 +79,7 @@ describe.skipIf(!runsAsRoot)('over a cable, which takes root to lay,', () => {
       const [file = '', ...args] = host.on(['tee', `/proc/sys/net/ipv4/tcp_${direction}`]);
       await runProcess(
         { file, args, env: {}, input: BUFFERS },
-        { signal: AbortSignal.timeout(10_000) },
+        { signal: AbortSignal.timeout(60_000) },
       );
     }
     directory = owned.use(await scratchDirectory()).path;

@@ -14,7 +14,7 @@ import {
   reservePort,
 } from '../src/target/ports.ts';
 
-const signal = AbortSignal.timeout(60_000);
+const { signal } = new AbortController();
 const owned = new AsyncDisposableStack();
 let scratch = '';
 let clones = 0;

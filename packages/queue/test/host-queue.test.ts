@@ -234,7 +234,7 @@ test('what is published while Redis is away arrives when it is back, and the API
   await expect(store.create(someClone())).rejects.toMatchObject({ code: 'QUEUE_UNAVAILABLE' });
   await expect(store.list({ pageSize: 1 })).rejects.toMatchObject({ code: 'QUEUE_UNAVAILABLE' });
   await expect(store.ping()).rejects.toMatchObject({ code: 'QUEUE_UNAVAILABLE' });
-  const events = store.watch(clone.id, { lastEventId: null, signal: AbortSignal.timeout(9_000) });
+  const events = store.watch(clone.id, { lastEventId: null, signal: AbortSignal.timeout(60_000) });
   await expect(events[Symbol.asyncIterator]().next()).rejects.toMatchObject({
     code: 'QUEUE_UNAVAILABLE',
   });
@@ -258,7 +258,7 @@ test('an event stream outlives an outage', async () => {
 
   for await (const { event } of store.watch(clone.id, {
     lastEventId: null,
-    signal: AbortSignal.timeout(25_000),
+    signal: AbortSignal.timeout(60_000),
   })) {
     seen.push(event);
     if (seen.length > 1) continue;

@@ -76,7 +76,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  await daemon.stop(AbortSignal.timeout(10_000));
+  await daemon.stop(AbortSignal.timeout(60_000));
   await sshd[Symbol.asyncDispose]();
   await host[Symbol.asyncDispose]();
 });

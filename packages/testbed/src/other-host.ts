@@ -9,7 +9,7 @@ import { randomInt } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { runProcess } from '@pgcloned/process';
 
-const TOOL_TIMEOUT_MS = 10_000;
+const TOOL_TIMEOUT_MS = 60_000;
 
 export interface OtherHost extends AsyncDisposable {
   /** Our address on the cable: where the other host reaches us. */
