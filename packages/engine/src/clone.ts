@@ -32,7 +32,7 @@ import { stopBackup } from './phases/stop-backup.ts';
 import { streamWal } from './phases/stream-wal.ts';
 import type { ClonePlan } from './plan.ts';
 import { startRetryBudget } from './retry-budget.ts';
-import { explainFilesystemFailure } from './target/filesystem-failure.ts';
+import { explainBroken, explainFilesystemFailure } from './target/filesystem-failure.ts';
 import { resolveReal } from './target/guard.ts';
 import { makeLockSet } from './target/locks.ts';
 import { isPublished } from './target/marker.ts';
@@ -222,7 +222,9 @@ async function runAttempt(
       signal.aborted
         ? signal.reason
         : // What failed stays the reason, also where the target cannot be looked at.
-          await explain(error, plan, options.filled).catch(() => error),
+          await explain(error, plan, options.filled).catch(
+            () => explainBroken(error, { next: 'clone again' }) ?? error,
+          ),
     );
     failure.phase = current;
     throw failure;

@@ -39,8 +39,11 @@ interface Written {
 }
 
 export async function explainFilesystemFailure(error: unknown, o: Written): Promise<unknown> {
+  // Not asked anything: it may answer nothing.
+  const broken = explainBroken(error, o);
+  if (broken !== null) return broken;
   try {
-    return (await explainFull(error, o)) ?? (await explainBroken(error, o)) ?? error;
+    return (await explainFull(error, o)) ?? (await explainReadOnly(error, o)) ?? error;
   } catch {
     // A filesystem that cannot be asked tells no more than the error.
     return error;
@@ -89,7 +92,7 @@ async function explainFull(
   });
 }
 
-async function explainBroken(
+async function explainReadOnly(
   error: unknown,
   { directories, next }: Written,
 ): Promise<CloneError | null> {
@@ -107,14 +110,24 @@ async function explainBroken(
       cause: error,
     });
   }
-  if (isOurs || typeof reason !== 'string' || !BROKEN.has(reason)) return null;
+  return null;
+}
+
+/** A filesystem that has shut itself down, or lost its disk. */
+export function explainBroken(error: unknown, { next }: Pick<Written, 'next'>): CloneError | null {
+  const reason = codeOf(error);
+  if (error instanceof CloneError || reason === null || !BROKEN.has(reason)) return null;
   const { path, dest } = error as NodeJS.ErrnoException & { readonly dest?: string };
-  const file = dest ?? path ?? directories[0] ?? null;
-  return new CloneError('TRANSFER_FAILED', `a filesystem does not work: ${reason} at ${file}`, {
-    facts: { reason, file },
-    hint: `See the log of the kernel (dmesg). Unmount the filesystem, check it and mount it, then ${next}.`,
-    cause: error,
-  });
+  const file = dest ?? path ?? null;
+  return new CloneError(
+    'TRANSFER_FAILED',
+    `a filesystem does not work: ${reason}${file === null ? '' : ` at ${file}`}`,
+    {
+      facts: { reason, file },
+      hint: `See the log of the kernel (dmesg). Unmount the filesystem, check it and mount it, then ${next}.`,
+      cause: error,
+    },
+  );
 }
 
 async function isReadOnly(directory: string): Promise<boolean> {
