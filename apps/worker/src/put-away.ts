@@ -42,7 +42,6 @@ export async function putAway(
     log.error({ cloneId: clone.id, err: error }, 'could not put away what a dead clone left');
     return {
       published: false,
-
       leftovers: [leftoverOf(clone.spec.target.dataDirectory)],
     };
   }

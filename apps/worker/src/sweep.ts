@@ -4,8 +4,8 @@
  *
  * A run that was stopped, or died, goes on in its next attempt, which no late word of the old worker can hurt: the number
  * of the attempt is the fence. It does not go on if its cancel was asked for, if it was published (then it is complete, and
- * only what was to follow is missing), if Redis says that it has ended or knows another clone of its target in its place, or if its worker died of it again
- * and again.
+ * only what was to follow is missing), if Redis says that it has ended or knows another clone of its target in its place,
+ * or if its worker died of it again and again.
  */
 import {
   type Clone,

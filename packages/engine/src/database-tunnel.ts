@@ -166,6 +166,7 @@ async function carry(socket: Socket, open: () => Promise<Duplex>): Promise<void>
   try {
     channel = await open();
   } catch {
+    // Whoever has connected sees its end, as above.
     socket.destroy();
     await socketClosed;
     return;

@@ -62,10 +62,10 @@ const STOP = `
     FROM pg_backup_stop(false)`;
 
 /**
- * Waits for a checkpoint: an immediate one if `fast`, else one that is spread over up to `checkpoint_timeout`.
+ * Waits for a checkpoint: an immediate one if `fast`, else one that is spread over up to `checkpoint_timeout`. On a standby
+ * it is a restartpoint, where there is a new checkpoint to make one of.
  *
  * @param label One line of ASCII for the backup_label, at most 1000 characters.
- * On a standby it is a restartpoint, where there is a new checkpoint to make one of.
  *
  * @throws {CloneError} `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE` (wal_level, full_page_writes), `SOURCE_LOST`.
  */

@@ -40,8 +40,9 @@ export interface Session extends AsyncDisposable {
    * must not be.
    *
    * @param signal Cancels the query on the server; the promise settles once it has ended there, or the session with it.
-   * @throws {CloneError} `SOURCE_LOST` if the session has ended or recovery on a standby was in the way of the query, `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE`
-   *   where the server says that its settings or state rule the call out. Other errors of the server are ours: plain.
+   * @throws {CloneError} `SOURCE_LOST` if the session has ended or recovery on a standby was in the way of the query,
+   *   `SOURCE_RIGHTS_MISSING`, `SOURCE_SETTINGS_UNSUITABLE` where the server says that its settings or state rule the call
+   *   out. Other errors of the server are ours: plain.
    */
   query<Row extends object>(
     sql: string,

@@ -2,7 +2,8 @@
  * The BullMQ queues of the hosts, from the side of whoever adds jobs.
  *
  * Each host has two: one for its clones, and a short one for what must not wait behind an hour-long copy. A job carries
- * the id of a clone or of a preflight and the version of the contract, nothing else, and is removed when it ends: the record tells the rest.
+ * the id of a clone or of a preflight and the version of the contract, nothing else, and is removed when it ends: the record
+ * tells the rest.
  */
 import { type Clone, CONTRACT_VERSION } from '@pgcloned/contract';
 import { Queue } from 'bullmq';

@@ -2,10 +2,9 @@
  * One SSH connection for control: strict host keys, keepalive, no Nagle.
  *
  * The files never go through it (it would keep our only thread busy): that is rsync's own TCP connection, or the ssh
- * client of OpenSSH (`bulk-client.ts`). SQL and WAL may. A connection that goes silent is noticed after 40 s by its keepalive and then lost for everyone
- * who waits on it.
+ * client of OpenSSH (`bulk-client.ts`). SQL and WAL may. A connection that goes silent is noticed after 40 s by its keepalive
+ * and then lost for everyone who waits on it.
  */
-
 import { addAbortListener } from 'node:events';
 import { createConnection } from 'node:net';
 import type { Duplex } from 'node:stream';

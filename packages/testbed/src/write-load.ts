@@ -2,8 +2,8 @@
  * Everything that makes the files of a cluster change, appear, shrink and vanish while they are copied.
  *
  * pgbench updates at a fixed, modest rate, and the rest pauses between its rounds, so that a machine of two cores still has
- * time for the clone. Beside pgbench four sessions each repeat one thing that moves files: CREATE and DROP TABLE, TRUNCATE, VACUUM that gives blocks back, and
- * temporary and unlogged tables.
+ * time for the clone. Beside pgbench four sessions each repeat one thing that moves files: CREATE and DROP TABLE, TRUNCATE,
+ * VACUUM that gives blocks back, and temporary and unlogged tables.
  */
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';

@@ -77,6 +77,7 @@ async function isReachable(host: string, port: number, signal: AbortSignal): Pro
     return true;
   } catch {
     signal.throwIfAborted();
+    // Refused, unknown or silent: the replica will not get there either.
     return false;
   } finally {
     socket.on('error', () => {});
