@@ -37,7 +37,7 @@ export async function explainFailure(
       facts: { ...facts, reason: code },
       hint: isQuota
         ? 'Raise the quota, or remove what counts towards it: what is shared may count as if it were not.'
-        : 'Make room on this filesystem: what is shared takes none, but its table of extents does.',
+        : 'Make room on this filesystem: what is shared takes none, but its table of extents does. On btrfs it may be the metadata that is full, which `btrfs filesystem usage` shows and df does not.',
       cause: error,
     });
   }
