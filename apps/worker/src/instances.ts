@@ -248,7 +248,14 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
       done: wish,
       unlessWished: true,
     });
-    return (await patiently(removing)) !== 'wished';
+    try {
+      return (await patiently(removing)) !== 'wished';
+    } catch (error) {
+      signal.throwIfAborted();
+      // A Redis whose disk is full takes no wishes either, and what makes room must not wait until there is some.
+      log.warn({ cloneId: clone.id, err: error }, 'the time of a clone ends, and Redis refuses it');
+      return isDeepStrictEqual(await wishFor(clone.id), wish);
+    }
   };
 
   const remove = async (run: Run, isAsked: boolean): Promise<Run> => {
@@ -362,7 +369,11 @@ export async function watchInstances(context: InstancesContext): Promise<Instanc
   };
   const lookAround = async (): Promise<void> => {
     clock.look();
-    for (const [id, { clone }] of runs) if (mayChange(clone) && !busy.has(id)) attend(id);
+    for (const [id, { clone, reported }] of runs) {
+      // Redis may have refused to hear that its files are gone.
+      const isToTell = clone.instance.state === 'removed' && !reported;
+      if ((mayChange(clone) || isToTell) && !busy.has(id)) attend(id);
+    }
     await attendWished();
   };
 

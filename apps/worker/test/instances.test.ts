@@ -8,6 +8,7 @@ import { type CloneStore, openCloneStore } from '@pgcloned/queue';
 import {
   mountFilesystem,
   type PrivateRedis,
+  runAsPartsUser,
   runsAsRoot,
   type ScratchDirectory,
   scratchDirectory,
@@ -157,6 +158,27 @@ test('a clone whose time is over when another one has taken its place is absent,
   await eventually(async () => (await stateOf(clone.id)) === 'absent');
 
   expect((await store.get(clone.id))?.instance.error).toBeNull();
+});
+
+test('a clone whose time is over goes although Redis takes nothing, as on a full disk, and its record follows', async () => {
+  const engine = engineWithFiles();
+  await using _worker = await startWorker(options(), engine);
+  const clone = someClone({ ttl: 3 });
+  await succeed(engine, clone);
+  const setReplicasWanted = async (count: string) => {
+    const config = ['CONFIG', 'SET', 'min-replicas-to-write', count];
+    await runAsPartsUser(['redis-cli', '-s', redis.socket, ...config]);
+  };
+
+  // It answers whoever reads, and refuses whoever writes.
+  await setReplicasWanted('1');
+  try {
+    await eventually(() => engine.removed.length === 1);
+  } finally {
+    await setReplicasWanted('0');
+  }
+
+  await eventually(async () => (await stateOf(clone.id)) === 'removed');
 });
 
 test('whoever protects a clone at the moment when its time is over keeps it', async () => {
