@@ -1,4 +1,6 @@
 /** What is removed of a clone that has ended, and what is not; with directories as clones leave them, and no server. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   cp,
   mkdir,
@@ -119,6 +121,36 @@ test('what the clone had replaced goes with it if that was a clone, and stays if
   expect(await readdir(root)).toEqual(['clone']);
   expect(await readdir(join(root, 'clone'))).toEqual([`main.pgcloned-old-${OTHER}`]);
   expect(await readFile(join(foreign, 'global', 'pg_control'), 'utf8')).toBe('control');
+});
+
+test('what the clone had replaced and somebody has started since stays as it is', async () => {
+  const { data, plan } = await arrange({ cloneId: OTHER });
+  const old = `${data}.pgcloned-old-${ID}`;
+  await rename(data, old);
+  for (const elsewhere of ['wal', 'fast']) await rm(join(root, elsewhere), { recursive: true });
+  await arrange();
+  const contents = async () =>
+    await Promise.all(
+      ['.pgcloned-marker', join('global', 'pg_control')].map(
+        async (name) => await readFile(join(old, name), 'utf8'),
+      ),
+    );
+  const before = await contents();
+  const server = spawn('sleep', ['60'], { cwd: old });
+  try {
+    await once(server, 'spawn');
+    await writeFile(join(old, 'postmaster.pid'), `${String(server.pid)}\n${old}\n`);
+    const gone: string[] = [];
+
+    await removeInstance(plan, { ...options, onGone: (what) => gone.push(what) });
+
+    expect(gone).toEqual([]);
+  } finally {
+    server.kill('SIGKILL');
+  }
+  expect(await contents()).toEqual(before);
+  expect(await readdir(root)).toEqual(['clone']);
+  expect(await readdir(join(root, 'clone'))).toEqual([`main.pgcloned-old-${ID}`]);
 });
 
 test('a removal that died when only the empty directory was left is brought to its end', async () => {

@@ -105,6 +105,8 @@ export async function removeInstance(
     try {
       await removeReplaced(set);
     } catch (error) {
+      // Somebody has started it, and wants it back: it stays, and is named still.
+      if (error instanceof CloneError && error.code === 'TARGET_IN_USE') continue;
       throw asRemovalError(error, set.dataDirectory);
     }
     for (const { what } of leftoversOf(set)) options.onGone(what);

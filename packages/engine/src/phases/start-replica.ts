@@ -200,7 +200,7 @@ async function removeOldSets(
       await removeReplaced(set);
     } catch (error) {
       observer.log('warn', 'what was replaced could not be removed', {
-        path: set.dataDirectory,
+        paths: set.directories.map(({ path }) => path).join(', '),
         reason: String(error),
       });
       if (isOwn) leaveReplaced(observer, set);

@@ -20,7 +20,7 @@ import {
   writeMarker,
 } from './marker.ts';
 import { refuseMountsBelow } from './mounts.ts';
-import { takeControlFileAway } from './old-cluster.ts';
+import { refuseRunningServer, takeControlFileAway } from './old-cluster.ts';
 import { removePrepared } from './prepare.ts';
 
 export interface ReplacedSet {
@@ -29,6 +29,7 @@ export interface ReplacedSet {
   /** It was a clone itself, `ours`, by the marker that it had in its place, or a cluster that we know nothing of. */
   readonly was: 'ours' | 'foreign';
   readonly removalHasBegun: boolean;
+  /** Where the new one lies. */
   readonly dataDirectory: string;
   /** The old data directory last. */
   readonly directories: readonly { readonly kind: Place['kind']; readonly path: string }[];
@@ -67,13 +68,19 @@ export async function findReplaced(
   return found;
 }
 
-/** @throws {CloneError} `TARGET_IN_USE` if a server runs on it, and what else stands against it: it can be tried again. */
+/**
+ * @throws {CloneError} `TARGET_IN_USE` if a server runs on it, whose cluster somebody wants back: then nothing is begun.
+ * @throws What else stands against it: it can be tried again.
+ */
 export async function removeReplaced({
   cloneId,
   dataDirectory,
   directories,
 }: ReplacedSet): Promise<void> {
-  for (const { path } of directories) await refuseMountsBelow(path);
+  for (const { kind, path } of directories) {
+    await refuseMountsBelow(path);
+    if (kind === 'data') await refuseRunningServer(path);
+  }
   for (const { kind, path } of [...directories].reverse()) {
     await writeMarker(path, kind, { cloneId, dataDirectory, finished: false });
     if (kind === 'data' && (await hasControlFile(path))) await takeControlFileAway(path);
