@@ -6,8 +6,7 @@
  * end together. Its size is bounded, because a lost connection costs one batch.
  */
 import type { ByteName } from '@pgcloned/rsync';
-import type { SelectedFile } from './select.ts';
-import { bytesOf } from './select.ts';
+import { bytesOf, type SelectedFile } from './select.ts';
 
 export interface Batch {
   /** Index of the root (PGDATA or a tablespace) that all its files lie in. */

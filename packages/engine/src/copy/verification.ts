@@ -28,8 +28,7 @@ import type { CloneRun } from '../clone-run.ts';
 import type { Ready } from '../ready.ts';
 import { repeat } from '../repeat.ts';
 import { bytePath } from './directories.ts';
-import type { SelectedFile } from './select.ts';
-import { bytesOf } from './select.ts';
+import { bytesOf, type SelectedFile } from './select.ts';
 
 /** What one thread judges is more than most networks bring; the cores are for the copy. */
 const THREADS_MAX = 4;

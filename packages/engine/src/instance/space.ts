@@ -1,5 +1,4 @@
 /** What a clone takes of its filesystems. */
-
 import { isWithin } from '@pgcloned/process';
 import { measureSpace, type Space } from '@pgcloned/reflink';
 import { resolveReal } from '../target/guard.ts';
